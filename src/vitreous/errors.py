@@ -1,0 +1,18 @@
+"""The one error type whose text a user sees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class VitreousError(Exception):
+    """A failure that the user can mend; its text is one sentence naming the thing and the mend."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> VitreousError:
+    """The error for a `name` that is not among the `known` ones, with the nearest that is."""
+    known = sorted(known)
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}."
+    return VitreousError(f"There is no {kind} {name!r}; {hint}")

@@ -1,0 +1,209 @@
+"""Files written whole or not at all, and strangers' archives read with care."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from vitreous.errors import VitreousError
+
+
+def human_size(size: int) -> str:
+    """`size` bytes for a person: "184 MB" (decimal units)."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            amount = size / scale
+            return f"{amount:.1f} {unit}" if amount < 10 else f"{amount:,.0f} {unit}"
+    return f"{size} bytes"
+
+
+def write_failure(path: Path, error: OSError) -> VitreousError:
+    """The sentence for an `OSError` met while writing `path`."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return VitreousError(
+            f"The disk that holds {path} is full; free some space there, or choose another place."
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return VitreousError(f"{path} may not be written here; choose a place that you can write to.")
+    return VitreousError(
+        f"{path} could not be written ({error.strerror or error}); mend that or choose another place."
+    )
+
+
+def check_free_space(path: Path, needed: int, what: str) -> None:
+    """Refuse early, in one sentence, when `needed` bytes for `what` do not fit where `path` is to lie."""
+    place = path.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise VitreousError(
+            f"{what} needs {human_size(needed)} at {path}, where {human_size(free)} are free; "
+            "free some space there, or choose another place."
+        )
+
+
+def atomic_write(path: Path, write: Callable[[BinaryIO], None] | bytes | str) -> None:
+    """Write a file so that `path` holds either all of the new content or what it held before.
+
+    Args:
+        path: the file; its folder is made if absent.
+        write: the content (a `str` is stored as UTF-8), or a function that writes it to an open file.
+
+    Raises:
+        VitreousError: the disk is full or the place cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("xb") as file:
+                if callable(write):
+                    write(file)
+                else:
+                    file.write(write.encode() if isinstance(write, str) else write)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise write_failure(path, error) from error
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an archive may hold before it is refused: a small file can unpack to more than a disk."""
+
+    members: int = 4_000_000
+    member_bytes: int = 1 << 28  # 256 MiB
+    total_bytes: int = 1 << 40  # 1 TiB
+
+
+LIMITS = Limits()
+
+
+def _check_member(path: Path, name: str, size: int, limits: Limits) -> None:
+    """Refuse an archive for a member that no honest archive holds."""
+    parts = PurePosixPath(name.replace("\\", "/"))
+    if parts.is_absolute() or ".." in parts.parts or (parts.parts and parts.parts[0].endswith(":")):
+        raise VitreousError(
+            f"{path} holds {name!r}, a name that leads out of the archive; it is not to be trusted."
+        )
+    if size > limits.member_bytes:
+        raise VitreousError(
+            f"{path} holds {name!r} of {human_size(size)}, over the limit of "
+            f"{human_size(limits.member_bytes)} for one file; take it out of the archive."
+        )
+
+
+def _check_total(path: Path, members: int, total: int, limits: Limits) -> None:
+    if members > limits.members:
+        raise VitreousError(
+            f"{path} holds more than {limits.members:,} files; split it, or unpack it yourself."
+        )
+    if total > limits.total_bytes:
+        raise VitreousError(
+            f"{path} unpacks to more than {human_size(limits.total_bytes)}; split it, or unpack it yourself."
+        )
+
+
+def damaged(path: Path, reason: object) -> VitreousError:
+    """The sentence for an archive that breaks off or contradicts itself."""
+    return VitreousError(f"{path} is damaged ({reason}); get it again.")
+
+
+def open_zip(path: Path) -> zipfile.ZipFile:
+    """`zipfile.ZipFile` for reading, its failures as sentences. Use it as a context manager."""
+    try:
+        return zipfile.ZipFile(path)
+    except FileNotFoundError:
+        raise VitreousError(f"There is no file {path}; check the path.") from None
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise damaged(path, error) from error
+
+
+def zip_members(archive: zipfile.ZipFile, limits: Limits = LIMITS) -> list[zipfile.ZipInfo]:
+    """The regular files of an open zip, in its order; folders and links are left out.
+
+    Raises:
+        VitreousError: a name is absolute or leads upwards, or the archive breaks `limits`.
+    """
+    path = Path(archive.filename or "the archive")
+    infos = archive.infolist()
+    _check_total(path, len(infos), sum(info.file_size for info in infos), limits)
+    regular = []
+    for info in infos:
+        _check_member(path, info.filename, info.file_size, limits)
+        kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where the archive was made without Unix modes
+        if not info.is_dir() and kind in (0, stat.S_IFREG):
+            regular.append(info)
+    return regular
+
+
+def read_zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limits: Limits = LIMITS) -> bytes:
+    """One member's content, of at most `limits.member_bytes`, whatever size its header claims.
+
+    An open `ZipFile` may be shared between threads.
+
+    Raises:
+        VitreousError: it is damaged, encrypted, packed in an unknown way, or over the limit.
+    """
+    path = Path(archive.filename or "the archive")
+    try:
+        with archive.open(info) as file:
+            content = file.read(limits.member_bytes + 1)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+        raise damaged(path, f"{info.filename}: {error}") from error
+    _check_member(path, info.filename, len(content), limits)
+    return content
+
+
+def read_tar(
+    path: Path, wanted: Callable[[str], bool] = lambda name: True, limits: Limits = LIMITS
+) -> Iterator[tuple[str, bytes]]:
+    """Yield (name, content) of a tar's regular files for which `wanted(name)`, in its order.
+
+    Links are left out, the compression is recognised, nothing is written to disk, and only one member
+    is held in memory at a time.
+
+    Raises:
+        VitreousError: a name is absolute or leads upwards, the archive breaks `limits` or is damaged.
+    """
+    members = total = 0
+    try:
+        with tarfile.open(path, "r|*") as archive:  # a stream: forwards only, each byte unpacked once
+            for info in archive:
+                members += 1
+                total += info.size
+                _check_member(path, info.name, info.size, limits)
+                _check_total(path, members, total, limits)
+                if not (info.isreg() and wanted(info.name)):
+                    continue
+                file = archive.extractfile(info)
+                content = file.read() if file else b""
+                if len(content) != info.size:
+                    raise damaged(path, f"{info.name} breaks off")
+                yield info.name, content
+    except FileNotFoundError:
+        raise VitreousError(f"There is no file {path}; check the path.") from None
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        raise damaged(path, error) from error

@@ -1,0 +1,1 @@
+"""Where pictures come from, the one form they take, their order, and their augmentation."""

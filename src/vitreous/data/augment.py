@@ -1,0 +1,264 @@
+"""Augmentation of whole batches, as tensor code on the device where the batch lies.
+
+B batch, H height, W width of a picture, S streams of random numbers.
+
+Randomness is counted, never carried: each number is a hash of (seed, epoch, sample, stream), so a picture
+is augmented alike whatever batch, process or device it falls into, and a resumed run needs no state.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitreous.errors import VitreousError, unknown
+
+Flip = Literal["none", "random", "alternating"]
+
+# Which stream of `uniform` each operation draws from. They are fixed, so that switching one operation on
+# leaves the others' draws as they were.
+CROP_Y, CROP_X, FLIP, CUTOUT_Y, CUTOUT_X, BOX_Y, BOX_X, BOX_TRIES = range(8)
+MAX_TRIES = 10  # of a random resized crop: each try takes an area and a ratio, from stream BOX_TRIES on
+RATIO = (3 / 4, 4 / 3)  # its range of width over height
+
+GAMMA = 0x9E3779B97F4A7C15
+
+
+def uniform(seed: int, epoch: int, index: Tensor, streams: int) -> Tensor:
+    """Random numbers in [0, 1), float32 [B, streams], each a function of (seed, epoch, index, stream) only.
+
+    SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014), three times
+    over: seed and epoch choose a generator of samples, which seeds a generator of streams for each.
+
+    Args:
+        seed: any int.
+        epoch: any int from 0.
+        index: int64 [B], the samples' positions in their split; the result lies on its device.
+        streams: how many numbers per sample, S.
+    """
+    key = _mix((seed + GAMMA) % 2**64)
+    key = _mix((key + (epoch + 1) * GAMMA) % 2**64)
+    stream = torch.arange(1, streams + 1, device=index.device)
+    sample = _mix_tensor(_signed(key) + (index + 1) * _signed(GAMMA))  # [B]
+    bits = _mix_tensor(sample[:, None] + stream * _signed(GAMMA))  # [B, S]
+    return _shift_right(bits, 40).to(torch.float32) * 2.0**-24  # the 24 bits that a float32 holds exactly
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random changes to training pictures, in this order: crop, flip, resized crop, cut-out.
+
+    Args:
+        crop: pad by this many pixels, mirrored at the border, and cut the old size out at a random place.
+        flip: left to right: "random" with probability 1/2; "alternating" at random in a picture's first
+            epoch and then every other epoch, so that two epochs in a row show both sides.
+        cutout: paint a square of this side over a random place, its centre anywhere in the picture
+            (DeVries and Taylor, arXiv 1708.04552).
+        resized_crop: (smallest, largest) share of the area that a crop keeps before it is resized to the
+            old size, with a random ratio from 3/4 to 4/3 (Szegedy et al., arXiv 1409.4842).
+        fill: colour of the cut-out in 0..1; the data's mean, so that it is 0 once normalised.
+        seed: of all random numbers.
+
+    Raises:
+        VitreousError: an option is out of its range.
+    """
+
+    crop: int = 0
+    flip: Flip = "none"
+    cutout: int = 0
+    resized_crop: tuple[float, float] | None = None
+    fill: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.flip not in get_args(Flip):
+            raise unknown("flip", self.flip, get_args(Flip))
+        for name, value in (("crop", self.crop), ("cutout", self.cutout)):
+            if value < 0:
+                raise VitreousError(f"The augmentation's {name} is {value}; give 0 or more pixels.")
+        if self.resized_crop is not None and not 0 < self.resized_crop[0] <= self.resized_crop[1] <= 1:
+            raise VitreousError(
+                f"The augmentation's resized_crop is {self.resized_crop}; "
+                "it must be a smallest and a largest share of the area, both above 0 and at most 1."
+            )
+
+    def __call__(self, image: Tensor, index: Tensor, epoch: int) -> Tensor:
+        """Augment uint8 pictures [B, H, W, 3] to float32 [B, 3, H, W] in 0..1, channels last in memory.
+
+        Args:
+            image: the pictures.
+            index: int64 [B], on the same device; which sample each is.
+            epoch: the epoch, from 0.
+
+        Raises:
+            VitreousError: the pictures are too small for the crop's padding.
+        """
+        height = image.shape[1]
+        width = image.shape[2]
+        if self.crop >= min(height, width):
+            raise VitreousError(
+                f"The augmentation's crop of {self.crop} needs pictures larger than that, "
+                f"and these are {height}×{width}; choose a smaller crop or a larger image size."
+            )
+        streams = BOX_TRIES if self.resized_crop is None else BOX_TRIES + 2 * MAX_TRIES
+        u = uniform(self.seed, epoch, index, streams)
+
+        if self.crop or self.flip != "none":
+            rows = torch.arange(height, device=image.device).expand(len(image), -1)  # [B, H]
+            cols = torch.arange(width, device=image.device).expand(len(image), -1)  # [B, W]
+            flip = self._flipped(u, index, epoch)
+            cols = torch.where(flip[:, None], width - 1 - cols, cols)
+            if self.crop:
+                rows = _mirror(rows + _integers(u[:, CROP_Y], 2 * self.crop + 1)[:, None] - self.crop, height)
+                cols = _mirror(cols + _integers(u[:, CROP_X], 2 * self.crop + 1)[:, None] - self.crop, width)
+            image = _gather(image, rows, cols)
+        x = to_float(image)
+        if self.resized_crop is not None:
+            x = resize_boxes(x, random_boxes(u, height, width, self.resized_crop))
+        if self.cutout:
+            x = self._cut_out(x, u)
+        return x
+
+    def _flipped(self, u: Tensor, index: Tensor, epoch: int) -> Tensor:
+        """Whether each picture is mirrored in this epoch, bool [B]."""
+        if self.flip == "none":
+            return torch.zeros_like(index, dtype=torch.bool)
+        if self.flip == "random":
+            return u[:, FLIP] < 0.5
+        first = uniform(self.seed, 0, index, FLIP + 1)[:, FLIP] < 0.5
+        return first if epoch % 2 == 0 else ~first
+
+    def _cut_out(self, x: Tensor, u: Tensor) -> Tensor:
+        """Paint the square over x [B, 3, H, W]; where it reaches over the border it is clipped."""
+
+        def inside(u: Tensor, size: int) -> Tensor:  # [B] -> bool [B, size]
+            start = _integers(u, size) - self.cutout // 2
+            position = torch.arange(size, device=u.device) - start[:, None]
+            return (position >= 0) & (position < self.cutout)
+
+        rows = inside(u[:, CUTOUT_Y], x.shape[2])[:, None, :, None]  # [B, 1, H, 1]
+        cols = inside(u[:, CUTOUT_X], x.shape[3])[:, None, None, :]  # [B, 1, 1, W]
+        fill = torch.tensor(self.fill, dtype=x.dtype, device=x.device).view(1, 3, 1, 1)
+        return torch.where(rows & cols, fill, x)
+
+
+def to_float(image: Tensor) -> Tensor:
+    """Pictures as the data hold them, uint8 [B, H, W, 3], as float32 [B, 3, H, W] in 0..1.
+
+    The axes move in the view only: the result is channels last in memory.
+    """
+    return image.permute(0, 3, 1, 2).to(torch.float32).div_(255)  # [B, H, W, 3] -> [B, 3, H, W]
+
+
+def normalize(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Shift and scale x [B, 3, H, W] in 0..1 by the mean and the standard deviation of each channel."""
+    shift = torch.tensor(mean, dtype=x.dtype, device=x.device).view(1, -1, 1, 1)
+    scale = torch.tensor(std, dtype=x.dtype, device=x.device).view(1, -1, 1, 1)
+    return (x - shift) / scale
+
+
+def random_boxes(u: Tensor, height: int, width: int, scale: tuple[float, float]) -> Tensor:
+    """Crops of random area and ratio, int64 [B, 4]: top, left, height, width in pixels.
+
+    Of `MAX_TRIES` draws per picture the first that fits into it counts; where none does, the largest
+    centred box whose ratio is allowed.
+
+    Args:
+        u: [B, S] of `uniform`.
+        height, width: of the pictures.
+        scale: smallest and largest share of the picture's area.
+    """
+    tries = u[:, BOX_TRIES : BOX_TRIES + 2 * MAX_TRIES]
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * tries[:, 0::2])  # [B, MAX_TRIES]
+    low, high = math.log(RATIO[0]), math.log(RATIO[1])
+    ratio = torch.exp(low + (high - low) * tries[:, 1::2])  # log-uniform: 3/4 is as likely as 4/3
+    box_height = torch.round(torch.sqrt(area / ratio)).long()
+    box_width = torch.round(torch.sqrt(area * ratio)).long()
+    fits = (box_height > 0) & (box_height <= height) & (box_width > 0) & (box_width <= width)
+    first = fits.long().argmax(dim=1, keepdim=True)  # [B, 1]
+    fallback_height = min(height, round(width / RATIO[0]))
+    fallback_width = min(width, round(height * RATIO[1]))
+    any_fits = fits.any(dim=1)
+    box_height = box_height.gather(1, first)[:, 0].where(any_fits, fallback_height)
+    box_width = box_width.gather(1, first)[:, 0].where(any_fits, fallback_width)
+    room_y, room_x = height - box_height, width - box_width
+    top = _integers(u[:, BOX_Y], room_y + 1).where(any_fits, room_y // 2)
+    left = _integers(u[:, BOX_X], room_x + 1).where(any_fits, room_x // 2)
+    return torch.stack([top, left, box_height, box_width], dim=1)
+
+
+def resize_boxes(x: Tensor, boxes: Tensor) -> Tensor:
+    """Cut a box out of each picture and resize it, bilinear, to the whole picture's size.
+
+    Nothing outside the box shows, as if it had been cut out first.
+
+    Args:
+        x: float [B, 3, H, W].
+        boxes: int64 [B, 4]: top, left, height, width, inside the picture.
+
+    Returns:
+        float [B, 3, H, W], channels last in memory.
+    """
+
+    def source(start: Tensor, length: Tensor, size: int) -> Tensor:
+        """Where each target pixel's centre lies, from -1 (first pixel) to 1 (last): [B] -> [B, size]."""
+        centre = torch.arange(size, device=x.device) + 0.5
+        inside = centre * (length[:, None] / size) - 0.5
+        position = start[:, None] + inside.clamp(min=0).minimum((length - 1)[:, None])
+        return position * (2 / max(size - 1, 1)) - 1
+
+    B, _, H, W = x.shape
+    top, left, height, width = boxes.unbind(1)
+    down = source(top, height, H)[:, :, None].expand(B, H, W)
+    across = source(left, width, W)[:, None, :].expand(B, H, W)
+    grid = torch.stack([across, down], dim=-1)  # [B, H, W, 2]
+    out = F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=True)
+    return out.contiguous(memory_format=torch.channels_last)
+
+
+def _integers(u: Tensor, n: int | Tensor) -> Tensor:
+    """Uniform integers 0..n-1 (int64) from u in [0, 1)."""
+    return (u * n).long()
+
+
+def _mirror(position: Tensor, size: int) -> Tensor:
+    """Fold positions from 1-size to 2·size-2 back into 0..size-1; the border pixel is not repeated."""
+    return (size - 1) - ((size - 1) - position.abs()).abs()
+
+
+def _gather(image: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    """Pick rows [B, H] and columns [B, W] of each picture, uint8 [B, H, W, 3] -> the same shape."""
+    B, H, W, _ = image.shape
+    first = torch.arange(B, device=image.device) * H
+    pixel = (first[:, None] + rows)[:, :, None] * W + cols[:, None, :]  # [B, H, W]
+    # Over the batch as one list of pixels: four times as fast as indexing with three arrays.
+    return image.reshape(-1, 3).index_select(0, pixel.flatten()).view(B, H, W, 3)
+
+
+def _mix(x: int) -> int:
+    """SplitMix64's output function on an unsigned 64-bit Python int."""
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+    return x ^ (x >> 31)
+
+
+def _mix_tensor(x: Tensor) -> Tensor:
+    """`_mix` on int64 tensors: products wrap around, so only the shifts need care."""
+    x = (x ^ _shift_right(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shift_right(x, 27)) * _signed(0x94D049BB133111EB)
+    return x ^ _shift_right(x, 31)
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Shift int64 right and fill with zeros; torch's own shift repeats the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(x: int) -> int:
+    """The int64 with the bits of an unsigned 64-bit int."""
+    return x - 2**64 if x >= 2**63 else x

@@ -1,0 +1,101 @@
+"""The data set as a LightningDataModule: batches stay uint8 until they are on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from torch import Tensor
+
+from vitreous.data.augment import Augment, normalize, to_float
+from vitreous.data.loader import BatchLoader
+from vitreous.data.sources import open_data
+from vitreous.data.store import ImageStore, Splits, resolve_splits
+
+EVAL_BATCH = 500
+
+
+class ImageData(pl.LightningDataModule):
+    """Train, validation and test batches of any source, for `vitreous.train` and for a Trainer of your own.
+
+    A batch on the device is `{"image": float [B, 3, H, W] normalised, "label": int64 [B], "index": int64
+    [B], "epoch": int}`; training pictures are augmented there.
+
+    Args:
+        source: "cifar10", "cifar100", "shapes", a folder or zip of class folders, `(images, labels)`
+            arrays, or an `ImageStore`.
+        augment: applied to training batches; none if not given.
+        batch_size: of training; evaluation takes 500 at a time.
+        val_fraction, split_seed: how validation is cut where the source has none.
+        seed: of the order and the augmentation.
+        data_dir, image_size, skip_bad, say: see `vitreous.data.sources.open_data`.
+
+    Raises:
+        VitreousError: (in `setup`) the source cannot be read.
+    """
+
+    def __init__(
+        self,
+        source: Any = "cifar10",
+        *,
+        augment: Augment | None = None,
+        batch_size: int = 256,
+        drop_last: bool = False,
+        val_fraction: float = 0.1,
+        split_seed: int = 42,
+        seed: int = 42,
+        data_dir: Path | str | None = None,
+        image_size: int | None = None,
+        skip_bad: bool = False,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        super().__init__()
+        self.source, self.augment, self.batch_size, self.drop_last = source, augment, batch_size, drop_last
+        self.val_fraction, self.split_seed, self.seed = val_fraction, split_seed, seed
+        self.open = lambda: open_data(
+            source, Path(data_dir) if data_dir else None, image_size=image_size, skip_bad=skip_bad, say=say
+        )
+        self._store: ImageStore | None = None
+
+    def prepare_data(self) -> None:
+        """Fetches and packs the data, once."""
+        if self._store is None:
+            self._store = self.open()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Opens the data and cuts the splits; the same ones whenever it is called."""
+        self.prepare_data()
+        if not hasattr(self, "splits"):
+            self.splits: Splits = resolve_splits(self.store, self.val_fraction, self.split_seed)
+            if self.augment is not None:
+                self.augment = replace(self.augment, fill=self.store.mean)
+
+    @property
+    def store(self) -> ImageStore:
+        """The data set, from `setup` on."""
+        assert self._store is not None, "call setup() first"
+        return self._store
+
+    def train_dataloader(self) -> BatchLoader:
+        return BatchLoader(
+            self.splits.train, self.batch_size, seed=self.seed, shuffle=True, drop_last=self.drop_last
+        )
+
+    def val_dataloader(self) -> BatchLoader:
+        return BatchLoader(self.splits.val, EVAL_BATCH)
+
+    def test_dataloader(self) -> BatchLoader:
+        return BatchLoader(self.splits.test, EVAL_BATCH)
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Augments (in training) and normalises, on the device that the batch is on."""
+        training = self.trainer is not None and self.trainer.training
+        image: Tensor = batch["image"]
+        if training and self.augment is not None:
+            image = self.augment(image, batch["index"], batch["epoch"])
+        else:
+            image = to_float(image)
+        return {**batch, "image": normalize(image, self.store.mean, self.store.std)}

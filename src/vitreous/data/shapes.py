@@ -1,0 +1,238 @@
+"""`shapes`: a built-in data set of ten coloured shapes on textured ground, made from a seed in a second.
+
+What a picture shows is told by form alone: colour, texture, place, size and rotation are drawn alike for
+every class, and the shapes have equal areas, so that counting colours does not help.
+
+N pictures of a block, S image_size. Only sums, products, quotients, roots and roundings are used on arrays:
+these are the same to the last bit on every machine, as sines are not, and so is the data set.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from vitreous.data.store import ImageStore, in_memory
+from vitreous.errors import VitreousError
+
+# A shape: from coordinates in its own frame, centred and in units of the root of its area, to the signed
+# distance from its outline, negative inside.
+Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+AREA = (0.08, 0.18)  # of a shape, as a share of the picture
+MIN_CONTRAST = 0.45  # distance in RGB, each in 0..1, of a shape's colour from all of its ground
+COLOURS = 6  # candidates for a shape's colour; the first with enough contrast is taken
+WAVES = 3  # of which the ground's texture is made
+NOISE = 0.12  # peak to peak, on every pixel
+BLOCK_PIXELS = 2**19  # pictures are drawn so many pixels at a time, to stay in the cache
+
+
+def shapes(seed: int = 0, image_size: int = 32, train: int = 6000, test: int = 1000) -> ImageStore:
+    """The procedural data set, in memory; the same bits for the same arguments.
+
+    Args:
+        seed: of everything.
+        image_size: height and width in pixels, from 16.
+        train, test: pictures in the splits, as good as equally many of each of the ten classes.
+
+    Raises:
+        VitreousError: the pictures are too small, or too few to show every class.
+    """
+    if image_size < 16:
+        raise VitreousError(f"Shapes of {image_size} pixels cannot be told apart; choose 16 or more.")
+    if min(train, test) < len(SHAPES):
+        raise VitreousError(
+            f"Splits of {train} and {test} pictures are too small; give {len(SHAPES)} or more."
+        )
+    splits = {}
+    for stream, (split, count) in enumerate({"train": train, "test": test}.items()):
+        labels = np.arange(count) % len(SHAPES)
+        splits[split] = (
+            _draw(labels, seed, stream, image_size),
+            labels,
+            [f"{split}:{i}" for i in range(count)],
+        )
+    return in_memory(
+        name="shapes", classes=tuple(SHAPES), splits=splits, source=f"drawn by vitreous from the seed {seed}"
+    )
+
+
+def _draw(labels: np.ndarray, seed: int, stream: int, size: int) -> np.ndarray:
+    """One picture for each of `labels` int [M]: uint8 [M, S, S, 3]."""
+    key = np.array([seed % 2**64, stream], dtype=np.uint64)
+    # Two counters of one key: what a picture shows, and the noise on it.
+    draws = np.random.Philox(key=key)
+    noise = np.random.Philox(key=key, counter=2**128)
+    images = np.empty((len(labels), size, size, 3), dtype=np.uint8)
+    block = max(1, BLOCK_PIXELS // size**2)
+    words = math.ceil(size * size * 3 / 8)
+    for start in range(0, len(labels), block):
+        part = slice(start, start + block)
+        count = len(labels[part])
+        raw = draws.random_raw(count * DRAWS).reshape(count, DRAWS)
+        u = (raw >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)  # in [0, 1)
+        octets = noise.random_raw(count * words).astype("<u8").view(np.uint8).reshape(count, words * 8)
+        grain = octets[:, : size * size * 3].reshape(count, size, size, 3).astype(np.float32)
+        picture = _paint(labels[part], u, size)
+        picture += (grain * np.float32(1 / 255) - np.float32(0.5)) * np.float32(NOISE)
+        images[part] = np.floor(np.clip(picture, 0, 1) * np.float32(255) + np.float32(0.5))
+    return images
+
+
+# Where `_paint` uses a picture's random numbers: area, rotation (2) and place (2) come first.
+BASE = slice(5, 8)
+SWING = slice(8, 11)
+TEXTURE = slice(11, 11 + 3 * WAVES)
+COLOUR = slice(TEXTURE.stop, TEXTURE.stop + 3 * COLOURS)
+DRAWS = COLOUR.stop
+
+
+def _paint(labels: np.ndarray, u: np.ndarray, size: int) -> np.ndarray:
+    """Pictures without noise, float32 [N, S, S, 3] in 0..1, from labels [N] and u [N, DRAWS] in [0, 1)."""
+    column = u[:, :, None, None]  # u[:, i] as [N, 1, 1], to go with [N, S, S]
+    pixel = np.arange(size, dtype=np.float32) + np.float32(0.5)
+    y, x = pixel[None, :, None], pixel[None, None, :]
+
+    # The shape: how much of each pixel it covers [N, S, S].
+    length = np.sqrt(AREA[0] + (AREA[1] - AREA[0]) * column[:, 0]).astype(np.float32) * np.float32(size)
+    cos, sin = _direction(column[:, 1], column[:, 2])
+    reach = np.array([REACH[name] for name in SHAPES], dtype=np.float32)[labels][:, None, None] * length
+    room = np.maximum(size - 2 * reach, 0)  # a shape lies whole in the picture, if it fits
+    dx = x - (size / 2 + (column[:, 3] - np.float32(0.5)) * room)
+    dy = y - (size / 2 + (column[:, 4] - np.float32(0.5)) * room)
+    own_x, own_y = (cos * dx + sin * dy) / length, (cos * dy - sin * dx) / length
+    distance = np.empty_like(own_x)
+    for label, shape in enumerate(SHAPES.values()):
+        these = labels == label
+        distance[these] = shape(own_x[these], own_y[these])
+    cover = np.clip(np.float32(0.5) - distance * length, 0, 1)
+
+    # The ground: a colour that swings along another by a sum of waves [N, S, S].
+    base = np.float32(0.15) + np.float32(0.7) * u[:, BASE]
+    swing = np.float32(0.4) * (u[:, SWING] - np.float32(0.5))
+    texture = np.zeros((len(labels), size, size), dtype=np.float32)
+    for wave in range(WAVES):
+        turn, speed, phase = (column[:, TEXTURE.start + 3 * wave + i] for i in range(3))
+        cos, sin = _direction(turn * 4 % 1, turn)
+        cycles = np.float32(1) + np.float32(4) * speed  # over the picture's width
+        texture += _wave((cos * x + sin * y) * (cycles / np.float32(size)) + phase) * np.float32(1 / WAVES)
+
+    # The shape's colour: the first candidate that stands out from both ends of the swing and from between.
+    candidates = u[:, COLOUR].reshape(len(labels), COLOURS, 3)
+    contrast = np.full((len(labels), COLOURS), np.inf, dtype=np.float32)
+    for end in (-1, 0, 1):
+        r, g, b = np.moveaxis(candidates - (base + np.float32(end) * swing)[:, None], 2, 0)
+        contrast = np.minimum(contrast, np.sqrt(r * r + g * g + b * b))
+    enough = contrast >= MIN_CONTRAST
+    choice = np.where(enough.any(1), enough.argmax(1), contrast.argmax(1))
+    colour = candidates[np.arange(len(labels)), choice]
+
+    ground = base[:, None, None] + swing[:, None, None] * texture[..., None]  # [N, S, S, 3]
+    return ground + (colour[:, None, None] - ground) * cover[..., None]
+
+
+def _direction(turn: np.ndarray, quarter: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine and sine of a random angle, without either: up to 45° to each side of a random quarter turn.
+
+    The circle's rational points; nearly uniform over so small a range.
+    """
+    t = (turn - np.float32(0.5)) * np.float32(2 * (math.sqrt(2) - 1))  # tan(angle / 2), to tan(22.5°)
+    cos, sin = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
+    which = np.floor(quarter * 4).astype(np.int64)
+    odd, minus = which % 2 == 1, which >= 2
+    cos, sin = np.where(odd, -sin, cos), np.where(odd, cos, sin)
+    return np.where(minus, -cos, cos), np.where(minus, -sin, sin)
+
+
+def _wave(phase: np.ndarray) -> np.ndarray:
+    """A smooth wave of period 1 between -1 and 1."""
+    zigzag = np.abs(phase - np.floor(phase) - np.float32(0.5)) * 4 - 1
+    return zigzag * (np.float32(1.5) - np.float32(0.5) * zigzag * zigzag)
+
+
+# ---- the shapes
+
+
+def _polygon(*corners: tuple[float, float]) -> tuple[Distance, float]:
+    """The polygon with these corners, centred and scaled to area 1, and how far it reaches from there."""
+    edges = list(zip(corners, corners[1:] + corners[:1], strict=True))
+    cross = [ax * by - bx * ay for (ax, ay), (bx, by) in edges]
+    area = sum(cross) / 2
+    centre_x = sum((a[0] + b[0]) * c for (a, b), c in zip(edges, cross, strict=True)) / (6 * area)
+    centre_y = sum((a[1] + b[1]) * c for (a, b), c in zip(edges, cross, strict=True)) / (6 * area)
+    scale = math.sqrt(abs(area))
+    corners = tuple(((x - centre_x) / scale, (y - centre_y) / scale) for x, y in corners)
+
+    def distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        nearest = np.full_like(x, np.inf)  # squared distance from the outline
+        inside = np.zeros(x.shape, dtype=bool)
+        for (ax, ay), (bx, by) in zip(corners, corners[1:] + corners[:1], strict=True):
+            ex, ey = np.float32(bx - ax), np.float32(by - ay)
+            px, py = x - np.float32(ax), y - np.float32(ay)
+            along = np.clip((px * ex + py * ey) / (ex * ex + ey * ey), 0, 1)
+            nx, ny = px - along * ex, py - along * ey
+            np.minimum(nearest, nx * nx + ny * ny, out=nearest)
+            # A point is inside where a ray from it crosses the outline an odd number of times.
+            crosses = (py < 0) != (py < ey)
+            inside ^= crosses & ((px * ey < py * ex) == (ey > 0))
+        return np.where(inside, -np.sqrt(nearest), np.sqrt(nearest))
+
+    return distance, max(math.hypot(*corner) for corner in corners)
+
+
+def _disc(radius: float, at: float = 0.0) -> Distance:
+    def distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        dx = x - np.float32(at)
+        return np.sqrt(dx * dx + y * y) - np.float32(radius)
+
+    return distance
+
+
+def _minus(whole: Distance, hole: Distance) -> Distance:
+    return lambda x, y: np.maximum(whole(x, y), -hole(x, y))
+
+
+def _circle() -> tuple[Distance, float]:
+    radius = math.sqrt(1 / math.pi)
+    return _disc(radius), radius
+
+
+def _ring() -> tuple[Distance, float]:
+    radius = math.sqrt(1 / (math.pi * (1 - 0.55**2)))
+    return _minus(_disc(radius), _disc(0.55 * radius)), radius
+
+
+def _crescent() -> tuple[Distance, float]:
+    # A disc of radius 1 less a disc of radius b whose centre lies d away; the lens that they share has a
+    # closed form.
+    b, d = 0.85, 0.5
+    lens = math.acos((d * d + 1 - b * b) / (2 * d)) + b * b * math.acos((d * d + b * b - 1) / (2 * d * b))
+    lens -= 0.5 * math.sqrt((-d + 1 + b) * (d + 1 - b) * (d - 1 + b) * (d + 1 + b))
+    radius = math.sqrt(1 / (math.pi - lens))
+    return _minus(_disc(radius), _disc(b * radius, at=d * radius)), radius
+
+
+def _star() -> tuple[Distance, float]:
+    tips = [(1.0 if i % 2 == 0 else 0.42, math.pi * i / 5) for i in range(10)]
+    return _polygon(*((r * math.cos(angle), r * math.sin(angle)) for r, angle in tips))
+
+
+_WITH_REACH: dict[str, tuple[Distance, float]] = {
+    "arrow": _polygon((0, -1), (3, -1), (3, -3), (6, 0), (3, 3), (3, 1), (0, 1)),
+    "bar": _polygon((0, 0), (3, 0), (3, 1), (0, 1)),
+    "circle": _circle(),
+    "corner": _polygon((0, 0), (5, 0), (5, 2), (2, 2), (2, 5), (0, 5)),
+    "crescent": _crescent(),
+    "cross": _polygon(
+        *((1, 1), (1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1)),
+        *((-1, -1), (-1, -3), (1, -3), (1, -1), (3, -1), (3, 1)),
+    ),
+    "ring": _ring(),
+    "square": _polygon((0, 0), (1, 0), (1, 1), (0, 1)),
+    "star": _star(),
+    "triangle": _polygon((0, 0), (1, 0), (0.5, math.sqrt(3) / 2)),
+}
+SHAPES: dict[str, Distance] = {name: distance for name, (distance, _) in _WITH_REACH.items()}
+REACH: dict[str, float] = {name: reach for name, (_, reach) in _WITH_REACH.items()}  # in a shape's own units

@@ -1,0 +1,138 @@
+"""One picture of a data set: some of each class, as they are and augmented, to look at before training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import matplotlib
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from vitreous.data.store import ImageStore
+from vitreous.files import atomic_write
+
+PER_LINE = 4  # pictures of a class side by side
+EPOCHS = 3  # draws of the augmentation
+MAX_CLASSES = 20
+MIN_LINES = 8  # a few classes get several lines each
+TILE = 96  # a picture is shown at the largest whole multiple of its size up to this, or shrunk to it
+
+GAP = 4  # between pictures
+SPACE = 20  # between the groups, and around everything
+INK, GREY, PAPER = "#1f2328", "#6b7280", "#ffffff"
+
+# As in training: uint8 [B, H, W, 3], index int64 [B] and epoch to float [B, 3, H, W] in 0..1.
+Augmentation = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
+
+
+def show(store: ImageStore, augment: Augmentation | None, path: Path) -> Path:
+    """Write a PNG of training pictures with their classes' names, and of what training makes of them.
+
+    Each line holds pictures of one class as they are and, where `augment` is given, the same pictures once
+    more for each of the first epochs. Of many classes it shows some, and says so.
+
+    Args:
+        store: the data set.
+        augment: as `vitreous.data.augment.Augment`; None to leave it out.
+        path: the PNG to write; one that is there is replaced.
+
+    Returns:
+        `path`.
+
+    Raises:
+        VitreousError: `path` cannot be written.
+    """
+    train = store.splits["train"]
+    labels = np.asarray(train.labels)
+    shown = np.unique(np.linspace(0, store.num_classes - 1, MAX_CLASSES).round().astype(int))
+    lines = max(1, MIN_LINES // len(shown))
+    groups = 1 if augment is None else 1 + EPOCHS
+    across = PER_LINE * (1 if augment is not None else 3)  # with room to spare, more of each class
+
+    # The sheet: a heading, then lines of a class name and groups of tiles.
+    regular, bold, title = _font("DejaVuSans", 14), _font("DejaVuSans-Bold", 14), _font("DejaVuSans-Bold", 20)
+    tile = _tile_size(store.image_size)
+    names = [_fit(store.classes[label], bold, 160) for label in shown]
+    left = round(SPACE + max(bold.getlength(text) for text in [*names, "00,000 pictures"])) + SPACE
+    group_width = across * (tile + GAP) - GAP
+    top = 96
+    line_height = max(tile, 36)
+    class_height = lines * (line_height + GAP) + (2 * GAP if lines > 1 else 0)
+    heading = _heading(store, len(shown))
+    width = left + groups * (group_width + SPACE)
+    width = round(
+        max(width, 2 * SPACE + title.getlength(heading[0]), 2 * SPACE + regular.getlength(heading[1]))
+    )
+    sheet = Image.new("RGB", (width, top + len(shown) * class_height + SPACE), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((SPACE, SPACE - 4), heading[0], INK, title)
+    draw.text((SPACE, SPACE + 22), heading[1], GREY, regular)
+    for group in range(groups):
+        text = "as they are" if group == 0 else f"augmented, epoch {group}"
+        draw.text((left + group * (group_width + SPACE), top - 24), text, INK, bold)
+
+    for row, (label, name) in enumerate(zip(shown, names, strict=True)):
+        members = np.flatnonzero(labels == label)
+        y = top + row * class_height
+        draw.text((left - SPACE, y + tile / 2 - 1), name, INK, bold, anchor="rs")
+        count = f"{len(members):,} picture{'s' if len(members) != 1 else ''}"
+        draw.text((left - SPACE, y + tile / 2 + 3), count, GREY, regular, anchor="rt")
+        index = members[: lines * across]  # in canonical order, so by chance
+        if len(index) == 0:
+            continue
+        images = np.ascontiguousarray(train.images[index])
+        for group in range(groups):
+            if group > 0:
+                assert augment is not None
+                x = augment(torch.from_numpy(images), torch.from_numpy(index), group - 1)
+                # [B, 3, H, W] in 0..1 -> uint8 [B, H, W, 3]
+                pictures = (x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+            else:
+                pictures = images
+            for i, picture in enumerate(pictures):
+                line, column = divmod(i, across)
+                at_x = left + group * (group_width + SPACE) + column * (tile + GAP)
+                sheet.paste(_tile(picture, tile), (at_x, y + line * (line_height + GAP)))
+
+    def write(file: BinaryIO) -> None:
+        sheet.save(file, format="PNG", optimize=True)
+
+    atomic_write(path, write)
+    return path
+
+
+def _heading(store: ImageStore, shown: int) -> tuple[str, str]:
+    """The two lines at the top: which data set, and how much of it there is and is shown."""
+    counts = ", ".join(f"{len(split):,} {name}" for name, split in store.splits.items())
+    size = store.image_size
+    classes = f"{store.num_classes} classes"
+    if shown < store.num_classes:
+        classes = f"{shown} of {classes} shown"
+    return store.name, f"{counts} pictures of {size}×{size} pixels · {classes}"
+
+
+def _tile_size(image_size: int) -> int:
+    return image_size * max(1, TILE // image_size) if image_size <= TILE else TILE
+
+
+def _tile(picture: np.ndarray, size: int) -> Image.Image:
+    """A picture [H, H, 3] at the size it is shown in: small ones keep their pixels, visibly."""
+    resampling = Image.Resampling.NEAREST if picture.shape[0] <= size else Image.Resampling.LANCZOS
+    return Image.fromarray(picture).resize((size, size), resampling)
+
+
+def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
+    """One of the fonts that come with matplotlib, which hold more scripts than Pillow's own."""
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf", size)
+
+
+def _fit(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """`text`, its end left out where it is wider than `width` pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"

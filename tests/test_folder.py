@@ -1,0 +1,420 @@
+"""Folders and zips of class folders, made on the spot."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitreous.data.folder import import_folder, open_tree, progress
+from vitreous.data.store import ImageStore
+from vitreous.errors import VitreousError
+
+Pixels = dict[str, np.ndarray]
+
+
+def picture(seed: int, height: int = 32, width: int = 32) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def write(root: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return root
+
+
+def zipped(path: Path, files: dict[str, bytes], top: str = "") -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(top + name, data)
+    return path
+
+
+def pets(splits: tuple[str, ...] = ("train/", "test/")) -> dict[str, bytes]:
+    """Three pictures of each of two classes in every split, all different, all 32 × 32."""
+    names = [f"{split}{label}/{i}.png" for split in splits for label in ("cat", "dog") for i in range(3)]
+    return {name: png(picture(seed)) for seed, name in enumerate(names)}
+
+
+class Opened:
+    """`import_folder` with what it said."""
+
+    def __init__(self, path: Path, data_dir: Path, image_size: int | None = None, skip_bad: bool = False):
+        self.said: list[str] = []
+        self.store: ImageStore = import_folder(path, data_dir, image_size, skip_bad, self.said.append)
+
+
+def refusal(path: Path, tmp_path: Path, **options: object) -> str:
+    with pytest.raises(VitreousError) as caught:
+        Opened(path, tmp_path / "data", **options)  # type: ignore[arg-type]
+    assert not list((tmp_path / "data").glob("datasets/*"))  # nothing half-written is left
+    return str(caught.value)
+
+
+def state_of(root: Path) -> dict[str, tuple[str, int]]:
+    return {
+        str(path): (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns)
+        for path in root.rglob("*")
+        if path.is_file()
+    }
+
+
+# ---- what comes out
+
+
+def test_pictures_of_the_right_size_come_out_bit_for_bit(tmp_path: Path) -> None:
+    files = pets(("train/", "valid/", "test/"))
+    root = write(tmp_path / "pets", files)
+    before = state_of(root)
+    store = Opened(root, tmp_path / "data").store
+    assert state_of(root) == before
+    assert (store.name, store.classes, store.image_size) == ("pets", ("cat", "dog"), 32)
+    assert set(store.splits) == {"train", "val", "test"}
+    seen = {}
+    for split in store.splits.values():
+        for image, label, name in zip(split.images, split.labels, split.names, strict=True):
+            assert store.classes[label] == name.split("/")[1]
+            seen[name] = np.array(image)
+    assert seen.keys() == files.keys()
+    for name, data in files.items():
+        np.testing.assert_array_equal(seen[name], np.asarray(Image.open(io.BytesIO(data))))
+
+
+@pytest.mark.parametrize("splits", [("",), ("train/", "val/"), ("Train/", "VALIDATION/", "test/")])
+def test_a_zip_is_the_same_data_set_as_its_folder(tmp_path: Path, splits: tuple[str, ...]) -> None:
+    files = pets(splits)
+    noise = {"__MACOSX/train/cat/._0.png": b"x", ".git/config": b"x", "README.txt": b"x"}
+    litter = {f"{splits[0]}cat/{name}": b"x" for name in (".DS_Store", "Thumbs.db", "desktop.ini")}
+    stores = [
+        Opened(path, tmp_path / "data").store
+        for path in (
+            write(tmp_path / "pets", files | litter),
+            zipped(tmp_path / "plain.zip", files | noise),
+            zipped(tmp_path / "nested.ZIP", files, top="my pets/"),
+            zipped(tmp_path / "dotted.zip", files | litter, top="./"),
+            zipped(tmp_path / "littered.zip", {f"top/{name}": data for name, data in files.items()} | noise),
+        )
+    ]
+    assert len({store.fingerprint for store in stores}) == 1
+    for store in stores:
+        assert {split: list(part.names) for split, part in store.splits.items()} == {
+            split: list(part.names) for split, part in stores[0].splits.items()
+        }
+
+
+def test_any_size_and_mode_becomes_square_colour(tmp_path: Path) -> None:
+    root = write(tmp_path / "mixed", pets(("",)))
+    Image.new("L", (300, 200), 77).save(root / "cat" / "grey.JPEG")
+    Image.new("CMYK", (90, 120)).save(root / "dog" / "ink.tif")
+    Image.new("RGBA", (50, 50)).save(root / "dog" / "clear.webp")
+    store = Opened(root, tmp_path / "data", image_size=48).store
+    train = store.splits["train"]
+    assert train.images.shape == (9, 48, 48, 3)
+    grey = train.images[list(train.names).index("cat/grey.JPEG")]
+    assert np.unique(grey).tolist() == [77]
+
+
+@pytest.mark.parametrize(("side", "size"), [(28, 32), (47, 32), (48, 64), (500, 64)])
+def test_default_size_comes_from_the_pictures(tmp_path: Path, side: int, size: int) -> None:
+    files = {f"{label}/{i}.png": png(picture(i, side, side + 20)) for label in "ab" for i in range(2)}
+    opened = Opened(zipped(tmp_path / "some.zip", files), tmp_path / "data")
+    assert opened.store.image_size == size
+    told = [line for line in opened.said if "--image-size" in line]
+    assert len(told) == 1 and f"{size} by {size}" in told[0] and str(side) in told[0]
+
+
+def test_names_of_every_kind(tmp_path: Path) -> None:
+    labels = ["Frühling 雪", "a b", "#1 (x)", "it's"]
+    files = {
+        f"{label}/b ü {i}.PNG": png(picture(i + 9 * n)) for n, label in enumerate(labels) for i in (1, 2)
+    }
+    root = write(tmp_path / "meine Bilder", files)
+    store = Opened(root, tmp_path / "data").store
+    assert store.classes == tuple(sorted(labels))
+    # A Mac writes ü as u and two dots, and does not always mark the names in its zips as UTF-8.
+    path = zipped(tmp_path / "mac.zip", {name.replace("ü", "u\u0308"): data for name, data in files.items()})
+    data = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        marks = [info.header_offset + 7 for info in archive.infolist()]
+        at = archive.start_dir
+    while (at := data.find(b"PK\x01\x02", at)) >= 0:
+        marks.append(at := at + 9)
+    for mark in marks:
+        data[mark] &= ~8
+    path.write_bytes(data)
+    with zipfile.ZipFile(path) as archive:
+        assert not any("ü" in name or "u\u0308" in name for name in archive.namelist())
+    mac = Opened(path, tmp_path / "data").store
+    assert (mac.fingerprint, mac.splits["train"].names) == (store.fingerprint, store.splits["train"].names)
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    files = {f"{label}/{i}.png": png(picture(i)) for label in ("bus", "train") for i in range(2)}
+    assert Opened(write(tmp_path / "vehicles", files), tmp_path / "data").store.classes == ("bus", "train")
+
+
+def test_split_folders_in_capitals_beside_others(tmp_path: Path) -> None:
+    files = {"Train/a/1.png": b"", "Train/b/1.png": b"", "TEST/a/2.png": b"", "notes/read me.txt": b""}
+    with open_tree(write(tmp_path / "pets", files)) as tree:
+        assert (tree.splits, tree.classes) == (("train", "test"), ("a", "b"))
+        assert tree.outside == ("notes/read me.txt",)
+
+
+def test_progress_is_told_on_stderr(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert list(progress(range(20), 20, "Reading")) == list(range(20))
+    assert not capsys.readouterr().err  # quick work is not worth a line
+    clock = iter(range(100))
+    monkeypatch.setattr("vitreous.data.folder.time.monotonic", lambda: next(clock))
+    list(progress(range(20), 20, "Reading"))
+    out, lines = capsys.readouterr()
+    assert not out and lines.splitlines()[-1] == "Reading: 20 of 20" and 8 <= len(lines.splitlines()) <= 10
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    list(progress(range(5), 5, "Reading"))
+    err = capsys.readouterr().err
+    assert err.count("\r") == 5 and err.count("\n") == 1
+
+
+def test_deeper_folders_belong_to_their_class(tmp_path: Path) -> None:
+    files = {
+        "cat/indoors/1.png": png(picture(1)),
+        "cat/2.png": png(picture(2)),
+        "dog/x/y/3.png": png(picture(3)),
+    }
+    store = Opened(write(tmp_path / "deep", files), tmp_path / "data").store
+    assert store.splits["train"].labels.tolist() == [0, 0, 1]
+
+
+# ---- the cache
+
+
+def test_a_second_opening_reads_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in (write(tmp_path / "pets", pets()), zipped(tmp_path / "pets.zip", pets())):
+        first = Opened(path, tmp_path / "data")
+        assert any("will take" in line and "data clear" in line for line in first.said)
+        with monkeypatch.context() as patch:
+            patch.setattr("vitreous.data.folder.decode", None)
+            patch.setattr("vitreous.data.folder.picture_size", None)
+            for image_size in (None, 32):
+                again = Opened(path, tmp_path / "data", image_size)
+                assert again.store.path == first.store.path and not again.said
+    assert len(list((tmp_path / "data" / "datasets").iterdir())) == 2
+
+
+def test_sizes_are_kept_apart(tmp_path: Path) -> None:
+    root = write(tmp_path / "pets", pets())
+    sizes = [Opened(root, tmp_path / "data", size).store.image_size for size in (64, None, 32, 64)]
+    assert sizes == [64, 32, 32, 64]
+
+
+@pytest.mark.parametrize("as_zip", [False, True])
+def test_a_changed_source_is_packed_anew(tmp_path: Path, as_zip: bool) -> None:
+    def made(files: dict[str, bytes]) -> Path:
+        if as_zip:
+            return zipped(tmp_path / "pets.zip", files)
+        shutil.rmtree(tmp_path / "pets", ignore_errors=True)
+        return write(tmp_path / "pets", files)
+
+    files = pets()
+    first = Opened(made(files), tmp_path / "data").store
+    files["train/cat/9.png"] = png(picture(99))
+    second = Opened(made(files), tmp_path / "data").store
+    assert len(second.splits["train"]) == len(first.splits["train"]) + 1
+    assert second.fingerprint != first.fingerprint
+    assert len(list((tmp_path / "data" / "datasets").iterdir())) == 1  # the old one is not left behind
+
+
+def test_a_touched_file_counts_as_changed(tmp_path: Path) -> None:
+    root = write(tmp_path / "pets", pets())
+    Opened(root, tmp_path / "data")
+    (root / "train/cat/0.png").write_bytes(png(picture(1000)))
+    os.utime(root / "train/cat/0.png", ns=(1, 1))
+    images = Opened(root, tmp_path / "data").store.splits["train"].images
+    assert any(np.array_equal(image, picture(1000)) for image in images)
+
+
+def test_no_space_is_said_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write(tmp_path / "pets", pets())
+    usage = type("usage", (), {"free": 1000})
+    monkeypatch.setattr("vitreous.files.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("vitreous.data.folder.decode", None)
+    assert "free some space" in refusal(root, tmp_path)
+
+
+# ---- bad files
+
+
+def test_every_bad_file_is_listed_and_can_be_skipped(tmp_path: Path) -> None:
+    files = pets()
+    whole = files["train/cat/0.png"]
+    bad = {
+        "train/cat/text.jpg": b"hello",
+        "train/dog/cut.png": whole[: len(whole) // 2],
+        "test/cat/empty.png": b"",
+    }
+    root = write(tmp_path / "pets", files | bad)
+    message = refusal(root, tmp_path)
+    first, *lines = message.splitlines()
+    assert "3 of the 15 files" in first and "--skip-bad" in first
+    assert {line.split(":")[0].strip() for line in lines} == set(bad)
+    opened = Opened(root, tmp_path / "data", skip_bad=True)
+    assert any(line.startswith("3 of 15 files") for line in opened.said)
+    assert (
+        opened.store.fingerprint
+        == Opened(zipped(tmp_path / "good.zip", files), tmp_path / "data").store.fingerprint
+    )
+    # What was packed with files left out is not opened as if it were all.
+    with pytest.raises(VitreousError, match="3 of the 15 files"):
+        Opened(root, tmp_path / "data")
+    assert any(
+        line.startswith("3 of 15 files") for line in Opened(root, tmp_path / "data", skip_bad=True).said
+    )
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_bad(tmp_path: Path) -> None:
+    root = write(tmp_path / "pets", pets())
+    (root / "train/cat/0.png").chmod(0)
+    assert "train/cat/0.png: unreadable (permission denied)" in refusal(root, tmp_path)
+
+
+def test_a_failing_read_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write(tmp_path / "pets", pets())
+    read = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path == root / "train/cat/0.png":
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    assert "train/cat/0.png: unreadable (permission denied)" in refusal(root, tmp_path)
+
+
+def test_a_class_of_bad_pictures_only_is_refused(tmp_path: Path) -> None:
+    files = pets() | {"train/eel/1.png": b"x"}
+    assert "'eel'" in refusal(write(tmp_path / "pets", files), tmp_path, skip_bad=True)
+
+
+def test_a_class_without_training_pictures_is_refused(tmp_path: Path) -> None:
+    files = pets() | {"test/eel/1.png": png(picture(5))}
+    assert "'eel'" in refusal(write(tmp_path / "pets", files), tmp_path)
+
+
+# ---- strangers' archives and links
+
+
+def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = zipped(tmp_path / "pets.zip", pets())
+    with (
+        zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("train/cat/b.png", "w") as file,
+    ):
+        for _ in range(257):
+            file.write(bytes(2**20))
+    assert path.stat().st_size < 2**20
+    unpacked = []
+    read = zipfile.ZipExtFile.read
+    monkeypatch.setattr(
+        zipfile.ZipExtFile, "read", lambda self, n=-1: unpacked.append(self.name) or read(self, n)
+    )
+    assert "train/cat/b.png: too large" in refusal(path, tmp_path)
+    assert "train/cat/0.png" in unpacked and "train/cat/b.png" not in unpacked
+
+
+@pytest.mark.parametrize(
+    "name", ["../cat/x.png", "/cat/x.png", "train/../../x.png", "C:/cat/x.png", "..\\cat\\x.png"]
+)
+def test_names_that_lead_out_of_a_zip_are_refused(tmp_path: Path, name: str) -> None:
+    path = zipped(tmp_path / "pets.zip", pets() | {name: png(picture(7))})
+    assert "leads out of the archive" in refusal(path, tmp_path)
+
+
+def test_an_encrypted_or_damaged_member_is_bad(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "pets.zip", pets())
+    data = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        start = archive.getinfo("train/cat/1.png").header_offset
+    data[start + 200] ^= 0xFF  # in the compressed pixels
+    first_in_directory = data.index(b"PK\x01\x02")
+    data[first_in_directory + 8] |= 1  # "encrypted", of train/cat/0.png
+    path.write_bytes(data)
+    message = refusal(path, tmp_path)
+    assert "2 of the 12 files" in message
+    assert "train/cat/0.png: unreadable (encrypted)" in message
+    assert "train/cat/1.png: unreadable (damaged in the zip)" in message
+
+
+def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
+    root = write(tmp_path / "pets", pets())
+    secret = write(tmp_path, {"secret.png": png(picture(50))}) / "secret.png"
+    (root / "train/cat/inside.png").symlink_to(root / "train/cat/0.png")
+    (root / "train/cat/out.png").symlink_to(secret)
+    (root / "train/cat/broken.png").symlink_to(tmp_path / "nothing.png")
+    message = refusal(root, tmp_path)
+    assert "2 of the 15 files" in message and "out.png: unreadable (a link" in message
+    (root / "train/cow").symlink_to(tmp_path)
+    assert f"{root / 'train/cow'} is a link to another folder" in refusal(root, tmp_path)
+
+
+def test_a_pipe_does_not_hang(tmp_path: Path) -> None:
+    root = write(tmp_path / "pets", pets())
+    os.mkfifo(root / "train/cat/pipe.png")
+    assert "pipe.png: not a picture" in refusal(root, tmp_path)
+
+
+# ---- refusals
+
+
+def test_refusals_name_the_thing_and_the_mend(tmp_path: Path) -> None:
+    one = png(picture(1))
+    root = write(tmp_path / "flowers", pets())
+    cases = {
+        tmp_path / "flower": f"did you mean {root}?",
+        tmp_path / "elsewhere" / "flowers": "check the path",
+        write(tmp_path / "text", {"a.zip": b"no zip"}) / "a.zip": "neither a folder nor a zip",
+        write(tmp_path / "flat", {"1.png": one, "2.png": one}): "has no class folders",
+        write(tmp_path / "flat2", {"train/1.png": one, "test/2.png": one}): "has no class folders",
+        write(tmp_path / "single", {"cat/1.png": one}): "only the class 'cat'",
+        write(tmp_path / "untrained", {"test/a/1.png": one, "val/b/2.png": one}): "no pictures in train/",
+        write(tmp_path / "twice", pets(("train/", "val/", "valid/"))): "val/ and valid/",
+        write(tmp_path / "bare", {".DS_Store": b"x"}): "holds no pictures",
+        zipped(tmp_path / "bare.zip", {}): "holds no pictures",
+    }
+    (tmp_path / "bare" / "cat").mkdir()
+    for path, words in cases.items():
+        message = refusal(path, tmp_path)
+        assert words in message and str(path) in message and "\n" not in message
+    assert "image size is 0" in refusal(root, tmp_path, image_size=0)
+
+
+def test_the_tree_of_a_folder_and_a_zip(tmp_path: Path) -> None:
+    files = pets() | {"train/list.csv": b"", "extra/1.png": b"", "train/cat/sub/1.png": b""}
+    root = write(tmp_path / "pets", files)
+    (root / "test/eel").mkdir()
+    with zipfile.ZipFile(zipped(tmp_path / "pets.zip", files), "a") as archive:
+        archive.writestr("test/eel/", "")
+    for path in (root, tmp_path / "pets.zip"):
+        with open_tree(path) as tree:
+            assert tree.splits == ("train", "test") and tree.classes == ("cat", "dog")
+            assert tree.empty == ("test/eel",)
+            assert tree.outside == ("extra/1.png", "train/list.csv")
+            assert [entry.name for entry in tree.entries] == sorted(
+                set(files) - set(tree.outside), key=lambda name: (name.startswith("test"), name)
+            )
+            assert tree.read(tree.entries[0]) == files["train/cat/0.png"]

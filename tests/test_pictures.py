@@ -1,0 +1,258 @@
+"""Decoding against colours worked out by hand, from files that are partly written byte by byte."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitreous.data.pictures import FORMATS, BadPicture, decode, fit, picture_size
+
+RED, GREEN, BLUE = (200, 0, 0), (0, 150, 0), (0, 0, 90)
+
+
+def saved(picture: Image.Image | np.ndarray, format: str = "PNG", **options: object) -> bytes:
+    picture = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    file = io.BytesIO()
+    picture.save(file, format, **options)
+    return file.getvalue()
+
+
+def png(width: int, height: int, depth: int, colour_type: int, rows: bytes) -> bytes:
+    """A PNG written by the standard's own rules (rows without their filter byte)."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    stride = len(rows) // height
+    filtered = b"".join(b"\0" + rows[y * stride : (y + 1) * stride] for y in range(height))
+    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(filtered))
+        + chunk(b"IEND", b"")
+    )
+
+
+def palette(**options: object) -> bytes:
+    picture = Image.new("P", (2, 1))
+    picture.putpalette([10, 20, 30, 200, 100, 50])
+    picture.putpixel((1, 0), 1)
+    return saved(picture, **options)
+
+
+def pair(mode: str, left: object, right: object) -> Image.Image:
+    picture = Image.new(mode, (2, 1), left)
+    picture.putpixel((1, 0), right)
+    return picture
+
+
+def floats(*values: float) -> bytes:
+    return saved(np.array([values], dtype=np.float32), "TIFF")
+
+
+def integers(*values: int) -> bytes:
+    return saved(np.array([values], dtype=np.int32), "TIFF")
+
+
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
+# A picture of two pixels, left and right, and their colours.
+PIXELS = {
+    "colour": (saved(pair("RGB", RED, GREEN)), RED, GREEN),
+    "grey": (saved(pair("L", 137, 4)), (137,) * 3, (4,) * 3),
+    "black and white": (saved(pair("1", 1, 0)), WHITE, BLACK),
+    "palette": (palette(), (10, 20, 30), (200, 100, 50)),
+    "palette, index 1 transparent": (palette(transparency=1), (10, 20, 30), WHITE),
+    "palette, index 0 half transparent": (palette(transparency=b"\x66"), (157, 161, 165), (200, 100, 50)),
+    "gif, index 0 transparent": (palette(format="GIF", transparency=0), WHITE, (200, 100, 50)),
+    # 0.4 of the colour on 0.6 of white, 255 · 0.6 = 153
+    "alpha": (saved(pair("RGBA", (100, 0, 50, 102), (1, 2, 3, 0))), (193, 153, 173), WHITE),
+    "grey with alpha": (saved(pair("LA", (100, 102), (7, 255))), (193,) * 3, (7,) * 3),
+    "transparent colour": (saved(pair("RGB", RED, GREEN), transparency=RED), WHITE, GREEN),
+    "transparent grey": (saved(pair("L", 9, 8), transparency=8), (9,) * 3, WHITE),
+    "lossless webp": (
+        saved(pair("RGBA", (*RED, 255), (0, 0, 0, 0)), "WEBP", lossless=True, exact=True),
+        RED,
+        WHITE,
+    ),
+    "bmp": (saved(pair("RGB", RED, BLUE), "BMP"), RED, BLUE),
+    "ppm": (b"P6 2 1 255\n\x01\x02\x03\x04\x05\x06", (1, 2, 3), (4, 5, 6)),
+    # Cyan ink takes red away; black ink takes from all: 255 · (1 - 51/255) = 204
+    "cmyk": (saved(pair("CMYK", (255, 0, 0, 0), (0, 0, 255, 51)), "TIFF"), (0, 255, 255), (204, 204, 0)),
+    "16-bit grey": (png(2, 1, 16, 0, b"\xab\xcd\x01\xff"), (0xAB,) * 3, (1,) * 3),
+    "16-bit grey with alpha": (png(2, 1, 16, 4, b"\xab\xcd\xff\xff\x01\x02\0\0"), (0xAB,) * 3, WHITE),
+    "16-bit colour": (
+        png(2, 1, 16, 2, bytes.fromhex("01ff80007fff" + "ffff00ff1234")), (1, 128, 127), (255, 0, 18),
+    ),
+    "16-bit grey tiff": (saved(np.array([[0x8000, 0xFFFF]], np.uint16), "TIFF"), (128,) * 3, WHITE),
+    "16-bit pgm": (b"P5 2 1 65535\n\x80\x00\x01\xff", (128,) * 3, (1,) * 3),
+    "32-bit grey of 16 bits": (integers(0x8000, -5), (128,) * 3, BLACK),
+    "32-bit grey": (integers(2**31 - 1, 2**30), WHITE, (128,) * 3),
+    "floats to 1": (floats(0.2, 1.0), (51,) * 3, WHITE),
+    "floats to 255": (floats(51.0, 255.0), (51,) * 3, WHITE),
+    "floats not a number": (floats(float("nan"), 1.0), BLACK, WHITE),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PIXELS)
+def test_colours(kind: str) -> None:
+    data, left, right = PIXELS[kind]
+    picture = decode(data)
+    assert (picture.mode, picture.size) == ("RGB", (2, 1))
+    np.testing.assert_allclose(
+        np.asarray(picture)[0].astype(int), [left, right], atol=1 if "alpha" in kind or "half" in kind else 0
+    )
+
+
+def test_cmyk_jpeg_as_photo_editors_write_it() -> None:
+    data = saved(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95)
+    assert b"Adobe" in data  # whose inks are stored inverted: 0 is full
+    np.testing.assert_allclose(np.asarray(decode(data)).astype(int)[8, 8], (255, 0, 0), atol=3)
+
+
+def test_first_frame_of_an_animation() -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in (RED, GREEN)]
+    for format, options in (("GIF", {}), ("WEBP", {"lossless": True}), ("TIFF", {})):
+        data = saved(frames[0], format, save_all=True, append_images=frames[1:], **options)
+        assert decode(data).getpixel((2, 2)) == RED, format
+
+
+# What a camera held so stores of the upright picture, by the EXIF standard's "0th row is the visual … side".
+STORED = {
+    1: lambda up: up,
+    2: lambda up: up[:, ::-1],
+    3: lambda up: up[::-1, ::-1],
+    4: lambda up: up[::-1],
+    5: lambda up: up.transpose(1, 0, 2),
+    6: lambda up: np.rot90(up, 1),
+    7: lambda up: up[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda up: np.rot90(up, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
+def test_exif_orientation(orientation: int, format: str) -> None:
+    upright = np.random.default_rng(0).integers(0, 256, (2, 3, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.ascontiguousarray(STORED[orientation](upright))
+    options = {"lossless": True} if format == "WEBP" else {}
+    data = saved(stored, format, exif=exif.tobytes() if format != "TIFF" else exif, **options)
+    np.testing.assert_array_equal(np.asarray(decode(data)), upright)
+
+
+def test_exif_of_nonsense_leaves_the_picture(recwarn: pytest.WarningsRecorder) -> None:
+    data = saved(np.full((3, 3, 3), 7, np.uint8), exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert decode(data).getpixel((1, 1)) == (7, 7, 7)
+    assert not recwarn
+
+
+def test_fit_passes_the_right_size_through() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    fitted = fit(decode(saved(pixels)), 32)
+    assert fitted.dtype == np.uint8 and fitted.flags.writeable
+    np.testing.assert_array_equal(fitted, pixels)
+
+
+@pytest.mark.parametrize("shape", [(32, 96), (96, 32), (32, 33), (35, 32)])
+def test_fit_takes_the_centre(shape: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    top, left = (shape[0] - 32) // 2, (shape[1] - 32) // 2
+    np.testing.assert_array_equal(fit(Image.fromarray(pixels), 32), pixels[top : top + 32, left : left + 32])
+
+
+def test_fit_antialiases() -> None:
+    checkerboard = np.indices((256, 256)).sum(0) % 2 * 255
+    fitted = fit(Image.fromarray(checkerboard.astype(np.uint8)).convert("RGB"), 32)
+    inside = fitted[1:-1, 1:-1].astype(int)
+    assert abs(inside - 127.5).max() <= 3
+    # Without antialiasing a sixth of a bright stripe would be lost or doubled.
+    stripe = np.zeros((60, 60, 3), np.uint8)
+    stripe[:, 20:23] = 240
+    assert fit(Image.fromarray(stripe), 10).mean() == pytest.approx(stripe.mean(), rel=0.05)
+
+
+def test_fit_of_odd_shapes() -> None:
+    assert fit(Image.new("RGB", (1, 1), RED), 16).tolist() == [[list(RED)] * 16] * 16
+    assert fit(Image.new("RGB", (5000, 1), RED), 8).shape == (8, 8, 3)
+
+
+WHOLE = {
+    "PNG": {},
+    "JPEG": {},
+    "WEBP": {},
+    "BMP": {},
+    "GIF": {},
+    "TIFF": {"compression": "tiff_lzw"},
+    "PPM": {},
+}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_damaged_files(format: str, recwarn: pytest.WarningsRecorder) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 20, 3), dtype=np.uint8)
+    whole = saved(pixels, format, **WHOLE[format])
+    assert decode(whole).size == picture_size(whole) == (20, 24)
+    for cut in range(0, len(whole) - 30, 7):
+        with pytest.raises(BadPicture) as caught:
+            decode(whole[:cut])
+        assert caught.value.reason in ("truncated", "not a picture", "unreadable")
+    for cut in (len(whole) // 3, len(whole) // 2):
+        with pytest.raises(BadPicture) as caught:
+            decode(whole[:cut])
+        assert caught.value.reason == "truncated"
+    random = np.random.default_rng(1)
+    for _ in range(100):
+        damaged = bytearray(whole)
+        for place in random.integers(0, len(whole), 8):
+            damaged[place] = random.integers(256)
+        try:
+            assert decode(bytes(damaged)).mode == "RGB"
+        except BadPicture as bad:
+            assert bad.reason
+    assert format == "TIFF" or not recwarn  # libtiff writes to stderr of its own
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"hello",
+        b"RIFF\x24\0\0\0WAVEfmt ",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        saved(Image.new("RGB", (16, 16)), "ICO"),  # a picture, but of a format that is not on the list
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    ],
+)
+def test_not_a_picture(data: bytes) -> None:
+    with pytest.raises(BadPicture) as caught:
+        decode(data)
+    assert caught.value.reason == "not a picture"
+
+
+def test_empty_file() -> None:
+    with pytest.raises(BadPicture, match="empty"):
+        decode(b"")
+
+
+@pytest.mark.parametrize("side", [8001, 10_000, 30_000])  # Pillow is silent, warns, refuses
+@pytest.mark.parametrize("read", [decode, picture_size])
+def test_huge_pictures_are_refused_unread(side: int, read) -> None:
+    data = png(side, side, 8, 0, b"\0" * side)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        with pytest.raises(BadPicture) as caught:
+            read(data)
+    assert caught.value.reason == "too large"
+    assert not warned
+
+
+def test_the_error_is_a_sentence() -> None:
+    with pytest.raises(BadPicture, match=r"^This picture cannot be used: truncated \(PNG\)\.$"):
+        decode(saved(np.zeros((9, 9, 3), np.uint8))[:40])

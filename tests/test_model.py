@@ -1,0 +1,450 @@
+"""The network's parts against closed forms and literal lists, and every variant against the same contract."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitreous.errors import VitreousError
+from vitreous.model.stem import ConvStem
+from vitreous.model.summary import describe, render
+from vitreous.model.variants import VARIANTS, Architecture
+from vitreous.model.vit import (
+    DropPath,
+    VisionTransformer,
+    count_flops,
+    create_model,
+    patchify,
+    sine_position,
+)
+
+TINY: dict[str, Any] = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "mlp_dim": 24}
+CONV: dict[str, Any] = {"stem": "conv", "stem_dims": (8, 12)}
+
+
+def tiny(image_size: int = 8, num_classes: int = 5, **options: Any) -> VisionTransformer:
+    torch.manual_seed(0)
+    return VisionTransformer(Architecture(**TINY | options), image_size, num_classes)
+
+
+def shaken(model: VisionTransformer) -> VisionTransformer:
+    """Every weight moved, so that zero-initialised layers let signals and gradients through."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(
+    ("name", "num_classes", "expected"),
+    [
+        ("notebook-cifar100", None, 12_862_820),
+        ("notebook-cifar10", 100, 3_374_948),
+        ("notebook-cifar10", None, 3_328_778),
+        ("vit-ti16", None, 5_717_416),
+        ("vit-s16", None, 22_050_664),
+        ("vit-b16", None, 86_567_656),
+        ("vit-l16", None, 304_326_632),
+    ],
+)
+def test_published_parameter_counts(name: str, num_classes: int | None, expected: int) -> None:
+    with torch.device("meta"):
+        assert parameters(create_model(name, num_classes=num_classes)) == expected
+
+
+def test_flops_of_vit_b16_by_hand() -> None:
+    N, D, mlp, classes = 14 * 14 + 1, 768, 3072, 1000
+    embedding = (N - 1) * (3 * 16 * 16) * D
+    projections = N * D * (3 * D + D + 2 * mlp)
+    attention = 2 * N * N * D
+    expected = 2 * (embedding + 12 * (projections + attention) + D * classes)
+    assert count_flops(create_model("vit-b16", depth=1)) == expected - 2 * 11 * (projections + attention)
+    assert describe("vit-b16")["flops"] == expected
+
+
+def test_counting_flops_leaves_the_model_alone() -> None:
+    model = tiny()
+    model.set_attention("fused")
+    assert count_flops(model, image_size=16) > count_flops(model) == count_flops(model, image_size=8)
+    assert model.attention_path == "fused" and model.training and model.image_size == 8
+
+
+def test_half_of_the_compact_network_is_encoder() -> None:
+    whole, without = create_model("compact"), create_model("compact", depth=1)
+    a_block = parameters(whole.blocks[0])
+    assert 4 * a_block > parameters(whole) / 2
+    assert (count_flops(whole) - count_flops(without)) / 3 * 4 > count_flops(whole) / 2
+
+
+def test_the_table_of_variants_needs_no_torch() -> None:
+    code = "import sys; import vitreous.model.variants; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# Every variant
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_trains_in_every_parameter(name: str) -> None:
+    torch.manual_seed(0)
+    architecture = dataclasses.replace(VARIANTS[name].architecture, depth=2)
+    model = shaken(VisionTransformer(architecture, image_size=2 * architecture.patch_size, num_classes=3))
+    side = model.image_size
+    model.init_from_data(torch.randn(4, 3, side, side))
+    logits = model(torch.randn(2, 3, side, side).to(memory_format=torch.channels_last))
+    assert logits.shape == (2, 3)
+    F.cross_entropy(logits, torch.tensor([0, 2])).backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, key
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_is_described(name: str) -> None:
+    description = json.loads(json.dumps(describe(name)))
+    assert (
+        sum(layer["times"] * layer["parameters"] for layer in description["layers"])
+        == description["parameters"]
+    )
+    text = render(description)
+    assert f"{description['parameters']:,}" in text and f"{description['flops']:,}" in text
+
+
+def test_description_follows_classes_and_size() -> None:
+    small = describe("compact", num_classes=7, image_size=16)
+    assert small["layers"][-1]["output"] == [7]
+    outputs = {layer["layer"]: layer["output"] for layer in small["layers"]}
+    assert outputs["patch_embed.stages.1"] == [128, 4, 4] and outputs["blocks.*.mlp"] == [16, 128]
+
+
+def test_create_model() -> None:
+    model = create_model("vit-xs4", image_size=16, num_classes=3, depth=1, pool="mean")
+    assert model(torch.randn(2, 3, 16, 16)).shape == (2, 3)
+    assert model.architecture == dataclasses.replace(VARIANTS["vit-xs4"].architecture, depth=1, pool="mean")
+    with pytest.raises(VitreousError, match="compact"):
+        create_model("compct")
+    with pytest.raises(VitreousError, match="embed_dim"):
+        create_model("compact", embed_dims=64)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"pool": "clss"}, "'cls'"),
+        ({"num_heads": 3}, "num_heads 3"),
+        ({"depth": 0}, "depth"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"drop_path": -0.1}, "drop_path"),
+        ({"norm_eps": 0.0}, "norm_eps"),
+        ({"embed_dim": 6, "pos_embed": "sine"}, "multiple of 4"),
+        ({"stem": "conv"}, "stem_dims"),
+        ({"stem_dims": (8,)}, "stem_dims"),
+        ({"stem": "conv", "stem_dims": (8,), "patch_size": 6}, "power of 2"),
+        ({"head_hidden": -1}, "head_hidden"),
+    ],
+)
+def test_bad_architectures_are_refused_by_name(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(VitreousError, match=named):
+        Architecture(**TINY | options)
+
+
+def test_pictures_of_another_size_are_refused() -> None:
+    with pytest.raises(VitreousError, match=r"\[B, 3, 8, 8\]"):
+        tiny()(torch.randn(2, 3, 9, 9))
+
+
+def test_an_architecture_survives_json() -> None:
+    architecture = Architecture(**TINY | CONV)
+    assert Architecture(**json.loads(json.dumps(dataclasses.asdict(architecture)))) == architecture
+
+
+# Names, which are timm's
+
+
+def test_state_dict_names_and_shapes() -> None:
+    block = {
+        "norm1.weight": [16],
+        "norm1.bias": [16],
+        "attn.qkv.weight": [48, 16],
+        "attn.qkv.bias": [48],
+        "attn.proj.weight": [16, 16],
+        "attn.proj.bias": [16],
+        "norm2.weight": [16],
+        "norm2.bias": [16],
+        "mlp.fc1.weight": [24, 16],
+        "mlp.fc1.bias": [24],
+        "mlp.fc2.weight": [16, 24],
+        "mlp.fc2.bias": [16],
+    }
+    expected = {
+        "cls_token": [1, 1, 16],
+        "pos_embed": [1, 5, 16],
+        "patch_embed.proj.weight": [16, 3, 4, 4],
+        "patch_embed.proj.bias": [16],
+        **{f"blocks.{i}.{name}": shape for i in range(2) for name, shape in block.items()},
+        "norm.weight": [16],
+        "norm.bias": [16],
+        "head.weight": [5, 16],
+        "head.bias": [5],
+    }
+    assert {name: list(tensor.shape) for name, tensor in tiny(drop_path=0.1).state_dict().items()} == expected
+
+
+def test_optional_parts_have_their_names() -> None:
+    plain = set(tiny().state_dict())
+    assert set(tiny(pos_embed="sine").state_dict()) == plain
+    assert set(tiny(pool="mean").state_dict()) == plain - {"cls_token"}
+    assert set(tiny(pool="attention").state_dict()) == plain - {"cls_token"} | {"attn_pool.weight"}
+    norms = {f"blocks.{i}.attn.{n}_norm.{kind}" for i in (0, 1) for n in "qk" for kind in ("weight", "bias")}
+    assert set(tiny(qk_norm=True).state_dict()) == plain | norms
+    assert set(tiny(qkv_bias=False).state_dict()) == plain - {
+        "blocks.0.attn.qkv.bias",
+        "blocks.1.attn.qkv.bias",
+    }
+    assert set(tiny(final_norm=False).state_dict()) == plain - {"norm.weight", "norm.bias"}
+
+
+# Patches and positions
+
+
+def test_patch_order() -> None:
+    B, C, S, P = 2, 3, 6, 2
+    pictures = torch.arange(B * C * S * S).reshape(B, C, S, S)
+    patches = patchify(pictures, P)
+    assert patches.shape == (B, 9, C * P * P)
+    for n in range(9):
+        for c in range(C):
+            for row in range(P):
+                for column in range(P):
+                    expected = pictures[:, c, (n // 3) * P + row, (n % 3) * P + column]
+                    assert torch.equal(patches[:, n, (c * P + row) * P + column], expected)
+
+
+def test_patch_embedding_is_the_strided_convolution() -> None:
+    embed = tiny().double().patch_embed
+    pictures = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(embed(pictures), embed.proj(pictures).flatten(2).mT)
+
+
+@pytest.mark.parametrize("options", [{}, CONV], ids=["linear", "conv"])
+def test_padding_is_zeros_at_the_bottom_and_on_the_right(options: dict[str, Any]) -> None:
+    odd, even = tiny(image_size=10, **options), tiny(image_size=12, **options)
+    assert odd.pos_embed.shape == (1, 10, 16)
+    odd.load_state_dict(even.state_dict())
+    picture = torch.randn(2, 3, 10, 10)
+    padded = torch.zeros(2, 3, 12, 12)
+    padded[:, :, :10, :10] = picture
+    torch.testing.assert_close(odd(picture), even(padded))
+
+
+def test_sine_position() -> None:
+    grid, D = 3, 8
+    position = sine_position(grid, D, with_cls=True)
+    assert position.shape == (1, 10, D) and position[0, 0].abs().max() == 0
+    for row in range(grid):
+        for column in range(grid):
+            waves = [
+                wave(where / 10000 ** (i / 2))
+                for where in (row, column)
+                for wave in (math.sin, math.cos)
+                for i in (0, 1)
+            ]
+            torch.testing.assert_close(position[0, 1 + row * grid + column], torch.tensor(waves))
+    assert torch.equal(sine_position(grid, D, with_cls=False), position[:, 1:])
+    assert "pos_embed" not in dict(tiny(pos_embed="sine").named_parameters())
+
+
+# Attention and pooling
+
+
+@pytest.mark.parametrize("options", [{}, {"qk_norm": True}], ids=["plain", "qk_norm"])
+def test_attention_paths_agree(options: dict[str, Any]) -> None:
+    model = shaken(tiny(**options)).double()
+    pictures = torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    results = []
+    for path in ("explicit", "fused"):
+        model.set_attention(path)
+        model.zero_grad()
+        logits = model(pictures)
+        logits.square().sum().backward()
+        results.append([logits, *(p.grad for p in model.parameters())])
+    for explicit, fused in zip(*results, strict=True):
+        torch.testing.assert_close(explicit, fused)
+    with pytest.raises(VitreousError, match="explicit"):
+        model.set_attention("explict")
+
+
+@pytest.mark.parametrize("path", ["explicit", "fused"])
+def test_attention_maps(path: str) -> None:
+    """Rows sum to 1, and each layer's map applied to its values gives what that layer's attention put out."""
+    model = shaken(tiny(qk_norm=True)).double().eval()
+    model.set_attention(path)
+    seen: list[tuple[Tensor, Tensor]] = []
+    for block in model.blocks:
+        block.attn.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+    pictures = torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    maps = model.attention_maps(pictures)
+    assert maps.shape == (2, 3, 2, 5, 5) and (maps >= 0).all()
+    torch.testing.assert_close(maps.sum(dim=-1), torch.ones(2, 3, 2, 5, dtype=torch.float64))
+    assert len(seen) == 2
+    for block, layer_maps, (tokens, output) in zip(model.blocks, maps, seen, strict=True):
+        values = block.attn.qkv(tokens)[:, :, 32:]  # the last third of [B, N, 3 * 16]
+        heads = [layer_maps[:, h] @ values[:, :, 8 * h : 8 * h + 8] for h in range(2)]
+        torch.testing.assert_close(block.attn.proj(torch.cat(heads, dim=2)), output)
+
+
+def test_pooling() -> None:
+    tokens = torch.randn(3, 4, 16)
+    torch.testing.assert_close(tiny(pool="mean").pool(tokens), tokens.sum(dim=1) / 4)
+    assert torch.equal(tiny(pool="cls").pool(tokens), tokens[:, 0])
+    model = shaken(tiny(pool="attention"))
+    scores = torch.einsum("bnd,d->bn", tokens, model.attn_pool.weight[0]).exp()
+    expected = torch.einsum("bn,bnd->bd", scores / scores.sum(dim=1, keepdim=True), tokens)
+    torch.testing.assert_close(model.pool(tokens), expected)
+
+
+# Noise and starting values
+
+
+def test_dropout_stands_where_the_origin_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    widths: list[tuple[int, float, bool]] = []
+
+    def record(x: Tensor, p: float, training: bool, inplace: bool) -> Tensor:
+        widths.append((x.shape[-1], p, training))
+        return x
+
+    monkeypatch.setattr(F, "dropout", record)
+    model = tiny(dropout=0.25)
+    for path in ("explicit", "fused"):
+        widths.clear()
+        model.set_attention(path)
+        model(torch.randn(2, 3, 8, 8))
+        # After the position; then in each layer after GELU (24 wide) and after the second linear layer.
+        assert widths == [(16, 0.25, True)] + 2 * [(24, 0.25, True), (16, 0.25, True)]
+
+
+def test_drop_path() -> None:
+    torch.manual_seed(0)
+    drop = DropPath(0.25)
+    x = torch.ones(20_000, 2, 3)
+    y = drop(x)
+    assert set(y.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
+    assert (y == y[:, :1, :1]).all(), "a picture's branch is kept or left out as a whole"
+    assert abs(y.mean() - 1) < 4 * math.sqrt(0.25 / 0.75 / 20_000)
+    assert drop.eval()(x) is x
+    assert drop.train()(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_drop_path_rises_over_the_depth() -> None:
+    model = tiny(depth=5, drop_path=0.2)
+    rates = [block.drop_path.rate.item() for block in model.blocks]
+    assert rates == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
+    model.double()  # a changed dtype of the model does not matter
+    assert model(torch.randn(2, 3, 8, 8, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_paper_initialisation() -> None:
+    model = VisionTransformer(Architecture(4, 128, 1, 2, 256), 32, 100)
+    for key, parameter in model.named_parameters():
+        if "norm" in key or key.startswith("patch_embed"):
+            continue
+        if key.endswith("bias"):
+            assert parameter.abs().max() == 0, key
+        else:
+            assert parameter.std().item() == pytest.approx(0.02, rel=0.25), key
+
+
+def test_notebook_initialisation() -> None:
+    torch.manual_seed(0)
+    model = create_model("notebook-cifar10", depth=1)
+    attn = model.blocks[0].attn
+    bound = math.sqrt(6 / (256 + 3 * 256))  # Xavier-uniform over the packed projection
+    assert 0.99 * bound < attn.qkv.weight.abs().max() <= bound
+    assert attn.qkv.bias.abs().max() == attn.proj.bias.abs().max() == 0
+    assert model.pos_embed.std().item() == pytest.approx(1, rel=0.05)
+    assert model.cls_token is not None and model.cls_token.std().item() == pytest.approx(1, rel=0.2)
+    for linear in (attn.proj, model.blocks[0].mlp.fc1, model.blocks[0].mlp.fc2, model.patch_embed.proj):
+        bound = 1 / math.sqrt(linear.weight[0].numel())  # torch's own
+        assert 0.98 * bound < linear.weight.abs().max() <= bound
+
+
+def test_zero_init_makes_each_block_the_identity() -> None:
+    tokens = torch.randn(2, 4, 16)
+    for block in tiny(zero_init=True).blocks:
+        assert torch.equal(block(tokens), tokens)
+    assert not torch.equal(tiny(zero_init=False).blocks[0](tokens), tokens)
+
+
+# The convolutional stem
+
+
+def test_whitening_makes_patches_white() -> None:
+    torch.manual_seed(0)
+    rough = torch.randn(64, 3, 17, 17)
+    smooth = F.avg_pool2d(rough, 2, 1) @ torch.diag(torch.linspace(1, 3, 16))  # neighbours are correlated
+    model = tiny(image_size=16, **CONV)
+    assert isinstance(model.patch_embed, ConvStem)
+    model.init_from_data(smooth)
+    out = F.conv2d(smooth, model.patch_embed.whiten.weight).transpose(0, 1).flatten(1)  # [24, patches]
+    covariance = out[:12] @ out[:12].T / out.shape[1]
+    torch.testing.assert_close(covariance, torch.eye(12), atol=0.02, rtol=0)
+    assert torch.equal(out[12:], -out[:12])
+    assert "patch_embed.whiten.weight" in model.state_dict()
+    assert "patch_embed.whiten.weight" not in dict(model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("patch_size", "widths"),
+    [(2, [24, 12]), (4, [24, 48, 12]), (8, [24, 24, 48, 12]), (16, [24, 16, 24, 48, 12])],
+)
+def test_conv_stem_has_a_stage_for_each_halving(patch_size: int, widths: list[int]) -> None:
+    model = tiny(image_size=2 * patch_size, patch_size=patch_size, stem="conv", stem_dims=(48, 12))
+    assert isinstance(model.patch_embed, ConvStem)
+    shapes = [stage.conv.weight.shape for stage in model.patch_embed.stages]
+    assert [shapes[0][1], *(shape[0] for shape in shapes)] == widths
+    assert model.embed(torch.randn(2, 3, 2 * patch_size, 2 * patch_size)).shape == (2, 5, 16)
+
+
+# Machines
+
+
+def test_bfloat16_autocast() -> None:
+    model = shaken(create_model("compact", depth=1))
+    pictures = torch.randn(2, 3, 32, 32)
+    expected = model(pictures)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(model(pictures).float(), expected, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.slow
+def test_one_compiled_block_serves_all_layers() -> None:
+    torch._dynamo.reset()
+    graphs = 0
+
+    def count(graph: torch.fx.GraphModule, _inputs: list[Tensor]) -> Any:
+        nonlocal graphs
+        graphs += 1
+        return torch._inductor.compile(graph, _inputs)
+
+    model = shaken(tiny(depth=4, drop_path=0.1, qk_norm=True)).eval()
+    pictures = torch.randn(2, 3, 8, 8)
+    expected = model(pictures)
+    for block in model.blocks:
+        block.compile(backend=count)
+    torch.testing.assert_close(model(pictures), expected)
+    assert graphs == 1

@@ -1,0 +1,150 @@
+"""Figures of a classifier over a whole split, never averaged over batches.
+
+B batch, C num_classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from vitreous.errors import VitreousError
+
+CALIBRATION_BINS = 15
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What is said of one split; every rate is a fraction from 0 to 1."""
+
+    scalars: dict[str, float]
+    """loss, acc, cat_prec, cat_recall, cat_f1, ovr_prec, ovr_recall, ovr_f1, top5 (more than 10 classes
+    only), ece, and majority: the accuracy of always guessing the split's largest class."""
+    per_class: list[dict[str, Any]]
+    """precision, recall, f1 and support (the number of pictures) of each class."""
+    confusion: list[list[int]]
+    """Number of pictures, [true][predicted]."""
+
+    def named(self, stage: str) -> dict[str, float]:
+        """The scalars as they are logged: `{"val_loss": …}` for the stage `val`."""
+        return {f"{stage}_{name}": value for name, value in self.scalars.items()}
+
+
+class SplitMetrics(nn.Module):
+    """Collects a split batch by batch and computes its `Figures`.
+
+    It moves with the module that holds it, puts nothing into a `state_dict`, and adds up over processes.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self._totals = _Totals(num_classes)
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Adds a batch: `logits` float [B, C] (not yet a softmax), `labels` int64 [B] in 0..C-1."""
+        self._totals.update(logits, labels)
+
+    def reset(self) -> None:
+        """Forgets everything, for the next pass over a split."""
+        # Lightning validates in inference mode; states born there could not be updated outside it.
+        with torch.inference_mode(False):
+            self._totals.reset()
+
+    def compute(self) -> Figures:
+        """The figures of everything since the last `reset`.
+
+        Macro (`cat_`) figures average over the classes that occur or are predicted. With one label a
+        picture, the micro (`ovr_`) precision, recall and F1 all equal the accuracy by definition. `ece` is
+        the expected calibration error over 15 equal bins of the top confidence (Guo et al. 2017,
+        arXiv:1706.04599).
+
+        Raises VitreousError if there was no picture.
+        """
+        totals = self._totals.compute() if self._totals.update_called else {}
+        if not totals or not totals["confusion"].any():
+            raise VitreousError("There are no pictures to evaluate; give a split that has at least one.")
+
+        confusion = totals["confusion"].cpu().numpy()
+        count = int(confusion.sum())
+        hits, support, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+        precision = _ratio(hits, predicted)
+        recall = _ratio(hits, support)
+        f1 = _ratio(2 * hits, support + predicted)
+        counted = support + predicted > 0
+        accuracy = int(hits.sum()) / count
+
+        scalars = {
+            "loss": totals["loss"].item() / count,
+            "acc": accuracy,
+            "cat_prec": float(precision[counted].mean()),
+            "cat_recall": float(recall[counted].mean()),
+            "cat_f1": float(f1[counted].mean()),
+            "ovr_prec": accuracy,
+            "ovr_recall": accuracy,
+            "ovr_f1": accuracy,
+        }
+        if self.num_classes > 10:
+            scalars["top5"] = totals["top5"].item() / count
+        scalars["ece"] = totals["calibration_gap"].abs().sum().item() / count
+        scalars["majority"] = int(support.max()) / count
+        per_class = [
+            {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
+            for p, r, f, n in zip(precision, recall, f1, support, strict=True)
+        ]
+        return Figures(scalars, per_class, confusion.tolist())
+
+
+class _Totals(Metric):
+    """The sums over a split from which every figure follows.
+
+    One confusion matrix in place of torchmetrics' separate precision, recall and F1, and sums per bin in
+    place of its calibration error, which keeps every picture's confidence and gives 1.0 a bin of its own.
+    """
+
+    full_state_update = False
+    loss: Tensor
+    top5: Tensor
+    calibration_gap: Tensor
+    confusion: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        shape = (num_classes, num_classes)
+        self.add_state("loss", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("top5", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("calibration_gap", torch.zeros(CALIBRATION_BINS), dist_reduce_fx="sum")
+        self.add_state("confusion", torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        logits = logits.float()  # a bf16 softmax would blur loss and confidence
+        self.loss += F.cross_entropy(logits, labels, reduction="sum")
+        confidence, predicted = logits.softmax(dim=1).max(dim=1)  # [B], [B]
+        correct = predicted == labels
+
+        # index_put_ adds in a fixed order on every device, bincount and scatter_add_ do not.
+        self.confusion.index_put_((labels, predicted), torch.ones_like(labels), accumulate=True)
+        # A diverged model's confidence is NaN: it must not become an index, and it does make the ECE NaN.
+        bins = (confidence.nan_to_num(0) * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
+        self.calibration_gap.index_put_((bins,), confidence - correct.float(), accumulate=True)
+        if logits.shape[1] > 10:
+            self.top5 += (logits.topk(5, dim=1).indices == labels[:, None]).sum()
+
+    def compute(self) -> dict[str, Tensor]:
+        return {
+            "loss": self.loss,
+            "top5": self.top5,
+            "calibration_gap": self.calibration_gap,
+            "confusion": self.confusion,
+        }
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole, and 0 where there is nothing to divide by."""
+    return part / np.maximum(whole, 1)

@@ -1,0 +1,406 @@
+"""One page from data to honest numbers: `train`, `resume` and `evaluate` wire all parts together."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import shlex
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+
+import vitreous
+from vitreous import machine as machines
+from vitreous import recipe as recipes
+from vitreous import run as runs
+from vitreous.bundle import Bundle, load_bundle, save_bundle
+from vitreous.data.module import ImageData
+from vitreous.data.show import show as draw
+from vitreous.errors import VitreousError, unknown
+from vitreous.evaluation import evaluate_split, final_figures
+from vitreous.machine import Machine
+from vitreous.metrics import Figures
+from vitreous.model.summary import describe_architecture, render
+from vitreous.model.vit import VisionTransformer
+from vitreous.prepare import (
+    Request,
+    build_model,
+    choose_attention,
+    count_parameters,
+    fit_to_data,
+    open_module,
+    sample_batch,
+)
+from vitreous.recipe import Budget, Recipe
+from vitreous.report import write_report
+from vitreous.run import Run, Say
+from vitreous.training.budget import BudgetKeeper, Sizes
+from vitreous.training.checkpoint import CheckpointKeeper, newest
+from vitreous.training.classifier import Classifier
+from vitreous.training.cost import StepCost, step_cost
+from vitreous.training.loggers import MetricsCsv, check_logger, extra_logger, finish
+from vitreous.training.progress import Progress, duration, quiet_lightning
+from vitreous.training.schedule import Timeline
+
+REQUESTED = [field.name for field in dataclasses.fields(Request) if field.name != "data"]
+
+
+def train(
+    data: Any = "cifar10",
+    recipe: str | Recipe = "default",
+    *,
+    minutes: float | None = None,
+    epochs: int | None = None,
+    steps: int | None = None,
+    flops: float | None = None,
+    out: Path | str | None = None,
+    overrides: Mapping[str, Any] | list[str] = {},  # noqa: B006 (never changed)
+    **request: Any,
+) -> Run:
+    """Trains a Vision Transformer from scratch, evaluates it, and writes a run folder.
+
+    Args:
+        data: "cifar10", "cifar100", "shapes", a folder or zip of class folders, `(images, labels)`
+            with uint8 [N, H, W, 3] and int [N], or an `ImageStore`.
+        recipe: a name of `vitreous recipes`, a TOML file, or a `Recipe`.
+        minutes, epochs, steps, flops: the budget, one of them; the recipe's own if none is given.
+        out: the run folder; by default the next `runs/DATA-RECIPE-NNN`.
+        overrides: fields of the recipe, as `{"model.depth": 6}` or `["depth=6"]`.
+        **request: `seed` (42), `device`, `precision` ("auto"), `logger` ("csv"), `data_dir`,
+            `image_size`, `skip_bad`.
+
+    Returns:
+        The run: `.summary`, `.model`, `.predict(images)`, `.path`.
+
+    Raises:
+        VitreousError: anything that the caller can mend, as one sentence.
+        KeyboardInterrupt: it was stopped; the run folder can be resumed.
+    """
+    for key in request:
+        if key not in REQUESTED:
+            raise unknown("argument", key, REQUESTED)
+    asked = Request(data, **request)
+    if not isinstance(recipe, Recipe):
+        recipe = recipes.load(notebook_for(data) if recipe == "notebook" else recipe, overrides)
+    given = {"minutes": minutes, "epochs": epochs, "steps": steps, "flops": flops}
+    amounts = {unit: float(amount) for unit, amount in given.items() if amount is not None}
+    if len(amounts) > 1:
+        raise VitreousError(f"Give one budget, not {' and '.join(amounts)}.")
+    for unit, amount in amounts.items():
+        recipe = dataclasses.replace(recipe, budget=Budget(amount, unit))
+    check_logger(asked.logger)
+    machine = machines.look(asked.device, asked.precision)
+    with runs.created(out, data_name(data), recipe.name) as path:
+        return _train(path, recipe, asked, machine)
+
+
+def resume(path: Path | str, data: Any = None) -> Run:
+    """Continues an interrupted run to the same bits, with the choices that were made when it began.
+
+    Args:
+        path: the run folder.
+        data: the arrays again, for a run on arrays.
+
+    Raises:
+        VitreousError: there is no such run, its data have changed, or this machine cannot honour its
+            choices.
+    """
+    run = Run(Path(path))
+    if (run.path / "summary.json").exists() and run.summary.get("status") == "finished":
+        print(
+            f"{run.path} is finished, with test_acc {run.summary['test_acc']:.4f}: nothing is left to train."
+        )
+        return run
+    asked = Request(**run.resolved["request"])
+    if asked.data == "arrays":
+        if data is None:
+            raise VitreousError("This run was trained on arrays; give them again, as resume(path, data).")
+        asked = dataclasses.replace(asked, data=data)
+    then = run.resolved["machine"]
+    now = machines.look(then["device"], then["precision"])
+    machine = dataclasses.replace(now, attention=then["attention"], compile=then["compile"])
+    return _train(run.path, run.recipe, asked, machine, earlier=run.resolved)
+
+
+def _train(
+    path: Path, recipe: Recipe, asked: Request, machine: Machine, earlier: Mapping[str, Any] | None = None
+) -> Run:
+    with runs.log(path) as say, quiet_lightning():
+        data = open_module(recipe, asked, say)
+        began = time.monotonic()  # a budget of minutes starts here, with the data in the cache
+        recipe = fit_to_data(recipe, data, say)
+
+        # The network, from what the data say of themselves; what a step of it costs; what suits the machine.
+        model = build_model(recipe, data, asked.seed)
+        batch = sample_batch(data, machine.device)
+        if earlier is None:
+            machine = choose_attention(machine, model, batch)
+        model.set_attention(machine.attention)
+        cost = step_cost(model, recipe.optimizer, *batch, bf16=machine.precision == "bf16")
+        steps_per_epoch = len(data.train_dataloader())
+        sizes = Sizes(data.batch_size, steps_per_epoch, len(data.splits.val), len(data.splits.test))
+        timeline = Timeline()
+        keeper = BudgetKeeper(
+            timeline, recipe.budget, cost, sizes, began=began, note=lambda line: say(line, quiet=True)
+        )
+        if earlier is None:
+            machine = machines.choose_compile(machine, keeper.forecast_seconds)
+        resolved = resolve(asked, data, model, machine, cost, earlier, say)
+        runs.write_recipe(path, recipe, resolved)
+        runs.write_json(path / "split.json", data.splits.record())
+        introduce(recipe, data, model, machine, cost, timeline, path, say)
+
+        # Train.
+        checkpoints = CheckpointKeeper(path / "checkpoints", say=say)
+        classifier = Classifier(model, recipe, timeline=timeline, seed=asked.seed)
+        start = newest(checkpoints.folder, say) if earlier else None
+        trainer = fit(path, asked, machine, classifier, data, keeper, checkpoints, start)
+
+        # Write the model down, and take every figure from what was written.
+        store = data.store
+        save_bundle(Bundle(model, store.classes, store.mean, store.std, machine.precision), path / "bundle")
+        steps = trainer.global_step
+        summary: dict[str, Any] = {
+            "status": "interrupted" if checkpoints.interrupted else "finished",
+            "data": store.name,
+            "recipe": recipe.name,
+            "seed": asked.seed,
+            "parameters": count_parameters(model),
+            "steps": steps,
+            "epochs": round(steps / steps_per_epoch, 4),
+            "train_flops": steps * cost.flops,
+            "train_seconds": round(keeper.train_seconds, 2),
+            "images_per_second": round(steps * data.batch_size / max(keeper.train_seconds, 1e-9), 2),
+        }
+        if not checkpoints.interrupted:
+            figures = final_figures(path, data.splits, machine.device)
+            finish(trainer.loggers, figures, steps - 1)  # Lightning counts steps from zero
+            summary |= figures
+        summary["total_seconds"] = round(keeper.total_seconds, 2)
+        runs.write_json(path / "summary.json", summary)
+        report = write_report(path)
+        conclude(summary, report, path, say)
+        if checkpoints.interrupted:
+            raise KeyboardInterrupt
+    return Run(path)
+
+
+def fit(
+    path: Path,
+    asked: Request,
+    machine: Machine,
+    classifier: Classifier,
+    data: ImageData,
+    keeper: BudgetKeeper,
+    checkpoints: CheckpointKeeper,
+    start: Path | None,
+) -> pl.Trainer:
+    """Runs Lightning's Trainer, from the checkpoint `start` if there is one, to the keeper's end."""
+    if machine.compile:
+        for block in classifier.model.blocks:
+            block.compile(dynamic=False)
+    start_step = int(start.stem.partition("-")[2]) if start else 0
+    metrics = MetricsCsv(
+        path / "metrics.csv",
+        seconds=lambda: keeper.train_seconds,
+        steps_per_epoch=keeper.sizes.steps_per_epoch,
+        start_step=start_step,
+    )
+    extra = extra_logger(asked.logger, path, classifier.recipe.tables(), classifier.model)
+    trainer = pl.Trainer(
+        accelerator={"cuda": "gpu"}.get(machine.device, machine.device),
+        devices=1,
+        precision="bf16-mixed" if machine.precision == "bf16" else "32-true",
+        max_epochs=-1,  # the keeper stops it
+        check_val_every_n_epoch=keeper.validate_every,
+        num_sanity_val_steps=0,
+        log_every_n_steps=min(50, max(1, keeper.timeline.total // 400)),
+        logger=[metrics, extra] if extra else [metrics],
+        callbacks=[keeper, Progress(keeper), checkpoints],
+        default_root_dir=path,
+        enable_checkpointing=False,  # the keeper of checkpoints writes them whole and hashed
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    try:
+        trainer.fit(classifier, datamodule=data, ckpt_path=start, weights_only=True)
+    except (KeyboardInterrupt, SystemExit):  # a second Ctrl-C; Lightning turns it into an exit
+        checkpoints.interrupted = True
+    return trainer
+
+
+def evaluate(
+    run: Run | Path | str,
+    split: str = "test",
+    *,
+    data: Any = None,
+    data_dir: Path | str | None = None,
+    device: str = "auto",
+) -> Figures:
+    """Figures of a finished run's bundle on one of its own splits, as the run itself computed them.
+
+    Args:
+        split: "val" or "test".
+        data: the arrays again, for a run on arrays.
+
+    Raises:
+        VitreousError: no such run or split, or the data are not those of the run.
+    """
+    if split not in ("val", "test"):
+        raise unknown("split", split, ("val", "test"))
+    run = run if isinstance(run, Run) else Run(Path(run))
+    asked = Request(**run.resolved["request"])
+    if asked.data == "arrays":
+        if data is None:
+            raise VitreousError("This run was trained on arrays; give them again, as data=(images, labels).")
+        asked = dataclasses.replace(asked, data=data)
+    if data_dir is not None:
+        asked = dataclasses.replace(asked, data_dir=str(data_dir))
+    recorded = run.resolved["machine"]
+    machine = machines.look(recorded["device"] if device == "auto" else device, "32")
+    module = open_module(run.recipe, asked, lambda line: None)
+    check_fingerprint(run.resolved, module)
+    bundle = load_bundle(run.path / "bundle", machine.device)
+    if bundle.precision == "bf16":
+        machines.look(machine.device, "bf16")  # refuses a machine on which it would crawl
+    figures, _ = evaluate_split(bundle, getattr(module.splits, split))
+    return figures
+
+
+def show(
+    data: Any,
+    recipe: str = "default",
+    out: Path | str | None = None,
+    *,
+    overrides: Mapping[str, Any] | list[str] = {},  # noqa: B006
+    **request: Any,
+) -> Path:
+    """Writes a PNG of a data set: pictures with their labels, and the same after the recipe's augmentation."""
+    chosen = recipes.load(notebook_for(data) if recipe == "notebook" else recipe, overrides)
+    module = open_module(chosen, Request(data, **request), print)
+    return draw(module.store, module.augment, Path(out or f"{data_name(data)}.png"))
+
+
+def resolve(
+    asked: Request,
+    data: ImageData,
+    model: VisionTransformer,
+    machine: Machine,
+    cost: StepCost,
+    earlier: Mapping[str, Any] | None,
+    say: Say,
+) -> dict[str, Any]:
+    """What was decided and found, for `recipe.toml`; on resume, held against what was decided then."""
+    store = data.store
+    known = isinstance(asked.data, str | Path)
+    now = {
+        "fingerprint": store.fingerprint,
+        "data_source": store.source,
+        "image_size": store.image_size,
+        "num_classes": store.num_classes,
+        "parameters": count_parameters(model),
+        "steps_per_epoch": len(data.train_dataloader()),
+        "step_flops": cost.flops,
+        "exact": True,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {
+            "vitreous": vitreous.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "pytorch_lightning": pl.__version__,
+            "numpy": np.__version__,
+        },
+        "machine": machine.record(),
+        "request": {
+            **dataclasses.asdict(dataclasses.replace(asked, data=str(asked.data) if known else "arrays"))
+        },
+    }
+    if earlier is None:
+        return now
+    check_fingerprint(earlier, data)
+    changed = [
+        f"{name} {then} is now {there}"
+        for name, then, there in (
+            ("torch", earlier["versions"]["torch"], torch.__version__),
+            ("the machine", earlier["machine"]["name"], machine.name),
+            ("the number of threads", earlier["machine"]["threads"], machine.threads),
+        )
+        if then != there
+    ]
+    if changed:
+        say(f"Continuing, but not to the same bits: {', '.join(changed)}.")
+    return {**earlier, "exact": earlier["exact"] and not changed}
+
+
+def check_fingerprint(resolved: Mapping[str, Any], data: ImageData) -> None:
+    """Raises `VitreousError` where the data are not those that the run was trained on."""
+    if data.store.fingerprint != resolved["fingerprint"]:
+        raise VitreousError(
+            f"{data.store.source} no longer holds the pictures of this run (its fingerprint is "
+            f"{data.store.fingerprint[:12]}, the run's {resolved['fingerprint'][:12]}); restore them or train anew."
+        )
+
+
+def introduce(
+    recipe: Recipe,
+    data: ImageData,
+    model: VisionTransformer,
+    machine: Machine,
+    cost: StepCost,
+    timeline: Timeline,
+    path: Path,
+    say: Say,
+) -> None:
+    """Says what is about to be trained, on what and for how long."""
+    splits, store = data.splits, data.store
+    for reason in machine.reasons:
+        say(reason)
+    say(
+        f"data: {store.name}, {len(splits.train):,} pictures to train on, {len(splits.val):,} to validate, "
+        f"{len(splits.test):,} to test, {store.num_classes} classes, {store.image_size} pixels"
+    )
+    say(render(describe_architecture(recipe.variant, recipe.model, model.image_size, model.num_classes)))
+    say(
+        f"budget: {recipe.budget}, about {timeline.total:,} steps of {data.batch_size} pictures at "
+        f"{cost.flops / 1e9:,.1f} GFLOP each"
+    )
+    say(f"run: {path}")
+
+
+def conclude(summary: Mapping[str, Any], report: Path, path: Path, say: Say) -> None:
+    """Says what came out of it."""
+    if summary["status"] == "interrupted":
+        say(
+            f"Interrupted at step {summary['steps']:,}; continue with: vitreous train --resume {shlex.quote(str(path))}"
+        )
+    else:
+        say(
+            f"val_acc {summary['val_acc']:.4f}, test_acc {summary['test_acc']:.4f} "
+            f"(always guessing the largest class: {summary['test_majority']:.4f}), test_loss {summary['test_loss']:.4f}"
+        )
+        say(
+            f"{summary['steps']:,} steps, {summary['epochs']:.2f} epochs, {summary['train_flops']:.3g} FLOPs, "
+            f"{summary['images_per_second']:,.0f} images/s, {duration(summary['total_seconds'])} in all"
+        )
+    say(f"report: {report}")
+
+
+def data_name(data: Any) -> str:
+    """A name for run folders: of a named set as it is, of a path its last part."""
+    if isinstance(data, str | Path):
+        stem = Path(data).stem or Path(data).resolve().name
+        return "".join(c if c.isalnum() or c in "-_" else "-" for c in stem) or "data"
+    return getattr(data, "name", "arrays")
+
+
+def notebook_for(data: Any) -> str:
+    """Which of the notebook's two recipes `notebook` alone means."""
+    name = "notebook-cifar100" if data_name(data) == "cifar100" else "notebook-cifar10"
+    print(f"recipe: notebook means {name} here")
+    return name

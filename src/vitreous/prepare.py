@@ -1,0 +1,120 @@
+"""What stands before training: the data as the recipe wants them, a network that fits them, a batch to try."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from vitreous import machine as machines
+from vitreous.data.augment import Augment, Flip, normalize, to_float
+from vitreous.data.module import ImageData
+from vitreous.machine import Machine
+from vitreous.model.variants import VARIANTS
+from vitreous.model.vit import VisionTransformer
+from vitreous.recipe import Recipe
+from vitreous.run import Say
+from vitreous.training.cost import forward_loss
+
+WHITENING_PICTURES = 5000
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What was asked for beside the recipe; kept in the run, so that `resume` needs nothing else."""
+
+    data: Any
+    seed: int = 42
+    device: str = "auto"
+    precision: str = "auto"
+    logger: str = "csv"
+    data_dir: str | None = None
+    image_size: int | None = None
+    skip_bad: bool = False
+
+
+def open_module(recipe: Recipe, asked: Request, say: Say) -> ImageData:
+    """The data, opened and split as the recipe says."""
+    a = recipe.augment
+    data = ImageData(
+        asked.data,
+        augment=Augment(
+            crop=a.crop,
+            flip=cast(Flip, a.flip),
+            cutout=a.cutout,
+            resized_crop=a.resized_crop or None,  # type: ignore[arg-type]
+            seed=asked.seed,
+        ),
+        batch_size=recipe.training.batch_size,
+        drop_last=recipe.training.drop_last,
+        val_fraction=recipe.data.val_fraction,
+        split_seed=recipe.data.split_seed,
+        seed=asked.seed,
+        data_dir=asked.data_dir,
+        image_size=asked.image_size,
+        skip_bad=asked.skip_bad,
+        say=say,
+    )
+    data.setup()
+    for note in data.splits.notes:
+        say(note)
+    return data
+
+
+def fit_to_data(recipe: Recipe, data: ImageData, say: Say) -> Recipe:
+    """The recipe with what pictures of another size, or few of them, ask for; each change is said."""
+    size = data.store.image_size
+    table = VARIANTS[recipe.variant].architecture
+    if recipe.model.stem == "conv" and recipe.model.patch_size == table.patch_size:
+        patch = max(2, table.patch_size * 2 ** round(math.log2(size / VARIANTS[recipe.variant].image_size)))
+        if patch != table.patch_size:
+            say(f"patch_size: {patch}, for about as many tokens from {size}-pixel pictures")
+            recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, patch_size=patch))
+    most = max(8, 2 ** int(math.log2(max(len(data.splits.train) / 8, 1))))
+    if recipe.training.batch_size > most:
+        say(f"batch_size: {most}, so that {len(data.splits.train):,} pictures make at least 8 steps an epoch")
+        recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, batch_size=most))
+    data.batch_size = recipe.training.batch_size
+    return recipe
+
+
+def build_model(recipe: Recipe, data: ImageData, seed: int) -> VisionTransformer:
+    """A fresh network, sized and whitened by the data; its weights are a function of the seed."""
+    store, train = data.store, data.splits.train
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = VisionTransformer(recipe.model, store.image_size, store.num_classes)
+    some = train.images[:: max(1, len(train) // WHITENING_PICTURES)]
+    model.init_from_data(
+        normalize(to_float(torch.as_tensor(np.ascontiguousarray(some))), store.mean, store.std)
+    )
+    return model
+
+
+def sample_batch(data: ImageData, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first training batch, on the device: pictures float [B, 3, H, W] normalised, labels [B]."""
+    batch = next(iter(data.train_dataloader()))
+    images = normalize(to_float(batch["image"].to(device)), data.store.mean, data.store.std)
+    return images, batch["label"].to(device)
+
+
+def choose_attention(
+    machine: Machine, model: VisionTransformer, batch: tuple[torch.Tensor, torch.Tensor]
+) -> Machine:
+    """The machine with the attention path that is faster on it, by forward and backward of this network."""
+    twin = copy.deepcopy(model).to(machine.device)
+
+    def step(path: str) -> None:
+        twin.set_attention(path)
+        forward_loss(twin, batch[0][:32], batch[1][:32], bf16=machine.precision == "bf16").backward()
+
+    with torch.random.fork_rng(devices=[]):
+        return machines.choose_attention(machine, step)
+
+
+def count_parameters(model: VisionTransformer) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,243 @@
+"""A run on disk: a folder that explains itself, written and read here.
+
+recipe.toml      the recipe, complete, and [resolved]: data, machine, versions, what was decided
+summary.json     the figures, flat
+metrics.csv      one row for each logged step or validation
+evaluation.json  figures, per-class figures and confusion matrix of val and test
+mistakes.npz     the most confident mistakes on test, as pictures
+split.json       which pictures were cut off for validation and test
+log.txt          what was said
+report.html      all of it for a person
+bundle/          the trained model
+checkpoints/     what --resume continues from
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+import sys
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitreous import recipe as recipes
+from vitreous.errors import VitreousError
+from vitreous.files import atomic_write, write_failure
+
+if TYPE_CHECKING:
+    from vitreous.bundle import Bundle
+    from vitreous.model.vit import VisionTransformer
+
+Say = Callable[..., None]  # say(line, quiet=False)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder; each file is read when it is first asked for.
+
+    Every property raises `VitreousError` where its file is missing or damaged.
+    """
+
+    path: Path
+
+    @cached_property
+    def _tables(self) -> dict[str, Any]:
+        try:
+            return tomllib.loads((self.path / "recipe.toml").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise VitreousError(
+                f"{self.path} is not a run folder (it has no recipe.toml); give the folder that training made."
+            ) from None
+        except (OSError, ValueError) as error:
+            raise unreadable(self.path / "recipe.toml", error) from None
+
+    @cached_property
+    def recipe(self) -> recipes.Recipe:
+        return recipes.parse(self._tables)
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """What was decided when the run started: data, machine, versions."""
+        if "resolved" not in self._tables:
+            raise VitreousError(
+                f"{self.path / 'recipe.toml'} has no [resolved] table; give the folder that training made."
+            )
+        return self._tables["resolved"]
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """Figures by name, flat: `val_loss` … `test_ovr_f1`, `parameters`, `train_flops`, …"""
+        return self._json("summary.json")
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """Rows of `metrics.csv`, numbers as numbers, empty cells as None."""
+        try:
+            return read_metrics(self.path / "metrics.csv")
+        except FileNotFoundError:
+            raise unfinished(self.path, "metrics.csv") from None
+        except (OSError, ValueError) as error:
+            raise unreadable(self.path / "metrics.csv", error) from None
+
+    @cached_property
+    def evaluation(self) -> dict[str, Any]:
+        """Classes, and for "val" and "test" the figures, per-class figures and confusion matrix."""
+        return self._json("evaluation.json")
+
+    @cached_property
+    def bundle(self) -> Bundle:
+        """The trained model with its classes and statistics."""
+        from vitreous.bundle import load_bundle
+
+        return load_bundle(self.path / "bundle")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.bundle.classes
+
+    @property
+    def model(self) -> VisionTransformer:
+        """The trained network, on the CPU, in eval mode."""
+        return self.bundle.model
+
+    def predict(self, images: Any) -> np.ndarray:
+        """Most likely class, int64 [N], of uint8 pictures [N, H, H, 3] of the model's size."""
+        return self.bundle.logits(images).argmax(dim=1).numpy()
+
+    def predict_proba(self, images: Any) -> np.ndarray:
+        """Probability of each class, float32 [N, C], of uint8 pictures [N, H, H, 3] of the model's size."""
+        return self.bundle.logits(images).softmax(dim=1).numpy()
+
+    def _json(self, name: str) -> dict[str, Any]:
+        try:
+            content = json.loads((self.path / name).read_text(encoding="utf-8"))
+            if not isinstance(content, dict):
+                raise ValueError("it holds no table")
+            return content
+        except FileNotFoundError:
+            raise unfinished(self.path, name) from None
+        except (OSError, ValueError) as error:
+            raise unreadable(self.path / name, error) from None
+
+
+def unfinished(path: Path, name: str) -> VitreousError:
+    """The sentence for a file that a run has not written yet."""
+    return VitreousError(f"{path} has no {name}; finish the run with: vitreous train --resume {path}")
+
+
+def unreadable(path: Path, error: Exception) -> VitreousError:
+    """The sentence for a file of a run that is damaged or may not be read."""
+    return VitreousError(f"{path} cannot be read ({error}); restore it, or train anew.")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.csv`; numbers as numbers, empty cells as None.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not such a table.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [
+        {name: (int(cell) if name == "step" else float(cell)) if cell else None for name, cell in row.items()}
+        for row in rows
+        if row.get("step") and None not in row  # a line cut short by a crash is not a row
+    ]
+
+
+@contextmanager
+def created(out: Path | str | None, data: str, recipe: str) -> Iterator[Path]:
+    """The folder of a new run: `out`, or the next `runs/DATA-RECIPE-NNN`.
+
+    Where nothing was begun, since the recipe was not yet written down, every folder made here goes again.
+
+    Raises:
+        VitreousError: `out` is not empty, or nothing can be written there.
+    """
+    wanted = Path(out) if out is not None else Path("runs", re.sub(r"[^\w.-]+", "-", f"{data}-{recipe}"))
+    missing = [folder for folder in (wanted, *wanted.parents) if not folder.exists()]
+    try:
+        path = _empty(wanted) if out is not None else _next(wanted)
+    except OSError as error:
+        raise write_failure(wanted, error) from None
+    try:
+        yield path
+    finally:
+        if not (path / "recipe.toml").exists():
+            (path / "log.txt").unlink(missing_ok=True)
+            with suppress(OSError):  # what is not empty stays
+                for folder in dict.fromkeys((path, *missing) if out is None else missing):
+                    folder.rmdir()
+
+
+def _empty(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    if any(path.iterdir()):
+        raise VitreousError(
+            f"{path} is not empty; give another --out, or continue that run with --resume {path}"
+        )
+    return path
+
+
+def _next(prefix: Path) -> Path:
+    prefix.parent.mkdir(exist_ok=True)
+    suffixes = [path.name.removeprefix(f"{prefix.name}-") for path in prefix.parent.iterdir()]
+    number = max((int(suffix) for suffix in suffixes if suffix.isdecimal()), default=0)
+    while True:
+        number += 1
+        path = prefix.with_name(f"{prefix.name}-{number:03d}")
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:  # another process took it just now
+            continue
+
+
+def write_recipe(path: Path, recipe: recipes.Recipe, resolved: Mapping[str, Any]) -> None:
+    """Writes `recipe.toml`, complete, so that the run can be repeated from it alone."""
+    atomic_write(path / "recipe.toml", recipes.dump({**recipe.tables(), "resolved": resolved}))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file; numbers that JSON does not know become null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    atomic_write(path, json.dumps(plain(content), indent=1, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def log(path: Path) -> Iterator[Say]:
+    """Yields `say(line, quiet=False)`, which prints a line and keeps it in `log.txt`."""
+    try:
+        file = (path / "log.txt").open(
+            "ab", buffering=0
+        )  # unbuffered: a full disk is met in `say`, not later
+    except OSError as error:
+        raise write_failure(path / "log.txt", error) from None
+    with file:
+
+        def say(line: str, quiet: bool = False) -> None:
+            if not quiet:
+                print(line, flush=True)
+            try:
+                file.write(f"{line}\n".encode(errors="backslashreplace"))
+            except OSError as error:
+                print(f"Warning: {write_failure(path / 'log.txt', error)}", file=sys.stderr)
+
+        yield say

@@ -1,0 +1,1 @@
+"""The Lightning module, its optimizers and schedules, budgets and checkpoints."""

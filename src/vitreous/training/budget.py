@@ -1,0 +1,163 @@
+"""When a run ends: its timeline from a budget, kept to while it runs."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+
+from vitreous.recipe import Budget
+from vitreous.training.cost import StepCost
+from vitreous.training.schedule import Timeline
+
+MEASURED_STEPS = 30  # steps whose mean time makes the forecast
+TOLERANCE = 0.005  # of the budget, by which a forecast may miss before the rest is fitted again
+REPORT_SECONDS = 2.0  # from the last figure to the end: bundle, pictures, report
+VALIDATION_SHARE = 0.05  # of a training's time
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Pictures in a step and in each split, and steps in an epoch."""
+
+    batch: int
+    steps_per_epoch: int
+    val: int
+    test: int
+
+
+class BudgetKeeper(pl.Callback):
+    """Plans the timeline, times the run, fits a budget of minutes as it goes, and stops at the end.
+
+    Args:
+        timeline: the run's length, fitted in place and kept in checkpoints.
+        budget: the amount that the run may cost; all but minutes are exact.
+        cost: of a step, measured before the run.
+        began: when the budget's clock started, on `time.monotonic`.
+        note: is told of each fit, for the log.
+    """
+
+    def __init__(
+        self,
+        timeline: Timeline,
+        budget: Budget,
+        cost: StepCost,
+        sizes: Sizes,
+        *,
+        began: float,
+        note: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.timeline, self.budget, self.cost, self.sizes = timeline, budget, cost, sizes
+        self.began, self.note = began, note
+        self.deadline = began + 60 * budget.amount if budget.unit == "minutes" else None
+        self.picture_seconds = cost.evaluation_seconds / sizes.batch  # to evaluate one picture
+        self.recent: deque[float] = deque(maxlen=MEASURED_STEPS)
+        self.earlier_seconds = self.earlier_total = 0.0  # of processes before this one
+        self.started = self.ended = self.mark = self.last_fit = 0.0
+        # Validation comes at the end of every n-th epoch, so seldom that its share is kept.
+        epoch_seconds = sizes.steps_per_epoch * cost.seconds
+        self.validate_every = max(1, round(self.validation_seconds / (VALIDATION_SHARE * epoch_seconds)))
+        timeline.fit(0, self._first_guess())
+
+    def _first_guess(self) -> int:
+        steps = {
+            "steps": lambda: self.budget.amount,
+            "epochs": lambda: self.budget.amount * self.sizes.steps_per_epoch,
+            "flops": lambda: round(self.budget.amount / max(self.cost.flops, 1)),
+            "minutes": lambda: (60 * self.budget.amount - self.final_seconds) / self.cost.seconds,
+        }[self.budget.unit]()
+        return max(1, math.floor(steps))
+
+    @property
+    def forecast_seconds(self) -> float:
+        """What the whole training will take without compilation, roughly."""
+        return self.timeline.total * self.cost.seconds
+
+    @property
+    def validation_seconds(self) -> float:
+        return self.picture_seconds * self.sizes.val
+
+    @property
+    def final_seconds(self) -> float:
+        """From the last step to the printed test figures."""
+        return self.picture_seconds * (self.sizes.val + self.sizes.test) + REPORT_SECONDS
+
+    @property
+    def train_seconds(self) -> float:
+        """From the first training step to the last so far, validation included, all processes together."""
+        return self.earlier_seconds + self.ended - self.started
+
+    @property
+    def total_seconds(self) -> float:
+        """From the data being at hand until now, all processes together."""
+        return self.earlier_total + time.monotonic() - self.began
+
+    @property
+    def step_seconds(self) -> float:
+        """Mean time of the recent steps; 0 before the second."""
+        return sum(self.recent) / len(self.recent) if self.recent else 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.started = self.ended = self.mark = self.last_fit = time.monotonic()
+        if trainer.global_step >= self.timeline.total:  # resumed when nothing but evaluation was left
+            self._stop(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.mark = time.monotonic()
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        now = time.monotonic()
+        self.picture_seconds = (now - self.mark) / self.sizes.val
+        self.mark = self.ended = now
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.monotonic()
+        if self.ended > self.started:  # the first step of a process compiles and warms up
+            self.recent.append(now - self.mark)
+        self.mark = self.ended = now
+        if self.deadline is not None:
+            self._fit(trainer.global_step, now)
+        if trainer.global_step >= self.timeline.total:
+            self._stop(trainer)
+
+    def _stop(self, trainer: pl.Trainer) -> None:
+        trainer.should_stop = True
+        trainer.limit_val_batches = 0  # Lightning would validate once more; the bundle's own figures follow
+
+    def _fit(self, step: int, now: float) -> None:
+        """Fits the steps that are left to the time that is left, where the forecast misses."""
+        assert self.deadline is not None
+        left = self.deadline - now - self.final_seconds
+        if left > 0 and (len(self.recent) < 5 or now - self.last_fit < self.budget.amount):
+            return  # a sixtieth of the budget between two looks
+        every = self.validate_every * self.sizes.steps_per_epoch
+        validations = self.timeline.total // every - step // every
+        forecast = (self.timeline.total - step) * self.step_seconds + validations * self.validation_seconds
+        missed = forecast - left
+        self.last_fit = now
+        if abs(missed) <= TOLERANCE * 60 * self.budget.amount:
+            return
+        per_step = self.step_seconds + self.validation_seconds / every
+        total = max(step, self.timeline.total - round(missed / per_step)) if per_step else step
+        self.note(
+            f"step {step}: {1000 * self.step_seconds:.0f} ms a step, the forecast missed by {missed:+.1f} s, "
+            f"so {self.timeline.total} steps become {total}"
+        )
+        self.timeline.fit(step, total)
+
+    def state_dict(self) -> dict[str, Any]:
+        fits = [list(fit) for fit in self.timeline.fits]
+        return {"fits": fits, "train_seconds": self.train_seconds, "total_seconds": self.total_seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues a run: its length stays as it was last fitted, which makes the rest repeatable."""
+        self.timeline.fits[:] = [tuple(fit) for fit in state["fits"]]
+        self.earlier_seconds, self.earlier_total = state["train_seconds"], state["total_seconds"]
+        self.deadline = None

@@ -1,0 +1,146 @@
+"""The network with its loss, figures, optimizer and schedule, as a LightningModule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitreous.metrics import SplitMetrics
+from vitreous.model.vit import VisionTransformer
+from vitreous.recipe import OptimizerSection, Recipe
+from vitreous.training.muon import Muon
+from vitreous.training.schedule import Timeline, linear, onecycle
+
+
+class Classifier(pl.LightningModule):
+    """Trains a `VisionTransformer` by a recipe, in `vitreous.train` and in a Trainer of your own.
+
+    Batches are dictionaries as `ImageData` makes them, or pairs of (images, labels). It logs
+    `train_loss` and, over whole splits, `val_…` and `test_…`: loss, acc, cat_prec, cat_recall, cat_f1
+    (macro), ovr_prec, ovr_recall, ovr_f1 (micro), ece, majority, and top5 above ten classes.
+
+    Args:
+        model: the network; moved and trained in place.
+        recipe: its optimizer, schedule and training sections are used.
+        timeline: the run's length in steps; by default the Trainer's own estimate.
+        seed: of dropout and stochastic depth, together with the step.
+    """
+
+    def __init__(
+        self, model: VisionTransformer, recipe: Recipe, *, timeline: Timeline | None = None, seed: int = 42
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.recipe = recipe
+        self.timeline = timeline
+        self.seed = seed
+        self.save_hyperparameters(recipe.tables())
+        self.figures = SplitMetrics(model.num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, num_classes] of normalised pictures [B, 3, H, W]."""
+        return self.model(images)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        images, labels = _pair(batch)
+        with counted_noise(self.seed, self.global_step, self.device):
+            logits = self(images)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.training.label_smoothing)
+        self.log("train_loss", loss, prog_bar=True)
+        self.log("learning_rate", self.optimizers().param_groups[-1]["lr"])  # type: ignore[union-attr]
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        images, labels = _pair(batch)
+        self.figures.update(self(images), labels)
+
+    test_step = validation_step
+
+    def on_validation_epoch_start(self) -> None:
+        self.figures.reset()
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_figures("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_figures("test")
+
+    def _log_figures(self, stage: str) -> None:
+        self.log_dict(self.figures.compute().named(stage), prog_bar=True)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        if self.timeline is None:
+            self.timeline = Timeline([(0, int(self.trainer.estimated_stepping_batches))])
+        return make_optimizer(self.model, self.recipe.optimizer)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        assert self.timeline is not None
+        set_rates(self.optimizers(), self.recipe, self.timeline, self.global_step)  # type: ignore[arg-type]
+
+
+def _pair(batch: Any) -> tuple[Tensor, Tensor]:
+    return (batch["image"], batch["label"]) if isinstance(batch, dict) else (batch[0], batch[1])
+
+
+def make_optimizer(model: VisionTransformer, section: OptimizerSection) -> torch.optim.Optimizer:
+    """AdamW on everything, or Muon on the matrices of stem and encoder and AdamW on the rest."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    betas = (section.beta1, section.beta2)
+    if section.name == "adamw":
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+            trained.values(),
+            lr=section.learning_rate,
+            betas=betas,
+            weight_decay=section.weight_decay,
+            fused=True,
+        )
+    else:
+        matrices = {
+            name: p
+            for name, p in trained.items()
+            if p.ndim >= 2 and name.startswith(("patch_embed.", "blocks."))
+        }
+        optimizer = Muon(
+            matrices.values(),
+            [p for name, p in trained.items() if name not in matrices],
+            learning_rate=section.learning_rate,
+            betas=betas,
+            weight_decay=section.weight_decay,
+            muon_learning_rate=section.muon_learning_rate,
+            momentum=section.muon_momentum,
+        )
+    for group in optimizer.param_groups:
+        group["peak_lr"] = group["lr"]
+    return optimizer
+
+
+def set_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, timeline: Timeline, step: int) -> None:
+    """Sets learning rate (and OneCycle's beta1) for `step`, a pure function of it and the timeline."""
+    total = timeline.total
+    position = timeline.fraction(step) * total
+    warmup = recipe.schedule.warmup
+    for group in optimizer.param_groups:
+        if recipe.schedule.name == "onecycle":
+            factor, beta1 = onecycle(position, total, warmup)
+            if "betas" in group:
+                group["betas"] = (beta1, group["betas"][1])
+        else:
+            factor = linear(position, total, warmup)
+        group["lr"] = group["peak_lr"] * factor
+
+
+@contextmanager
+def counted_noise(seed: int, step: int, device: torch.device) -> Iterator[None]:
+    """Randomness inside is a function of (seed, step); the caller's generators are left as they were."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed * 0x9E3779B1 + step)
+        yield

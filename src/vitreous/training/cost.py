@@ -1,0 +1,71 @@
+"""What one training step costs: counted FLOPs and measured seconds, on a twin that is thrown away."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from vitreous.model.vit import VisionTransformer
+from vitreous.recipe import OptimizerSection
+from vitreous.training.classifier import make_optimizer
+
+SHORT_SECONDS = 2.0  # a step shorter than this is timed again, warm
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Of one step of a batch.
+
+    Attributes:
+        flops: of forward, backward and the optimizer's products, a multiply-add as two.
+        seconds: not compiled.
+        evaluation_seconds: of the forward pass alone, as evaluation does it.
+    """
+
+    flops: int
+    seconds: float
+    evaluation_seconds: float
+
+
+def step_cost(
+    model: VisionTransformer, section: OptimizerSection, images: Tensor, labels: Tensor, *, bf16: bool
+) -> StepCost:
+    """Runs a real eager step on a copy of `model`, on the device of `images` [B, 3, H, W], normalised."""
+    twin = copy.deepcopy(model).to(images.device).train()
+    optimizer = make_optimizer(twin, section)
+
+    def step() -> float:
+        start = time.perf_counter()
+        loss = forward_loss(twin, images, labels, bf16=bf16)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()  # waits for the device
+        return time.perf_counter() - start
+
+    path = twin.attention_path
+    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+        twin.set_attention("explicit")  # the counter knows every one of its products
+        with FlopCounterMode(display=False) as counter:
+            seconds = step()
+        twin.set_attention(path)
+        if seconds < SHORT_SECONDS:
+            seconds = min(step(), step())
+    twin.eval()
+    with torch.no_grad():
+        start = time.perf_counter()
+        forward_loss(twin, images, labels, bf16=bf16).item()
+    return StepCost(counter.get_total_flops(), seconds, time.perf_counter() - start)
+
+
+def forward_loss(model: VisionTransformer, images: Tensor, labels: Tensor, *, bf16: bool) -> Tensor:
+    """Cross-entropy of a batch, under autocast if `bf16`."""
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+        logits = model(images)
+    return F.cross_entropy(logits.float(), labels)

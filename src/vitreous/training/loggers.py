@@ -1,0 +1,96 @@
+"""Where figures go while training: `metrics.csv` always, TensorBoard and Weights & Biases on request."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from torch import nn
+
+from vitreous.errors import VitreousError, unknown
+from vitreous.files import atomic_write, write_failure
+from vitreous.run import read_metrics
+
+LOGGERS = ("csv", "tensorboard", "wandb")
+FIGURES = (
+    "loss", "acc", "cat_prec", "cat_recall", "cat_f1", "ovr_prec", "ovr_recall", "ovr_f1",
+    "top5", "ece", "majority",
+)  # fmt: skip
+COLUMNS = ("step", "epoch", "seconds", "learning_rate", "train_loss", *(f"val_{name}" for name in FIGURES))
+
+
+class MetricsCsv(Logger):
+    """`metrics.csv`: one row for each logged step or validation, empty cells where nothing was logged.
+
+    Args:
+        path: of the file; its rows up to `start_step` are kept, later ones belong to a lost future.
+        seconds: the run's training clock.
+        steps_per_epoch: for the `epoch` column, a fraction.
+    """
+
+    def __init__(
+        self, path: Path, *, seconds: Callable[[], float], steps_per_epoch: int, start_step: int = 0
+    ) -> None:
+        super().__init__()
+        self.path, self.clock, self.steps_per_epoch = path, seconds, steps_per_epoch
+        kept = [row for row in read_metrics(path) if row["step"] <= start_step] if path.exists() else []
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([{k: "" if v is None else v for k, v in row.items()} for row in kept])
+        atomic_write(path, text.getvalue())
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """The recipe stands in the run folder already."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        known = {
+            key: value for key, value in metrics.items() if key in COLUMNS and key not in ("epoch", "step")
+        }
+        if not known or step is None:
+            return
+        done = step + 1  # Lightning counts the step in progress, a person those that are done
+        row = {
+            "step": done,
+            "epoch": round(done / self.steps_per_epoch, 4),
+            "seconds": round(self.clock(), 2),
+            **known,
+        }
+        try:
+            with self.path.open("a", encoding="utf-8", newline="") as file:
+                csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
+        except OSError as error:
+            raise write_failure(self.path, error) from None
+
+
+def extra_logger(name: str, folder: Path, config: Mapping[str, Any], model: nn.Module) -> Logger | None:
+    """The logger called `name` beside the CSV, writing into the run's folder."""
+    if name == "tensorboard":
+        return TensorBoardLogger(save_dir=folder, name=None, version="tensorboard")
+    if name == "wandb":
+        logger = WandbLogger(project="vitreous", name=folder.name, save_dir=folder, config=dict(config))
+        logger.watch(model, log="all", log_freq=100, log_graph=True)
+        return logger
+    return None
+
+
+def finish(loggers: Iterable[Logger], figures: Mapping[str, float], step: int) -> None:
+    """Hands over a run's last figures and ends what has to be ended."""
+    for logger in loggers:
+        logger.log_metrics(dict(figures), step=step)
+        logger.finalize("success")
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()

@@ -1,0 +1,120 @@
+"""Muon for matrices and convolutions, AdamW for the rest, as one optimizer.
+
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) replaces the momentum of a
+weight matrix by the nearest semi-orthogonal matrix, found with five Newton-Schulz steps. Matrices
+of one shape go through them as one batched product. One optimizer rather than two, since Lightning
+steps, counts and saves one without further ado.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+# Coefficients of the odd polynomial a x + b x^3 + c x^5: steepest at zero while singular values stay near 1.
+A, B, C = 3.4445, -4.7750, 2.0315
+
+
+def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Nearest semi-orthogonal matrices, roughly: singular values end between 0.7 and 1.2.
+
+    Args:
+        matrices: [K, M, N], any float type; computed in the type that is given.
+    """
+    tall = matrices.size(-2) > matrices.size(-1)
+    x = matrices.mT if tall else matrices
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=B, alpha=C), x, beta=A)
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon on parameters of two and more dimensions, AdamW on all others.
+
+    Args:
+        matrices: parameters for Muon; a convolution [O, I, h, w] counts as a matrix [O, I*h*w].
+        others: parameters for AdamW (biases, norms, positions, the head).
+        muon_learning_rate: scaled for each matrix by sqrt(max(1, rows / columns)).
+        dtype: type of the Newton-Schulz products; bfloat16 is enough where it is fast.
+    """
+
+    def __init__(
+        self,
+        matrices: Iterable[Tensor],
+        others: Iterable[Tensor],
+        *,
+        learning_rate: float = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        muon_learning_rate: float = 0.02,
+        momentum: float = 0.95,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        groups: list[dict[str, Any]] = [
+            {"params": list(matrices), "muon": True, "lr": muon_learning_rate, "momentum": momentum},
+            {"params": list(others), "muon": False, "lr": learning_rate, "betas": betas, "eps": 1e-8},
+        ]
+        super().__init__(groups, {"weight_decay": weight_decay})
+        self.dtype = dtype
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step of both; `closure` computes the loss and its gradients, as in torch's own optimizers."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                (self._muon if group["muon"] else self._adamw)(group, params)
+        return loss
+
+    def _muon(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        grads = [p.grad for p in params if p.grad is not None]
+        for p in params:
+            if "momentum" not in self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+        buffers = [self.state[p]["momentum"] for p in params]
+        torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
+        nesterov = torch._foreach_lerp(grads, buffers, group["momentum"])
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for index, p in enumerate(params):
+            by_shape[p.size(0), p.numel() // p.size(0)].append(index)
+        for (rows, columns), indices in by_shape.items():
+            stacked = torch.stack([nesterov[i].reshape(rows, columns) for i in indices])  # [K, rows, columns]
+            update = orthogonalize(stacked.to(self.dtype)).to(params[0].dtype)
+            scale = group["lr"] * max(1.0, rows / columns) ** 0.5
+            for i, matrix in zip(indices, update, strict=True):
+                params[i].add_(matrix.view_as(params[i]), alpha=-scale)
+
+    def _adamw(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        """AdamW (Loshchilov & Hutter, arXiv 1711.05101)."""
+        grads = [p.grad for p in params if p.grad is not None]
+        for p in params:
+            if "step" not in self.state[p]:
+                self.state[p].update(step=0, mean=torch.zeros_like(p), square=torch.zeros_like(p))
+            self.state[p]["step"] += 1
+        means = [self.state[p]["mean"] for p in params]
+        squares = [self.state[p]["square"] for p in params]
+        beta1, beta2 = group["betas"]
+        torch._foreach_lerp_(means, grads, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        scales = torch._foreach_sqrt(squares)
+        torch._foreach_div_(scales, [(1 - beta2 ** self.state[p]["step"]) ** 0.5 for p in params])
+        torch._foreach_add_(scales, group["eps"])
+        steps = [-group["lr"] / (1 - beta1 ** self.state[p]["step"]) for p in params]
+        torch._foreach_addcdiv_(params, means, scales, steps)

@@ -1,0 +1,77 @@
+"""Learning rates as pure functions of how far a run has come.
+
+A run's length may be fitted again while it runs, when the machine turns out slower or faster than
+forecast. `Timeline` keeps those fits and turns a step into a fraction of the run that never jumps;
+the schedules below know only that fraction, so the learning rate has no jump either, and a resumed
+run that knows the fits knows every learning rate.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Timeline:
+    """The fitted length of a run: `fits` holds (from which step, total steps), in order."""
+
+    fits: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        """Number of steps of the whole run, as last fitted."""
+        return self.fits[-1][1]
+
+    def fit(self, step: int, total: int) -> None:
+        """From `step` on, the run has `total` steps.
+
+        Raises:
+            ValueError: the run would end before the step it is at.
+        """
+        if total < max(step, 1):
+            raise ValueError(f"a run at step {step} cannot have {total} steps")
+        if self.fits and self.fits[-1][0] == step:
+            self.fits.pop()
+        self.fits.append((step, total))
+
+    def fraction(self, step: int) -> float:
+        """Share of the run, 0 to 1, that lies before `step`; continuous across fits."""
+        fraction = 0.0
+        for index in range(bisect_right([start for start, _ in self.fits], step)):
+            start, total = self.fits[index]
+            end = min(step, self.fits[index + 1][0]) if index + 1 < len(self.fits) else step
+            if total > start:
+                fraction += (1 - fraction) * (end - start) / (total - start)
+        return min(fraction, 1.0)
+
+
+def linear(position: float, total: int, warmup: float) -> float:
+    """Factor of the peak learning rate: a rise over `warmup` of the run, then a line to zero.
+
+    Args:
+        position: step, 0 to `total`; fractional after a fit.
+    """
+    rise = warmup * total
+    if position + 1 <= rise:
+        return (position + 1) / rise
+    return max(0.0, (total - position) / max(total - rise, 1.0)) if total > rise else 1.0
+
+
+def onecycle(position: float, total: int, warmup: float) -> tuple[float, float]:
+    """Factor of the peak learning rate and beta1, as torch's OneCycleLR with its defaults.
+
+    Cosine from 1/25 to 1 and to 1/25e4; beta1 from 0.95 to 0.85 and back (cycle_momentum).
+    Smith & Topin, arXiv 1708.07120.
+    """
+
+    def cosine(start: float, end: float, share: float) -> float:
+        return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
+
+    peak = warmup * total - 1
+    if position <= peak:
+        share = position / peak if peak > 0 else 1.0
+        return cosine(1 / 25, 1.0, share), cosine(0.95, 0.85, share)
+    share = min(1.0, (position - peak) / max(total - 1 - peak, 1e-9))
+    return cosine(1.0, 1 / 25e4, share), cosine(0.85, 0.95, share)

@@ -1,0 +1,405 @@
+"""Whole runs on tiny data: budgets, resumption to the same bits, evaluation, the run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from safetensors.torch import load_file
+
+import vitreous
+from vitreous import machine as machines
+from vitreous import recipe as recipes
+from vitreous.data.augment import Augment
+from vitreous.data.module import ImageData
+from vitreous.data.store import from_arrays
+from vitreous.errors import VitreousError
+from vitreous.training import budget as budgets
+from vitreous.training.budget import BudgetKeeper, Sizes
+from vitreous.training.checkpoint import CheckpointKeeper, newest
+from vitreous.training.classifier import Classifier, counted_noise, make_optimizer
+from vitreous.training.cost import StepCost, step_cost
+from vitreous.training.schedule import Timeline
+
+Arrays = tuple[np.ndarray, np.ndarray]
+
+
+def weights(run: vitreous.Run) -> dict[str, torch.Tensor]:
+    return load_file(run.path / "bundle" / "model.safetensors")
+
+
+def same(a: vitreous.Run, b: vitreous.Run) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(weights(a).values(), weights(b).values(), strict=True))
+
+
+@pytest.fixture
+def explicit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes away the one choice that two runs on a busy machine may make differently."""
+    monkeypatch.setattr(
+        machines,
+        "choose_attention",
+        lambda machine, step: machine.decided("as the test asks", attention="explicit"),
+    )
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """A real SIGINT when `step` steps are done."""
+    save = CheckpointKeeper.on_train_batch_end
+
+    def hook(self: CheckpointKeeper, trainer: pl.Trainer, *args: Any) -> None:
+        if trainer.global_step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+        save(self, trainer, *args)
+
+    monkeypatch.setattr(CheckpointKeeper, "on_train_batch_end", hook)
+
+
+def test_it_learns_and_the_folder_explains_itself(
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    run = vitreous.train(arrays, epochs=4, out=tmp_path / "run", **tiny)
+    summary = run.summary
+    assert summary["test_acc"] > 0.9 > summary["test_majority"]
+    origin = ("loss", "acc", "cat_prec", "cat_recall", "cat_f1", "ovr_prec", "ovr_recall", "ovr_f1")
+    assert {f"{stage}_{name}" for stage in ("val", "test") for name in origin} <= set(summary)
+    costs = (
+        "parameters",
+        "train_flops",
+        "train_seconds",
+        "total_seconds",
+        "images_per_second",
+        "epochs",
+        "steps",
+        "seed",
+    )
+    assert set(costs) <= set(summary)
+    assert summary["epochs"] == 4
+    assert summary["steps"] == 4 * run.resolved["steps_per_epoch"]
+    assert summary["train_flops"] == summary["steps"] * run.resolved["step_flops"]
+    assert 0 < summary["train_seconds"] < summary["total_seconds"]
+    for name in (
+        "recipe.toml",
+        "metrics.csv",
+        "evaluation.json",
+        "mistakes.npz",
+        "split.json",
+        "log.txt",
+        "report.html",
+    ):
+        assert (run.path / name).stat().st_size > 0
+    rows = run.metrics
+    assert rows[-1]["step"] == summary["steps"] and rows[-1]["val_acc"] == pytest.approx(summary["val_acc"])
+    assert [row["step"] for row in rows if row["train_loss"] is not None] == list(
+        range(1, summary["steps"] + 1)
+    )
+    assert [row["epoch"] for row in rows if row["val_loss"] is not None] == [1, 2, 3, 4]
+    images, labels = arrays
+    assert (run.predict(images) == labels).mean() > 0.9
+    assert np.allclose(run.predict_proba(images[:5]).sum(axis=1), 1, atol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, explicit: None
+) -> None:
+    a, b, c = (
+        vitreous.train(arrays, steps=6, out=tmp_path / name, seed=seed, **tiny)
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert same(a, b)
+    assert not same(a, c)
+
+
+def test_a_run_is_repeated_from_its_own_recipe(
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, explicit: None
+) -> None:
+    a = vitreous.train(arrays, steps=6, out=tmp_path / "a", **tiny)
+    again = vitreous.train(
+        arrays, str(tmp_path / "a" / "recipe.toml"), out=tmp_path / "b", device="cpu", precision="32"
+    )
+    assert again.recipe == a.recipe
+    assert same(a, again)
+
+
+# 300 pictures give 240 to train on, 15 steps of 16 in an epoch: within one, at its end, and at the very end.
+@pytest.mark.parametrize("step", [4, 15, 22, 33])
+def test_an_interrupted_run_continues_to_the_same_bits(
+    arrays: Arrays,
+    tiny: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    explicit: None,
+    step: int,
+) -> None:
+    tiny["overrides"] |= {"dropout": 0.1, "drop_path": 0.2, "crop": 2}
+    whole = vitreous.train(arrays, steps=33, out=tmp_path / "whole", **tiny)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, step)
+        with pytest.raises(KeyboardInterrupt):
+            vitreous.train(arrays, steps=33, out=tmp_path / "cut", **tiny)
+    cut = vitreous.Run(tmp_path / "cut")
+    assert cut.summary["status"] == "interrupted" and cut.summary["steps"] == step
+    assert "test_acc" not in cut.summary
+    assert (cut.path / "report.html").exists()
+    rest = vitreous.resume(cut.path, arrays)
+    assert rest.summary["status"] == "finished" and rest.summary["steps"] == 33
+    assert same(whole, rest)
+    for name in ("test_loss", "val_acc"):
+        assert rest.summary[name] == whole.summary[name]
+
+    def losses(run: vitreous.Run) -> list[tuple[int, float]]:
+        return [(row["step"], row["train_loss"]) for row in run.metrics if row["train_loss"] is not None]
+
+    assert losses(rest) == losses(whole)
+    assert rest.resolved["exact"]
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, explicit: None
+) -> None:
+    whole = vitreous.train(arrays, steps=20, out=tmp_path / "whole", **tiny)
+    with monkeypatch.context() as patch:
+        keep = CheckpointKeeper.__init__
+        patch.setattr(
+            CheckpointKeeper, "__init__", lambda self, folder, **kw: keep(self, folder, every_seconds=0, **kw)
+        )
+        interrupt_at(patch, 9)
+        with pytest.raises(KeyboardInterrupt):
+            vitreous.train(arrays, steps=20, out=tmp_path / "cut", **tiny)
+    folder = tmp_path / "cut" / "checkpoints"
+    assert [path.name for path in sorted(folder.glob("*.ckpt"))] == [
+        "step-00000008.ckpt",
+        "step-00000009.ckpt",
+    ]
+    with (folder / "step-00000009.ckpt").open("r+b") as file:
+        file.truncate(1000)
+    said: list[str] = []
+    assert newest(folder, said.append) == folder / "step-00000008.ckpt"
+    assert "step-00000009.ckpt" in said[0]
+    assert same(whole, vitreous.resume(tmp_path / "cut", arrays))
+
+
+def test_resume_refuses_other_data(
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            vitreous.train(arrays, steps=9, out=tmp_path / "run", **tiny)
+    images, labels = arrays
+    with pytest.raises(VitreousError, match="fingerprint"):
+        vitreous.resume(tmp_path / "run", (images ^ 1, labels))
+    with pytest.raises(VitreousError, match="give them again"):
+        vitreous.resume(tmp_path / "run")
+
+
+def test_evaluate_reproduces_the_runs_own_figures(
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    run = vitreous.train(arrays, steps=10, out=tmp_path / "run", **tiny)
+    for split in ("val", "test"):
+        figures = vitreous.evaluate(run.path, split, data=arrays)
+        for name, value in figures.named(split).items():
+            assert value == run.summary[name]
+    with pytest.raises(VitreousError, match="'test'"):
+        vitreous.evaluate(run.path, "tets", data=arrays)
+
+
+def test_minutes_are_kept_on_a_machine_that_changes_speed(
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A made-up clock: steps of 50 ms, then of 200 ms, and evaluation in proportion."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    step = Classifier.training_step
+    validate = Classifier.validation_step
+
+    def slow_step(self: Classifier, batch: Any, index: int) -> torch.Tensor:
+        now[0] += 0.05 if self.global_step < 150 else 0.2
+        return step(self, batch, index)
+
+    def slow_validation(self: Classifier, batch: Any, index: int) -> None:
+        now[0] += 0.02
+        validate(self, batch, index)
+
+    monkeypatch.setattr(Classifier, "training_step", slow_step)
+    monkeypatch.setattr(Classifier, "validation_step", slow_validation)
+    monkeypatch.setattr(budgets, "REPORT_SECONDS", 0.0)
+    run = vitreous.train(arrays, minutes=0.5, out=tmp_path / "run", **tiny)
+    assert run.summary["total_seconds"] == pytest.approx(30, rel=0.03)
+    assert "steps become" in (run.path / "log.txt").read_text()
+    assert run.metrics[-2]["learning_rate"] < 0.03 * 2e-3  # the schedule came to its end
+    assert 150 < run.summary["steps"] < 350
+
+
+def keeper(unit: str, amount: float, steps_per_epoch: int = 176) -> BudgetKeeper:
+    sizes = Sizes(256, steps_per_epoch, val=5000, test=10000)
+    cost = StepCost(flops=3_000_000_000, seconds=0.5, evaluation_seconds=0.1)
+    return BudgetKeeper(Timeline(), recipes.Budget(amount, unit), cost, sizes, began=time.monotonic())
+
+
+@pytest.mark.parametrize(
+    ("unit", "amount", "steps"),
+    [("epochs", 180, 31680), ("steps", 234, 234), ("flops", 3e12, 1000), ("flops", 1, 1)],
+)
+def test_exact_budgets(unit: str, amount: float, steps: int) -> None:
+    assert keeper(unit, amount).timeline.total == steps
+
+
+def test_validation_keeps_to_its_share() -> None:
+    assert keeper("epochs", 180).validate_every == 1
+    assert keeper("epochs", 180, steps_per_epoch=20).validate_every == 4  # 1.95 s in each 10 s epoch
+
+
+@pytest.mark.parametrize("name", ["notebook-cifar10", "notebook-cifar100"])
+def test_the_notebooks_schedule_and_optimizer(name: str) -> None:
+    """45,000 pictures in steps of 256 are 176 steps an epoch, of which the notebook's schedule knew 234."""
+    recipe = recipes.load(name)
+    images, labels = np.zeros((50_000, 1, 1, 3), np.uint8), np.arange(50_000) % 2
+    module = ImageData(
+        from_arrays(images, labels, test=(images[:2], labels[:2])),
+        batch_size=recipe.training.batch_size,
+        drop_last=recipe.training.drop_last,
+        val_fraction=recipe.data.val_fraction,
+        split_seed=recipe.data.split_seed,
+    )
+    module.setup()
+    loader = module.train_dataloader()
+    assert len(module.splits.train) == 45_000 and len(module.splits.val) == 5_000
+    assert len(loader) == 176
+    assert keeper("epochs", recipe.budget.amount).timeline.total == 180 * 176
+    assert loader.shuffle
+    optimizer = make_optimizer(vitreous.create_model("vit-xs4", depth=1), recipe.optimizer)
+    assert type(optimizer) is torch.optim.AdamW
+    (group,) = optimizer.param_groups
+    expected = {"notebook-cifar10": 3e-4, "notebook-cifar100": 1e-3}[name]
+    assert (group["lr"], group["weight_decay"], group["betas"]) == (expected, 0.03, (0.9, 0.999))
+
+
+def test_the_head_has_the_datas_classes_and_statistics(arrays: Arrays, tmp_path: Path) -> None:
+    """The notebook had 100 outputs and CIFAR-10's statistics for every data set."""
+    overrides = {"embed_dim": 32, "num_heads": 2, "mlp_dim": 32, "depth": 1, "head_hidden": 16}
+    run = vitreous.train(
+        arrays,
+        "notebook-cifar100",
+        steps=2,
+        out=tmp_path / "run",
+        device="cpu",
+        precision="32",
+        overrides=overrides,
+    )
+    assert run.model.num_classes == 3
+    images = arrays[0].astype(np.float64) / 255
+    train = json.loads((run.path / "split.json").read_text())
+    assert set(train)  # what was cut is written down
+    store = vitreous.open_data(arrays)
+    assert run.bundle.mean == store.mean == pytest.approx(tuple(images.mean(axis=(0, 1, 2))), abs=1e-6)
+
+
+def test_step_flops_against_a_closed_form() -> None:
+    """A linear stem, one layer, mean pooling: each product once forward and twice backward."""
+    B, N, D, M, C = 4, 16, 32, 48, 3
+    model = vitreous.create_model(
+        "vit-xs4", image_size=16, num_classes=C, embed_dim=D, depth=1, num_heads=2, mlp_dim=M, pool="mean"
+    )
+    section = recipes.OptimizerSection(name="adamw")
+    images, labels = torch.randn(B, 3, 16, 16), torch.zeros(B, dtype=torch.int64)
+    cost = step_cost(model, section, images, labels, bf16=False)
+    stem = 2 * B * N * 48 * D
+    layer = 2 * B * N * (3 * D * D + 2 * N * D + D * D + 2 * D * M)
+    head = 2 * B * D * C
+    assert cost.flops == 3 * (layer + head) + 2 * stem  # pictures need no gradient
+
+
+def test_muons_products_are_counted() -> None:
+    model = vitreous.create_model(
+        "vit-xs4", image_size=16, num_classes=3, embed_dim=32, depth=1, num_heads=2, mlp_dim=32
+    )
+    images, labels = torch.randn(2, 3, 16, 16), torch.zeros(2, dtype=torch.int64)
+    flops = {
+        name: step_cost(model, recipes.OptimizerSection(name=name), images, labels, bf16=False).flops
+        for name in ("adamw", "muon")
+    }
+    shapes = [(32, 48), (32, 32), (32, 32), (32, 32), (96, 32)]  # stem, attention's and the MLP's matrices
+    steps = 5 * sum(2 * (2 * min(s) ** 2 * max(s)) + 2 * min(s) ** 3 for s in shapes)
+    assert flops["muon"] - flops["adamw"] == steps
+
+
+def test_noise_is_counted_and_leaves_the_callers_generator_alone() -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    cpu = torch.device("cpu")
+    with counted_noise(1, 2, cpu):
+        first = torch.rand(3)
+    with counted_noise(1, 2, cpu):
+        again = torch.rand(3)
+    with counted_noise(1, 3, cpu):
+        other = torch.rand(3)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_trainer_of_ones_own(arrays: Arrays, tiny: dict[str, Any], tmp_path: Path) -> None:
+    """Both Lightning parts in a plain Trainer, with its own checkpoints and restarts."""
+    recipe = recipes.load("default", tiny["overrides"])
+
+    def parts() -> tuple[Classifier, ImageData, pl.Trainer]:
+        data = ImageData(arrays, augment=Augment(crop=2, flip="random"), batch_size=32, drop_last=True)
+        torch.manual_seed(0)
+        model = vitreous.VisionTransformer(recipe.model, 16, 3)
+        trainer = pl.Trainer(
+            max_epochs=3, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+            default_root_dir=tmp_path,
+        )  # fmt: skip
+        return Classifier(model, recipe), data, trainer
+
+    classifier, data, trainer = parts()
+    trainer.fit(classifier, datamodule=data)
+    assert classifier.timeline is not None and classifier.timeline.total == 3 * 7
+    assert float(trainer.callback_metrics["val_acc"]) > 0.9
+    (figures,) = trainer.test(classifier, datamodule=data, verbose=False)
+    assert figures["test_acc"] > 0.9
+    assert classifier.hparams["model"]["embed_dim"] == 32
+
+
+def test_pairs_of_images_and_labels_will_do(tiny: dict[str, Any]) -> None:
+    recipe = recipes.load("default", tiny["overrides"])
+    classifier = Classifier(vitreous.VisionTransformer(recipe.model, 16, 3), recipe)
+    batches = [(torch.randn(8, 3, 16, 16), torch.arange(8) % 3)] * 2
+    loader = torch.utils.data.DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+                         enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    trainer.fit(classifier, loader)
+    assert trainer.global_step == 2
+
+
+def test_unknown_arguments_are_refused(arrays: Arrays) -> None:
+    with pytest.raises(VitreousError, match="'seed'"):
+        vitreous.train(arrays, sed=1)
+    with pytest.raises(VitreousError, match="minutes and steps"):
+        vitreous.train(arrays, minutes=1, steps=1)
+    with pytest.raises(VitreousError, match="more than zero"):
+        vitreous.train(arrays, steps=0)
+
+
+def test_small_data_get_smaller_batches(
+    arrays: Arrays, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = {"embed_dim": 32, "num_heads": 2, "mlp_dim": 32, "depth": 1, "stem_dims": [8]}
+    run = vitreous.train(
+        arrays, steps=1, out=tmp_path / "run", device="cpu", precision="32", overrides=overrides
+    )
+    assert run.recipe.training.batch_size == 16
+    assert "batch_size: 16" in capsys.readouterr().out
+    assert run.recipe.model.patch_size == 2  # of 16 pixels, as 4 of 32
+    assert dataclasses.asdict(run.recipe) == dataclasses.asdict(recipes.load(str(run.path / "recipe.toml")))

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitreous.errors import VitreousError
-from vitreous.model.stem import ConvStem
+from vitreous.model.stem import ConvStage, ConvStem
 from vitreous.model.summary import describe, render
 from vitreous.model.variants import VARIANTS, Architecture
 from vitreous.model.vit import (
@@ -420,6 +420,28 @@ def test_conv_stem_has_a_stage_for_each_halving(patch_size: int, widths: list[in
     assert model.embed(torch.randn(2, 3, 2 * patch_size, 2 * patch_size)).shape == (2, 5, 16)
 
 
+def test_conv_stem_step_by_step() -> None:
+    stem = shaken(tiny(**CONV).double()).patch_embed
+    assert isinstance(stem, ConvStem)
+
+    def stage(x: Tensor, layer: ConvStage, halve: bool) -> Tensor:
+        x = F.conv2d(x, layer.conv.weight, padding=1)
+        x = F.max_pool2d(x, 2) if halve else x
+        variance, mean = torch.var_mean(x, dim=1, correction=0, keepdim=True)
+        x = (x - mean) / (variance + 1e-6).sqrt()
+        return F.gelu(x * layer.norm.weight[:, None, None] + layer.norm.bias[:, None, None])
+
+    pictures = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    padded = torch.zeros(2, 3, 9, 9, dtype=torch.float64)
+    padded[:, :, :8, :8] = pictures
+    x = F.gelu(F.conv2d(padded, stem.whiten.weight))
+    for layer in stem.stages:
+        x = stage(x, layer, halve=True)
+    x = x + stage(x, stem.mix, halve=False)
+    tokens = torch.einsum("bcij,dc->bijd", x, stem.proj.weight[:, :, 0, 0]) + stem.proj.bias
+    torch.testing.assert_close(stem(pictures), tokens.reshape(2, 4, 16))
+
+
 # Machines
 
 
@@ -431,7 +453,6 @@ def test_bfloat16_autocast() -> None:
         torch.testing.assert_close(model(pictures).float(), expected, atol=0.05, rtol=0.05)
 
 
-@pytest.mark.slow
 def test_one_compiled_block_serves_all_layers() -> None:
     torch._dynamo.reset()
     graphs = 0
@@ -439,12 +460,27 @@ def test_one_compiled_block_serves_all_layers() -> None:
     def count(graph: torch.fx.GraphModule, _inputs: list[Tensor]) -> Any:
         nonlocal graphs
         graphs += 1
-        return torch._inductor.compile(graph, _inputs)
+        return graph.forward
 
-    model = shaken(tiny(depth=4, drop_path=0.1, qk_norm=True)).eval()
-    pictures = torch.randn(2, 3, 8, 8)
-    expected = model(pictures)
+    model = tiny(depth=4, dropout=0.1, drop_path=0.1, qk_norm=True).train()
     for block in model.blocks:
         block.compile(backend=count)
-    torch.testing.assert_close(model(pictures), expected)
+    model(torch.randn(2, 3, 8, 8)).sum().backward()
     assert graphs == 1
+
+
+@pytest.mark.slow
+def test_compiled_equals_eager() -> None:
+    torch._dynamo.reset()
+    model = shaken(tiny(drop_path=0.1, qk_norm=True)).eval()
+    pictures = torch.randn(2, 3, 8, 8)
+    results = []
+    for compiled in (False, True):
+        for block in model.blocks if compiled else []:
+            block.compile()
+        model.zero_grad()
+        logits = model(pictures)
+        logits.square().sum().backward()
+        results.append([logits, *(p.grad for p in model.parameters())])
+    for eager, compiled_result in zip(*results, strict=True):
+        torch.testing.assert_close(eager, compiled_result)

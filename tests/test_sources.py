@@ -674,14 +674,19 @@ def cache(tmp_path: Path, tiny: tuple[str, Pictures]) -> Path:
     datasets = tmp_path / "data" / "datasets"
     write_folder(datasets / ".cifar10.0123abcd.partial", {"train_images.npy": b"half", "x/y": b""})
     write_folder(datasets / "somebody", {"precious": b"", "store.json": b"{}"})
-    (datasets / "link").symlink_to(tmp_path / "mine")
+    for link in ("link", ".link.partial"):
+        (datasets / link).symlink_to(tmp_path / "mine")
     return tmp_path / "data"
 
 
 def test_clear_removes_all_that_is_ours_and_nothing_else(cache: Path) -> None:
     said: list[str] = []
     clear(None, cache, said.append)
-    assert sorted(path.name for path in (cache / "datasets").iterdir()) == ["link", "somebody"]
+    assert sorted(path.name for path in (cache / "datasets").iterdir()) == [
+        ".link.partial",
+        "link",
+        "somebody",
+    ]
     assert (cache / "datasets" / "somebody" / "precious").exists()
     assert (cache.parent / "mine" / "train" / "cat").exists()
     assert len(said) == 3

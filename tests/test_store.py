@@ -294,6 +294,20 @@ def test_imports_at_the_same_time_all_end_well(tmp_path: Path, splits: dict[str,
     assert len({store.fingerprint for store in found}) == 1
 
 
+def test_the_loser_of_a_race_uses_the_winner_s(
+    tmp_path: Path, splits: dict[str, RawSplit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def overtaken(partial: Path, path: Path) -> Path:
+        shutil.copytree(partial, path)  # another process is done just before
+        return rename(partial, path)
+
+    monkeypatch.setattr(Path, "rename", overtaken)
+    assert len(pack_at(tmp_path / "toy", splits).splits["train"]) == 20
+    assert [child.name for child in tmp_path.iterdir()] == ["toy"]
+
+
 def test_remove_store_touches_only_what_pack_wrote(tmp_path: Path, splits: dict[str, RawSplit]) -> None:
     path = pack_at(tmp_path / "toy", splits).path
     assert path is not None

@@ -29,6 +29,7 @@ from vitreous.metrics import Figures
 from vitreous.model.summary import describe_architecture, render
 from vitreous.model.vit import VisionTransformer
 from vitreous.prepare import (
+    ARRAYS,
     Request,
     build_model,
     choose_attention,
@@ -118,7 +119,7 @@ def resume(path: Path | str, data: Any = None) -> Run:
         )
         return run
     asked = Request(**run.resolved["request"])
-    if asked.data == "arrays":
+    if asked.data == ARRAYS:
         if data is None:
             raise VitreousError("This run was trained on arrays; give them again, as resume(path, data).")
         asked = dataclasses.replace(asked, data=data)
@@ -256,12 +257,12 @@ def evaluate(
         raise unknown("split", split, ("val", "test"))
     run = run if isinstance(run, Run) else Run(Path(run))
     asked = Request(**run.resolved["request"])
-    if asked.data == "arrays":
+    if asked.data == ARRAYS:
         if data is None:
             raise VitreousError("This run was trained on arrays; give them again, as data=(images, labels).")
         asked = dataclasses.replace(asked, data=data)
     if data_dir is not None:
-        asked = dataclasses.replace(asked, data_dir=str(data_dir))
+        asked = dataclasses.replace(asked, data_dir=data_dir)
     recorded = run.resolved["machine"]
     machine = machines.look(recorded["device"] if device == "auto" else device, "32")
     module = open_module(run.recipe, asked, lambda line: None)
@@ -298,7 +299,6 @@ def resolve(
 ) -> dict[str, Any]:
     """What was decided and found, for `recipe.toml`; on resume, held against what was decided then."""
     store = data.store
-    known = isinstance(asked.data, str | Path)
     now = {
         "fingerprint": store.fingerprint,
         "data_source": store.source,
@@ -317,9 +317,7 @@ def resolve(
             "numpy": np.__version__,
         },
         "machine": machine.record(),
-        "request": {
-            **dataclasses.asdict(dataclasses.replace(asked, data=str(asked.data) if known else "arrays"))
-        },
+        "request": asked.record(),
     }
     if earlier is None:
         return now

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from vitreous import machine as machines
 from vitreous.data.augment import Augment, Flip, normalize, to_float
 from vitreous.data.module import ImageData
+from vitreous.data.sources import NAMES
 from vitreous.machine import Machine
 from vitreous.model.variants import VARIANTS
 from vitreous.model.vit import VisionTransformer
@@ -21,6 +23,7 @@ from vitreous.run import Say
 from vitreous.training.cost import forward_loss
 
 WHITENING_PICTURES = 5000
+ARRAYS = "arrays"  # in place of data that only the caller has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +35,19 @@ class Request:
     device: str = "auto"
     precision: str = "auto"
     logger: str = "csv"
-    data_dir: str | None = None
+    data_dir: Path | str | None = None
     image_size: int | None = None
     skip_bad: bool = False
+
+    def record(self) -> dict[str, Any]:
+        """The request for `recipe.toml`: paths absolute, so that it holds wherever it is read again."""
+        data = self.data
+        if not isinstance(data, str | Path):
+            data = ARRAYS
+        elif data not in NAMES:
+            data = str(Path(data).resolve())
+        data_dir = str(Path(self.data_dir).resolve()) if self.data_dir else None
+        return {**vars(self), "data": data, "data_dir": data_dir}
 
 
 def open_module(recipe: Recipe, asked: Request, say: Say) -> ImageData:

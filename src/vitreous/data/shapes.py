@@ -1,7 +1,8 @@
 """`shapes`: a built-in data set of ten coloured shapes on textured ground, made from a seed in a second.
 
-What a picture shows is told by form alone: colour, texture, place, size and rotation are drawn alike for
-every class, and the shapes have equal areas, so that counting colours does not help.
+What a picture shows is told by form alone: colour, texture, size and rotation (up to 45° to either side)
+are drawn alike for every class, each shape lies anywhere that it fits, and all have equal areas, so that
+counting colours does not help.
 
 N pictures of a block, S image_size. Only sums, products, quotients, roots and roundings are used on arrays:
 these are the same to the last bit on every machine, as sines are not, and so is the data set.
@@ -21,11 +22,11 @@ from vitreous.errors import VitreousError
 # distance from its outline, negative inside.
 Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-AREA = (0.08, 0.18)  # of a shape, as a share of the picture
-MIN_CONTRAST = 0.45  # distance in RGB, each in 0..1, of a shape's colour from all of its ground
+AREA = (0.14, 0.28)  # of a shape, as a share of the picture
+MIN_CONTRAST = 0.5  # distance in RGB, each in 0..1, of a shape's colour from all of its ground
 COLOURS = 6  # candidates for a shape's colour; the first with enough contrast is taken
 WAVES = 3  # of which the ground's texture is made
-NOISE = 0.12  # peak to peak, on every pixel
+NOISE = 0.08  # peak to peak, on every pixel
 BLOCK_PIXELS = 2**19  # pictures are drawn so many pixels at a time, to stay in the cache
 
 
@@ -81,10 +82,10 @@ def _draw(labels: np.ndarray, seed: int, stream: int, size: int) -> np.ndarray:
     return images
 
 
-# Where `_paint` uses a picture's random numbers: area, rotation (2) and place (2) come first.
-BASE = slice(5, 8)
-SWING = slice(8, 11)
-TEXTURE = slice(11, 11 + 3 * WAVES)
+# Where `_paint` uses a picture's random numbers: area, rotation and place (2) come first.
+BASE = slice(4, 7)
+SWING = slice(7, 10)
+TEXTURE = slice(10, 10 + 3 * WAVES)
 COLOUR = slice(TEXTURE.stop, TEXTURE.stop + 3 * COLOURS)
 DRAWS = COLOUR.stop
 
@@ -97,11 +98,11 @@ def _paint(labels: np.ndarray, u: np.ndarray, size: int) -> np.ndarray:
 
     # The shape: how much of each pixel it covers [N, S, S].
     length = np.sqrt(AREA[0] + (AREA[1] - AREA[0]) * column[:, 0]).astype(np.float32) * np.float32(size)
-    cos, sin = _direction(column[:, 1], column[:, 2])
+    cos, sin = _direction(column[:, 1])
     reach = np.array([REACH[name] for name in SHAPES], dtype=np.float32)[labels][:, None, None] * length
     room = np.maximum(size - 2 * reach, 0)  # a shape lies whole in the picture, if it fits
-    dx = x - (size / 2 + (column[:, 3] - np.float32(0.5)) * room)
-    dy = y - (size / 2 + (column[:, 4] - np.float32(0.5)) * room)
+    dx = x - (size / 2 + (column[:, 2] - np.float32(0.5)) * room)
+    dy = y - (size / 2 + (column[:, 3] - np.float32(0.5)) * room)
     own_x, own_y = (cos * dx + sin * dy) / length, (cos * dy - sin * dx) / length
     distance = np.empty_like(own_x)
     for label, shape in enumerate(SHAPES.values()):
@@ -115,9 +116,10 @@ def _paint(labels: np.ndarray, u: np.ndarray, size: int) -> np.ndarray:
     texture = np.zeros((len(labels), size, size), dtype=np.float32)
     for wave in range(WAVES):
         turn, speed, phase = (column[:, TEXTURE.start + 3 * wave + i] for i in range(3))
-        cos, sin = _direction(turn * 4 % 1, turn)
+        cos, sin = _direction(turn)
+        along = cos * x + sin * y if wave % 2 == 0 else cos * y + sin * x
         cycles = np.float32(1) + np.float32(4) * speed  # over the picture's width
-        texture += _wave((cos * x + sin * y) * (cycles / np.float32(size)) + phase) * np.float32(1 / WAVES)
+        texture += _wave(along * (cycles / np.float32(size)) + phase) * np.float32(1 / WAVES)
 
     # The shape's colour: the first candidate that stands out from both ends of the swing and from between.
     candidates = u[:, COLOUR].reshape(len(labels), COLOURS, 3)
@@ -133,17 +135,10 @@ def _paint(labels: np.ndarray, u: np.ndarray, size: int) -> np.ndarray:
     return ground + (colour[:, None, None] - ground) * cover[..., None]
 
 
-def _direction(turn: np.ndarray, quarter: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cosine and sine of a random angle, without either: up to 45° to each side of a random quarter turn.
-
-    The circle's rational points; nearly uniform over so small a range.
-    """
+def _direction(turn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine and sine of a random angle up to 45° to either side, without either: rational points."""
     t = (turn - np.float32(0.5)) * np.float32(2 * (math.sqrt(2) - 1))  # tan(angle / 2), to tan(22.5°)
-    cos, sin = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
-    which = np.floor(quarter * 4).astype(np.int64)
-    odd, minus = which % 2 == 1, which >= 2
-    cos, sin = np.where(odd, -sin, cos), np.where(odd, cos, sin)
-    return np.where(minus, -cos, cos), np.where(minus, -sin, sin)
+    return (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
 
 
 def _wave(phase: np.ndarray) -> np.ndarray:
@@ -215,8 +210,8 @@ def _crescent() -> tuple[Distance, float]:
 
 
 def _star() -> tuple[Distance, float]:
-    tips = [(1.0 if i % 2 == 0 else 0.42, math.pi * i / 5) for i in range(10)]
-    return _polygon(*((r * math.cos(angle), r * math.sin(angle)) for r, angle in tips))
+    tips = [(1.0 if i % 2 == 0 else 0.42, math.pi * i / 5) for i in range(10)]  # the first points up
+    return _polygon(*((r * math.sin(angle), -r * math.cos(angle)) for r, angle in tips))
 
 
 _WITH_REACH: dict[str, tuple[Distance, float]] = {
@@ -232,7 +227,7 @@ _WITH_REACH: dict[str, tuple[Distance, float]] = {
     "ring": _ring(),
     "square": _polygon((0, 0), (1, 0), (1, 1), (0, 1)),
     "star": _star(),
-    "triangle": _polygon((0, 0), (1, 0), (0.5, math.sqrt(3) / 2)),
+    "triangle": _polygon((0, 0), (1, 0), (0.5, -math.sqrt(3) / 2)),
 }
 SHAPES: dict[str, Distance] = {name: distance for name, (distance, _) in _WITH_REACH.items()}
 REACH: dict[str, float] = {name: reach for name, (_, reach) in _WITH_REACH.items()}  # in a shape's own units

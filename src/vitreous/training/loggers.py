@@ -76,6 +76,16 @@ class MetricsCsv(Logger):
             raise write_failure(self.path, error) from None
 
 
+def check_logger(name: str) -> None:
+    """Raises `VitreousError` where there is no logger called `name`, or its package is not installed."""
+    if name not in LOGGERS:
+        raise unknown("logger", name, LOGGERS)
+    if name != "csv" and find_spec(name) is None:
+        raise VitreousError(
+            f"--logger {name} needs its package; install it with pip install 'vitreous[{name}]'."
+        )
+
+
 def extra_logger(name: str, folder: Path, config: Mapping[str, Any], model: nn.Module) -> Logger | None:
     """The logger called `name` beside the CSV, writing into the run's folder."""
     if name == "tensorboard":

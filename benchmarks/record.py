@@ -1,0 +1,66 @@
+"""Runs a training and keeps what a reader needs to check it: `benchmarks/records/NAME/`.
+
+    python benchmarks/record.py cifar10-default-5min -- cifar10 --minutes 5
+
+What stands behind `--` is given to `vitreous train`. A record holds `record.json` (command, commit, versions,
+machine, seed, figures), the run's `recipe.toml` and its `log.txt`. A commit that does not hold the code that ran
+is marked as such.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+from vitreous.machine import instruction_sets
+from vitreous.run import Run
+
+RECORDS = Path(__file__).parent / "records"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="of the record")
+    parser.add_argument("words", nargs="+", metavar="-- ARGUMENT", help="for vitreous train")
+    args = parser.parse_args()
+    target = RECORDS / args.name
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / args.name
+        command = [sys.executable, "-m", "vitreous", "train", *args.words, "--out", str(path)]
+        subprocess.run(command, check=True)
+        run = Run(path)
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        # The scratch folder and the place of the data are this machine's own and say nothing of the result.
+        places = [folder + "/", *(run.resolved["request"][key] for key in ("data_dir",) if key in run.resolved["request"])]
+        for name in ("recipe.toml", "log.txt"):
+            text = (path / name).read_text()
+            for place in places:
+                text = text.replace(place, "")
+            (target / name).write_text(text)
+        shutil.copy(path / "metrics.csv", target)
+    record = {
+        "command": f"python benchmarks/record.py {args.name} -- {' '.join(args.words)}",
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": git("rev-parse", "HEAD"),
+        "changed_since": [line[3:] for line in git("status", "--porcelain", "--", "src").splitlines()],
+        "machine": run.resolved["machine"] | {"instruction_sets": instruction_sets()},
+        "versions": run.resolved["versions"],
+        "figures": run.summary,
+    }
+    (target / "record.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(f"record: {target.relative_to(Path.cwd()) if target.is_relative_to(Path.cwd()) else target}")
+
+
+def git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=RECORDS.parent, capture_output=True, text=True, check=True).stdout.strip()
+
+
+if __name__ == "__main__":
+    main()

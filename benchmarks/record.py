@@ -25,7 +25,9 @@ RECORDS = Path(__file__).parent / "records"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("name", help="of the record")
     parser.add_argument("words", nargs="+", metavar="-- ARGUMENT", help="for vitreous train")
     args = parser.parse_args()
@@ -38,7 +40,10 @@ def main() -> None:
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         # The scratch folder and the place of the data are this machine's own and say nothing of the result.
-        places = [folder + "/", *(run.resolved["request"][key] for key in ("data_dir",) if key in run.resolved["request"])]
+        places = [
+            folder + "/",
+            *(run.resolved["request"][key] for key in ("data_dir",) if key in run.resolved["request"]),
+        ]
         for name in ("recipe.toml", "log.txt"):
             text = (path / name).read_text()
             for place in places:
@@ -59,7 +64,9 @@ def main() -> None:
 
 
 def git(*words: str) -> str:
-    return subprocess.run(["git", *words], cwd=RECORDS.parent, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        ["git", *words], cwd=RECORDS.parent, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,13 @@ from vitreous import cli, recipe
 from vitreous.data.store import pack, store_path
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-TINY = ["model.embed_dim=32", "model.mlp_dim=32", "model.depth=1", "model.num_heads=2", "training.batch_size=32"]
+TINY = [
+    "model.embed_dim=32",
+    "model.mlp_dim=32",
+    "model.depth=1",
+    "model.num_heads=2",
+    "training.batch_size=32",
+]
 
 
 def commands() -> list[list[str]]:

@@ -164,19 +164,21 @@ def created(out: Path | str | None, data: str, recipe: str) -> Iterator[Path]:
     Raises:
         VitreousError: `out` is not empty, or nothing can be written there.
     """
-    wanted = Path(out) if out is not None else Path("runs", re.sub(r"[^\w.-]+", "-", f"{data}-{recipe}"))
-    missing = [folder for folder in (wanted, *wanted.parents) if not folder.exists()]
+    place = Path(out) if out is not None else Path("runs")
+    missing = [folder for folder in (place, *place.parents) if not folder.exists()]
     try:
-        path = _empty(wanted) if out is not None else _next(wanted)
+        path = (
+            _empty(place) if out is not None else _next(place, re.sub(r"[^\w.-]+", "-", f"{data}-{recipe}"))
+        )
     except OSError as error:
-        raise write_failure(wanted, error) from None
+        raise write_failure(place, error) from None
     try:
         yield path
     finally:
         if not (path / "recipe.toml").exists():
             (path / "log.txt").unlink(missing_ok=True)
             with suppress(OSError):  # what is not empty stays
-                for folder in dict.fromkeys((path, *missing) if out is None else missing):
+                for folder in missing if path == place else (path, *missing):
                     folder.rmdir()
 
 
@@ -189,13 +191,13 @@ def _empty(path: Path) -> Path:
     return path
 
 
-def _next(prefix: Path) -> Path:
-    prefix.parent.mkdir(exist_ok=True)
-    suffixes = [path.name.removeprefix(f"{prefix.name}-") for path in prefix.parent.iterdir()]
+def _next(place: Path, prefix: str) -> Path:
+    place.mkdir(exist_ok=True)
+    suffixes = [path.name.removeprefix(f"{prefix}-") for path in place.iterdir()]
     number = max((int(suffix) for suffix in suffixes if suffix.isdecimal()), default=0)
     while True:
         number += 1
-        path = prefix.with_name(f"{prefix.name}-{number:03d}")
+        path = place / f"{prefix}-{number:03d}"
         try:
             path.mkdir()
             return path

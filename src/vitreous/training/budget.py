@@ -55,7 +55,7 @@ class BudgetKeeper(pl.Callback):
         self.timeline, self.budget, self.cost, self.sizes = timeline, budget, cost, sizes
         self.began, self.note = began, note
         self.deadline = began + 60 * budget.amount if budget.unit == "minutes" else None
-        self.picture_seconds = cost.evaluation_seconds / sizes.batch  # to evaluate one picture
+        self.measured_picture_seconds: float | None = None
         self.recent: deque[float] = deque(maxlen=MEASURED_STEPS)
         self.earlier_seconds = self.earlier_total = 0.0  # of processes before this one
         self.started = self.ended = self.mark = self.last_fit = 0.0
@@ -77,6 +77,14 @@ class BudgetKeeper(pl.Callback):
     def forecast_seconds(self) -> float:
         """What the whole training will take without compilation, roughly."""
         return self.timeline.total * self.cost.seconds
+
+    @property
+    def picture_seconds(self) -> float:
+        """Time to evaluate one picture: of the last validation, or the cost's, scaled as steps have turned out."""
+        if self.measured_picture_seconds is not None:
+            return self.measured_picture_seconds
+        pace = self.step_seconds / self.cost.seconds if self.recent else 1.0
+        return self.cost.evaluation_seconds / self.sizes.batch * pace
 
     @property
     def validation_seconds(self) -> float:
@@ -112,7 +120,7 @@ class BudgetKeeper(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         now = time.monotonic()
-        self.picture_seconds = (now - self.mark) / self.sizes.val
+        self.measured_picture_seconds = (now - self.mark) / self.sizes.val
         self.mark = self.ended = now
 
     def on_train_batch_end(

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from vitreous.machine import best_time
 from vitreous.model.vit import VisionTransformer
 from vitreous.recipe import OptimizerSection
 from vitreous.training.classifier import make_optimizer
@@ -59,9 +60,10 @@ def step_cost(
             seconds = min(step(), step())
     twin.eval()
     with torch.no_grad():
-        start = time.perf_counter()
-        forward_loss(twin, images, labels, bf16=bf16).item()
-    return StepCost(counter.get_total_flops(), seconds, time.perf_counter() - start)
+        evaluation = best_time(
+            lambda: forward_loss(twin, images, labels, bf16=bf16).item(), images.device.type, 1
+        )
+    return StepCost(counter.get_total_flops(), seconds, evaluation)
 
 
 def forward_loss(model: VisionTransformer, images: Tensor, labels: Tensor, *, bf16: bool) -> Tensor:

@@ -1,0 +1,240 @@
+"""Run folders: their place, their files, and a sentence for each way in which one can be damaged."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vitreous import recipe as recipes
+from vitreous.errors import VitreousError
+from vitreous.run import Run, created, log, read_metrics, write_json, write_recipe
+
+as_root = os.geteuid() == 0 if hasattr(os, "geteuid") else False
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def begin(path: Path) -> None:
+    write_recipe(path, recipes.load("default"), {"fingerprint": "00"})
+
+
+def new(out: str | None = None, data: str = "cifar10", recipe: str = "default") -> Path:
+    with created(out, data, recipe) as path:
+        begin(path)
+    return path
+
+
+def test_runs_are_numbered() -> None:
+    assert [str(new()) for _ in range(3)] == [f"runs/cifar10-default-00{n}" for n in (1, 2, 3)]
+    assert str(new(data="shapes")) == "runs/shapes-default-001"
+
+
+def test_the_number_follows_the_largest_there_is() -> None:
+    for name in (
+        "cifar10-default-007",
+        "cifar10-default-1234",
+        "cifar10-default-x",
+        "cifar10-default-x-9999",
+    ):
+        Path("runs", name).mkdir(parents=True)
+    Path("runs/notes.txt").touch()
+    assert str(new()) == "runs/cifar10-default-1235"
+
+
+def test_no_name_leads_out_of_the_folder() -> None:
+    assert str(new(data="a b", recipe="../../mine/[x]*")) == "runs/a-b-..-..-mine-x--001"
+    assert str(new(data="a b", recipe="../../mine/[x]*")).endswith("-002")
+
+
+def _take(folder: str, count: int, queue: Any) -> None:
+    os.chdir(folder)
+    queue.put([str(new()) for _ in range(count)])
+
+
+def test_two_processes_never_share_a_folder(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
+    queue = context.Queue()
+    processes = [context.Process(target=_take, args=(str(tmp_path), 40, queue)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    taken = [path for _ in processes for path in queue.get(timeout=60)]
+    for process in processes:
+        process.join()
+    assert len(taken) == len(set(taken)) == 80
+
+
+def test_a_folder_of_ones_own() -> None:
+    assert new("deep/er/mine") == Path("deep/er/mine")
+    Path("empty").mkdir()
+    assert new("empty") == Path("empty")
+
+
+def test_a_folder_with_something_in_it_is_refused_and_left_alone() -> None:
+    Path("mine").mkdir()
+    Path("mine/thesis.txt").write_text("words")
+    with pytest.raises(VitreousError, match=r"mine is not empty.*--out.*--resume mine"):
+        new("mine")
+    assert Path("mine/thesis.txt").read_text() == "words"
+
+
+def test_a_file_in_place_of_the_folder_is_refused() -> None:
+    Path("file").touch()
+    for out in ("file", "file/below"):
+        with pytest.raises(VitreousError, match="file"):
+            new(out)
+
+
+@pytest.mark.parametrize("out", [None, "deep/er/mine"])
+def test_where_nothing_was_begun_no_folder_is_left(out: str | None) -> None:
+    with (
+        pytest.raises(VitreousError, match="no such data"),
+        created(out, "cifar01", "default") as path,
+        log(path) as say,
+    ):
+        say("opening the data", quiet=True)
+        raise VitreousError("no such data")
+    assert list(Path().iterdir()) == []
+
+
+def test_folders_that_were_there_before_stay() -> None:
+    Path("mine").mkdir()
+    with pytest.raises(VitreousError), created("mine/run", "x", "y"):
+        raise VitreousError("stopped")
+    assert list(Path("mine").iterdir()) == []
+    with pytest.raises(VitreousError), created("mine", "x", "y"):
+        raise VitreousError("stopped")
+    assert Path("mine").is_dir()
+    kept = new()
+    with pytest.raises(VitreousError), created(None, "cifar10", "default") as path:
+        raise VitreousError("stopped")
+    assert kept.is_dir() and not path.exists()
+
+
+def test_a_run_that_was_begun_stays_after_a_failure() -> None:
+    with pytest.raises(KeyboardInterrupt), created(None, "cifar10", "default") as path:
+        begin(path)
+        raise KeyboardInterrupt
+    assert (path / "recipe.toml").exists()
+
+
+@pytest.mark.skipif(as_root, reason="root may write anywhere")
+def test_a_read_only_parent_is_a_sentence(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        for out in (None, "mine"):
+            with pytest.raises(VitreousError, match="may not be written"):
+                new(out)
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_a_read_only_disk_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    for out in (None, "mine"):
+        with pytest.raises(VitreousError, match="may not be written here; choose a place"):
+            new(out)
+
+
+def test_what_is_said_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with log(tmp_path) as say:
+        say("first")
+        say("second", quiet=True)
+    with log(tmp_path) as say:  # as --resume does
+        say("third")
+        say("fourth \udce9", quiet=True)
+    assert (tmp_path / "log.txt").read_bytes() == b"first\nsecond\nthird\nfourth \\udce9\n"
+    assert capsys.readouterr().out == "first\nthird\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_does_not_end_a_run_that_only_wants_to_say_something(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    with log(tmp_path) as say:
+        say("first")
+    output = capsys.readouterr()
+    assert output.out == "first\n" and output.err.startswith("Warning: The disk that holds")
+
+
+def test_json_knows_no_nan(tmp_path: Path) -> None:
+    nan, inf = float("nan"), float("inf")
+    write_json(tmp_path / "x.json", {"a": nan, "b": [1.5, inf, {"c": -inf}], "d": (1, "Žluť"), 3: True})
+    text = (tmp_path / "x.json").read_text(encoding="utf-8")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    assert json.loads(text, parse_constant=refuse) == {
+        "a": None, "b": [1.5, None, {"c": None}], "d": [1, "Žluť"], "3": True,
+    }  # fmt: skip
+
+
+def test_a_run_reads_back_its_recipe_and_what_was_decided(tmp_path: Path) -> None:
+    recipe = recipes.load("notebook-cifar10", ["epochs=3"])
+    write_recipe(
+        tmp_path, recipe, {"fingerprint": "ab", "machine": {"threads": 2, "reasons": ["one", 'say "x"']}}
+    )
+    run = Run(tmp_path)
+    assert run.recipe == recipe
+    assert run.resolved == {"fingerprint": "ab", "machine": {"threads": 2, "reasons": ["one", 'say "x"']}}
+
+
+def test_metrics_read_back_and_a_line_cut_short_is_no_row(tmp_path: Path) -> None:
+    header = "step,epoch,seconds,train_loss,val_acc\n"
+    (tmp_path / "metrics.csv").write_text(header + "1,0.5,0.25,2.5,\n2,1.0,0.5,,0.125\n3,1.")
+    rows = read_metrics(tmp_path / "metrics.csv")
+    assert rows[0] == {"step": 1, "epoch": 0.5, "seconds": 0.25, "train_loss": 2.5, "val_acc": None}
+    assert rows[1]["val_acc"] == 0.125 and rows[1]["train_loss"] is None
+    assert Run(tmp_path).metrics == rows
+
+
+READERS = {
+    "recipe.toml": lambda run: run.recipe,
+    "summary.json": lambda run: run.summary,
+    "evaluation.json": lambda run: run.evaluation,
+    "metrics.csv": lambda run: run.metrics,
+}
+
+
+@pytest.mark.parametrize("file", READERS)
+def test_a_missing_file_is_a_sentence_with_its_mend(file: str, tmp_path: Path) -> None:
+    with pytest.raises(VitreousError) as failure:
+        READERS[file](Run(tmp_path))
+    assert file in str(failure.value) and str(tmp_path) in str(failure.value)
+    assert ("--resume" in str(failure.value)) == (file != "recipe.toml")
+
+
+@pytest.mark.parametrize("file", READERS)
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"{[", b"step,epoch\none,two\n", b'"text"', b"null"])
+def test_a_damaged_file_is_a_sentence(file: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / file).write_bytes(content)
+    if file == "metrics.csv" and b"," not in content and content[:1] in b'{"n':
+        assert Run(tmp_path).metrics == []  # a header of one column and no rows
+        return
+    with pytest.raises(VitreousError) as failure:
+        READERS[file](Run(tmp_path))
+    assert file in str(failure.value) and "\n" not in str(failure.value)
+
+
+def test_a_recipe_alone_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(recipes.text("default"))
+    with pytest.raises(VitreousError, match=r"no \[resolved\] table"):
+        _ = Run(tmp_path).resolved
+
+
+def test_no_trained_model_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(VitreousError, match="no trained model"):
+        _ = Run(tmp_path).model

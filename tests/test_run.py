@@ -66,7 +66,7 @@ def test_two_processes_never_share_a_folder(tmp_path: Path) -> None:
     processes = [context.Process(target=_take, args=(str(tmp_path), 40, queue)) for _ in range(2)]
     for process in processes:
         process.start()
-    taken = [path for _ in processes for path in queue.get(timeout=60)]
+    taken = [path for _ in processes for path in queue.get(timeout=20)]
     for process in processes:
         process.join()
     assert len(taken) == len(set(taken)) == 80
@@ -194,8 +194,9 @@ def test_a_run_reads_back_its_recipe_and_what_was_decided(tmp_path: Path) -> Non
 
 def test_metrics_read_back_and_a_line_cut_short_is_no_row(tmp_path: Path) -> None:
     header = "step,epoch,seconds,train_loss,val_acc\n"
-    (tmp_path / "metrics.csv").write_text(header + "1,0.5,0.25,2.5,\n2,1.0,0.5,,0.125\n3,1.")
+    (tmp_path / "metrics.csv").write_text(header + "1,0.5,0.25,2.5,\n2,1.0,0.5,,0.125\n3,1.5,0.7,,0.5")
     rows = read_metrics(tmp_path / "metrics.csv")
+    assert len(rows) == 2
     assert rows[0] == {"step": 1, "epoch": 0.5, "seconds": 0.25, "train_loss": 2.5, "val_acc": None}
     assert rows[1]["val_acc"] == 0.125 and rows[1]["train_loss"] is None
     assert Run(tmp_path).metrics == rows
@@ -218,7 +219,9 @@ def test_a_missing_file_is_a_sentence_with_its_mend(file: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("file", READERS)
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"{[", b"step,epoch\none,two\n", b'"text"', b"null"])
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe\x00", b"{[", b"step,epoch\none,two\n", b"step\n1,2,3\n", b'"text"', b"null"]
+)
 def test_a_damaged_file_is_a_sentence(file: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / file).write_bytes(content)
     if file == "metrics.csv" and b"," not in content and content[:1] in b'{"n':

@@ -122,9 +122,7 @@ def _assemble(config: dict[str, Any], weights: dict[str, Tensor], device: str) -
         raise ValueError("mean and std must be three numbers each, and std above 0")
     if config["precision"] not in ("32", "bf16"):
         raise ValueError(f"precision is {config['precision']!r}")
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # the fresh weights, replaced at once, cost the caller no randomness
+    with torch.random.fork_rng(devices=[]):  # fresh weights, replaced at once, cost the caller no randomness
         try:
             architecture = Architecture(**config["architecture"])
             model = VisionTransformer(architecture, config["image_size"], len(classes))

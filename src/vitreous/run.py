@@ -146,12 +146,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         OSError: it cannot be read.
         ValueError: it is not such a table.
     """
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    text = path.read_text(encoding="utf-8")
+    lines = text[: text.rfind("\n") + 1].splitlines()  # a line cut short by a crash is no row
+    rows = list(csv.DictReader(lines))
+    if any(None in row for row in rows):
+        raise ValueError("a row has more cells than the heading")
     return [
         {name: (int(cell) if name == "step" else float(cell)) if cell else None for name, cell in row.items()}
         for row in rows
-        if row.get("step") and None not in row  # a line cut short by a crash is not a row
     ]
 
 

@@ -50,14 +50,15 @@ def main() -> None:
                 text = text.replace(place, "")
             (target / name).write_text(text)
         shutil.copy(path / "metrics.csv", target)
+        figures, resolved = run.summary, run.resolved
     record = {
         "command": f"python benchmarks/record.py {args.name} -- {' '.join(args.words)}",
         "date": datetime.now(UTC).date().isoformat(),
         "commit": git("rev-parse", "HEAD"),
         "changed_since": [line[3:] for line in git("status", "--porcelain", "--", "src").splitlines()],
-        "machine": run.resolved["machine"] | {"instruction_sets": instruction_sets()},
-        "versions": run.resolved["versions"],
-        "figures": run.summary,
+        "machine": resolved["machine"] | {"instruction_sets": instruction_sets()},
+        "versions": resolved["versions"],
+        "figures": figures,
     }
     (target / "record.json").write_text(json.dumps(record, indent=1) + "\n")
     print(f"record: {target.relative_to(Path.cwd()) if target.is_relative_to(Path.cwd()) else target}")

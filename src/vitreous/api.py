@@ -6,7 +6,8 @@ import dataclasses
 import platform
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from vitreous.prepare import (
     ARRAYS,
     Request,
     build_model,
+    changed_recipe,
     choose_attention,
     count_parameters,
     fit_to_data,
@@ -42,7 +44,7 @@ from vitreous.recipe import Budget, Recipe
 from vitreous.report import write_report
 from vitreous.run import Run, Say
 from vitreous.training.budget import BudgetKeeper, Sizes
-from vitreous.training.checkpoint import CheckpointKeeper, newest
+from vitreous.training.checkpoint import CheckpointKeeper, WholeFile, newest
 from vitreous.training.classifier import Classifier
 from vitreous.training.cost import StepCost, step_cost
 from vitreous.training.loggers import MetricsCsv, check_logger, extra_logger, finish
@@ -117,8 +119,10 @@ def resume(path: Path | str, data: Any = None) -> Run:
         print(
             f"{run.path} is finished, with test_acc {run.summary['test_acc']:.4f}: nothing is left to train."
         )
+        if not (run.path / "report.html").exists():  # the disk was full, say
+            print(f"report: {write_report(run.path)}")
         return run
-    asked = Request(**run.resolved["request"])
+    asked = Request.of(run)
     if asked.data == ARRAYS:
         if data is None:
             raise VitreousError("This run was trained on arrays; give them again, as resume(path, data).")
@@ -157,38 +161,40 @@ def _train(
         runs.write_json(path / "split.json", data.splits.record())
         introduce(recipe, data, model, machine, cost, timeline, path, say)
 
-        # Train.
-        checkpoints = CheckpointKeeper(path / "checkpoints", say=say)
-        classifier = Classifier(model, recipe, timeline=timeline, seed=asked.seed)
-        start = newest(checkpoints.folder, say) if earlier else None
-        trainer = fit(path, asked, machine, classifier, data, keeper, checkpoints, start)
+        with resumable(path, say):
+            # Train.
+            checkpoints = CheckpointKeeper(path / "checkpoints", say=say)
+            classifier = Classifier(model, recipe, timeline=timeline, seed=asked.seed)
+            start = newest(checkpoints.folder, say) if earlier else None
+            trainer = fit(path, asked, machine, classifier, data, keeper, checkpoints, start)
 
-        # Write the model down, and take every figure from what was written.
-        store = data.store
-        save_bundle(Bundle(model, store.classes, store.mean, store.std, machine.precision), path / "bundle")
-        steps = trainer.global_step
-        summary: dict[str, Any] = {
-            "status": "interrupted" if checkpoints.interrupted else "finished",
-            "data": store.name,
-            "recipe": recipe.name,
-            "seed": asked.seed,
-            "parameters": count_parameters(model),
-            "steps": steps,
-            "epochs": round(steps / steps_per_epoch, 4),
-            "train_flops": steps * cost.flops,
-            "train_seconds": round(keeper.train_seconds, 2),
-            "images_per_second": round(steps * data.batch_size / max(keeper.train_seconds, 1e-9), 2),
-        }
-        if not checkpoints.interrupted:
-            figures = final_figures(path, data.splits, machine.device)
-            finish(trainer.loggers, figures, steps - 1)  # Lightning counts steps from zero
-            summary |= figures
-        summary["total_seconds"] = round(keeper.total_seconds, 2)
-        runs.write_json(path / "summary.json", summary)
-        report = write_report(path)
-        conclude(summary, report, path, say)
-        if checkpoints.interrupted:
-            raise KeyboardInterrupt
+            # Write the model down, and take every figure from what was written.
+            store = data.store
+            save_bundle(
+                Bundle(model, store.classes, store.mean, store.std, machine.precision), path / "bundle"
+            )
+            steps = trainer.global_step
+            summary: dict[str, Any] = {
+                "status": "interrupted" if checkpoints.interrupted else "finished",
+                "data": store.name,
+                "recipe": recipe.name,
+                "seed": asked.seed,
+                "parameters": count_parameters(model),
+                "steps": steps,
+                "epochs": round(steps / steps_per_epoch, 4),
+                "train_flops": steps * cost.flops,
+                "train_seconds": round(keeper.train_seconds, 2),
+                "images_per_second": round(steps * data.batch_size / max(keeper.train_seconds, 1e-9), 2),
+            }
+            if not checkpoints.interrupted:
+                figures = final_figures(path, data.splits, machine.device)
+                finish(trainer.loggers, figures, steps - 1)  # Lightning counts steps from zero
+                summary |= figures
+            summary["total_seconds"] = round(keeper.total_seconds, 2)
+            runs.write_json(path / "summary.json", summary)
+            if checkpoints.interrupted:
+                raise KeyboardInterrupt
+            conclude(summary, write_report(path), say)
     return Run(path)
 
 
@@ -224,6 +230,7 @@ def fit(
         log_every_n_steps=min(50, max(1, keeper.timeline.total // 400)),
         logger=[metrics, extra] if extra else [metrics],
         callbacks=[keeper, Progress(keeper), checkpoints],
+        plugins=WholeFile(),
         default_root_dir=path,
         enable_checkpointing=False,  # the keeper of checkpoints writes them whole and hashed
         enable_progress_bar=False,
@@ -233,6 +240,10 @@ def fit(
         trainer.fit(classifier, datamodule=data, ckpt_path=start, weights_only=True)
     except (KeyboardInterrupt, SystemExit):  # a second Ctrl-C; Lightning turns it into an exit
         checkpoints.interrupted = True
+    except RuntimeError as error:
+        if start and "loading state_dict" in str(error):
+            raise changed_recipe(path) from None
+        raise
     return trainer
 
 
@@ -256,7 +267,7 @@ def evaluate(
     if split not in ("val", "test"):
         raise unknown("split", split, ("val", "test"))
     run = run if isinstance(run, Run) else Run(Path(run))
-    asked = Request(**run.resolved["request"])
+    asked = Request.of(run)
     if asked.data == ARRAYS:
         if data is None:
             raise VitreousError("This run was trained on arrays; give them again, as data=(images, labels).")
@@ -371,22 +382,32 @@ def introduce(
     say(f"run: {path}")
 
 
-def conclude(summary: Mapping[str, Any], report: Path, path: Path, say: Say) -> None:
+def conclude(summary: Mapping[str, Any], report: Path, say: Say) -> None:
     """Says what came out of it."""
-    if summary["status"] == "interrupted":
-        say(
-            f"Interrupted at step {summary['steps']:,}; continue with: vitreous train --resume {shlex.quote(str(path))}"
-        )
-    else:
-        say(
-            f"val_acc {summary['val_acc']:.4f}, test_acc {summary['test_acc']:.4f} "
-            f"(always guessing the largest class: {summary['test_majority']:.4f}), test_loss {summary['test_loss']:.4f}"
-        )
-        say(
-            f"{summary['steps']:,} steps, {summary['epochs']:.2f} epochs, {summary['train_flops']:.3g} FLOPs, "
-            f"{summary['images_per_second']:,.0f} images/s, {duration(summary['total_seconds'])} in all"
-        )
+    say(
+        f"val_acc {summary['val_acc']:.4f}, test_acc {summary['test_acc']:.4f} "
+        f"(always guessing the largest class: {summary['test_majority']:.4f}), "
+        f"test_loss {summary['test_loss']:.4f}"
+    )
+    say(
+        f"{summary['steps']:,} steps, {summary['epochs']:.2f} epochs, {summary['train_flops']:.3g} FLOPs, "
+        f"{summary['images_per_second']:,.0f} images/s, {duration(summary['total_seconds'])} in all"
+    )
     say(f"report: {report}")
+
+
+@contextmanager
+def resumable(path: Path, say: Say) -> Iterator[None]:
+    """Whatever ends a run early also says how it goes on; Ctrl-C leaves a report of what there is."""
+    hint = f"continue with: vitreous train --resume {shlex.quote(str(path))}"
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"Interrupted; {hint}")
+        say(f"report: {write_report(path)}")
+        raise
+    except VitreousError as error:
+        raise VitreousError(f"{error} Then {hint}") from None
 
 
 def data_name(data: Any) -> str:

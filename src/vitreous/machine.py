@@ -173,7 +173,9 @@ def choose_compile(machine: Machine, train_seconds: float) -> Machine:
     return machine.decided("compile: on, one block for all layers", compile=True)
 
 
-COMPILE_PAYS_SECONDS = 900.0  # on two cores it gains 1 to 4 % of a step, and costs up to half a minute when cold
+COMPILE_PAYS_SECONDS = (
+    900.0  # on two cores it gains 1 to 4 % of a step, and costs up to half a minute when cold
+)
 
 
 def cpp_compiler() -> str | None:

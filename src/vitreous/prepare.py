@@ -15,11 +15,12 @@ from vitreous import machine as machines
 from vitreous.data.augment import Augment, Flip, normalize, to_float
 from vitreous.data.module import ImageData
 from vitreous.data.sources import NAMES
+from vitreous.errors import VitreousError
 from vitreous.machine import Machine
 from vitreous.model.variants import VARIANTS
 from vitreous.model.vit import VisionTransformer
 from vitreous.recipe import Recipe
-from vitreous.run import Say
+from vitreous.run import Run, Say
 from vitreous.training.cost import forward_loss
 
 WHITENING_PICTURES = 5000
@@ -39,6 +40,20 @@ class Request:
     image_size: int | None = None
     skip_bad: bool = False
 
+    def __post_init__(self) -> None:
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
+            raise VitreousError(
+                f"The seed is {self.seed!r}; it must be a whole number from 0 to {2**32 - 1}."
+            )
+
+    @classmethod
+    def of(cls, run: Run) -> Request:
+        """The request that a run was begun with."""
+        try:
+            return cls(**run.resolved["request"])
+        except (KeyError, TypeError):
+            raise changed_recipe(run.path) from None
+
     def record(self) -> dict[str, Any]:
         """The request for `recipe.toml`: paths absolute, so that it holds wherever it is read again."""
         data = self.data
@@ -48,6 +63,11 @@ class Request:
             data = str(Path(data).resolve())
         data_dir = str(Path(self.data_dir).resolve()) if self.data_dir else None
         return {**vars(self), "data": data, "data_dir": data_dir}
+
+
+def changed_recipe(path: Path) -> VitreousError:
+    """The error for a run folder whose recipe is no longer what the run was begun with."""
+    return VitreousError(f"{path / 'recipe.toml'} was changed since the run began; restore it or train anew.")
 
 
 def open_module(recipe: Recipe, asked: Request, say: Say) -> ImageData:
@@ -98,9 +118,16 @@ def fit_to_data(recipe: Recipe, data: ImageData, say: Say) -> Recipe:
 def build_model(recipe: Recipe, data: ImageData, seed: int) -> VisionTransformer:
     """A fresh network, sized and whitened by the data; its weights are a function of the seed."""
     store, train = data.store, data.splits.train
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = VisionTransformer(recipe.model, store.image_size, store.num_classes)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = VisionTransformer(recipe.model, store.image_size, store.num_classes)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate" not in str(error):
+            raise
+        raise VitreousError(
+            "The network does not fit into memory; choose a smaller embed_dim or depth."
+        ) from None
     some = train.images[:: max(1, len(train) // WHITENING_PICTURES)]
     model.init_from_data(
         normalize(to_float(torch.as_tensor(np.ascontiguousarray(some))), store.mean, store.std)
@@ -109,10 +136,11 @@ def build_model(recipe: Recipe, data: ImageData, seed: int) -> VisionTransformer
 
 
 def sample_batch(data: ImageData, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first training batch, on the device: pictures float [B, 3, H, W] normalised, labels [B]."""
+    """The first training batch, on the device: pictures float [B, 3, H, W] augmented and normalised, labels [B]."""
     batch = next(iter(data.train_dataloader()))
-    images = normalize(to_float(batch["image"].to(device)), data.store.mean, data.store.std)
-    return images, batch["label"].to(device)
+    assert data.augment is not None
+    images = data.augment(batch["image"].to(device), batch["index"].to(device), batch["epoch"])
+    return normalize(images, data.store.mean, data.store.std), batch["label"].to(device)
 
 
 def choose_attention(

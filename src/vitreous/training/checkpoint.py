@@ -11,11 +11,20 @@ from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from vitreous.errors import VitreousError
 from vitreous.files import atomic_write, sha256
 
 KEPT = 2
+
+
+class WholeFile(TorchCheckpointIO):
+    """Lightning's checkpoints, written whole or not at all, beside where they end up."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        atomic_write(Path(path), lambda file: torch.save(checkpoint, file))
 
 
 class CheckpointKeeper(pl.Callback):
@@ -70,15 +79,12 @@ class CheckpointKeeper(pl.Callback):
         """Writes `step-N.ckpt` and its hash beside it, then removes all but the newest two."""
         step = trainer.global_step
         path = self.folder / f"step-{step:08d}.ckpt"
-        partial = path.with_suffix(".partial")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            trainer.save_checkpoint(partial)
-            atomic_write(path.with_suffix(".sha256"), sha256(partial) + "\n")
-            partial.replace(path)
-        except (OSError, RuntimeError, VitreousError) as error:  # torch raises RuntimeError on a full disk
-            partial.unlink(missing_ok=True)
-            self.say(f"Warning: no checkpoint at step {step} ({error}); training goes on without it.")
+            trainer.save_checkpoint(path)
+            atomic_write(path.with_suffix(".sha256"), sha256(path) + "\n")
+        except (OSError, VitreousError) as error:
+            self.say(f"Warning: there is no checkpoint at step {step}, training goes on without it. {error}")
         self.saved_at, self.saved_step = time.monotonic(), step
         for old in sorted(self.folder.glob("step-*.ckpt"))[:-KEPT]:
             old.unlink(missing_ok=True)

@@ -39,16 +39,15 @@ def main() -> None:
         run = Run(path)
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
-        # The scratch folder and the place of the data are this machine's own and say nothing of the result.
-        places = [
-            folder + "/",
-            *(run.resolved["request"][key] for key in ("data_dir",) if key in run.resolved["request"]),
-        ]
+        # Where things lay on this machine says nothing of the result.
+        source = Path(run.resolved["data_source"])
+        places = [f"{folder}/", *([f"{source.parent}/"] if source.is_absolute() else [])]
         for name in ("recipe.toml", "log.txt"):
-            text = (path / name).read_text()
+            text = (path / name).read_text(encoding="utf-8")
             for place in places:
                 text = text.replace(place, "")
-            (target / name).write_text(text)
+            lines = [line for line in text.splitlines() if not line.startswith("data_dir = ")]
+            (target / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
         shutil.copy(path / "metrics.csv", target)
         figures, resolved = run.summary, run.resolved
     record = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 import time
 import warnings
@@ -51,12 +52,12 @@ class Progress(pl.Callback):
         share = min(step / total, 1.0)
         epochs = step / trainer.num_training_batches
         parts = [
-            f"step {step}/{total}",
-            f"epoch {epochs:.2f}",
             f"loss {float(outputs['loss']):.3f}",
             rate,
             left,
             self.validation,
+            f"step {step}/{total}",
+            f"epoch {epochs:.2f}",
         ]
         self._write(share, "  ".join(part for part in parts if part))
 
@@ -77,8 +78,10 @@ class Progress(pl.Callback):
 
     def _write(self, share: float, text: str) -> None:
         if self.live:
-            filled = round(share * BAR)
-            line = f"{'━' * filled}{'╌' * (BAR - filled)} {share:4.0%}  {text}"
+            columns = shutil.get_terminal_size().columns
+            bar = min(BAR, max(0, columns - len(text) - 8))  # first the figures, then the bar
+            filled = round(share * bar)
+            line = f"{'━' * filled}{'╌' * (bar - filled)} {share:4.0%}  {text}"[: columns - 1]
             self.stream.write("\r" + line.ljust(self.width))
             self.width = len(line)
         else:

@@ -1,0 +1,72 @@
+"""The living line on a real terminal of 80 columns, and plain lines without one."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+from vitreous.training.progress import duration
+
+COMMAND = (
+    "train shapes --steps 12 --device cpu --precision 32 depth=1 embed_dim=32 mlp_dim=32 stem_dims=[8,16] batch_size=32"
+).split()
+
+
+def on_a_terminal(columns: int, folder: Path) -> str:
+    """What a terminal of that width is sent."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
+    child = subprocess.Popen(
+        [sys.executable, "-m", "vitreous", *COMMAND, "--out", str(folder / "run")],
+        stdin=slave, stdout=slave, stderr=slave, env=environment,
+    )  # fmt: skip
+    os.close(slave)
+    sent = b""
+    while True:
+        try:
+            piece = os.read(master, 65536)
+        except OSError:  # the other side has closed
+            break
+        if not piece:
+            break
+        sent += piece
+    os.close(master)
+    assert child.wait() == 0
+    return sent.decode()
+
+
+def test_the_living_line_fits_a_terminal(tmp_path: Path) -> None:
+    sent = on_a_terminal(80, tmp_path)
+    living = [line for line in sent.split("\n") if "images/s" in line and "\r" in line.rstrip("\r")]
+    assert living, sent
+    frames = [frame for line in living for frame in line.split("\r") if frame]
+    assert len(frames) > 1
+    assert all(len(frame) < 80 for frame in frames)
+    assert "100%" in frames[-1]
+
+
+def test_plain_lines_without_a_terminal(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "vitreous", *COMMAND, "--out", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "\r" not in done.stdout + done.stderr
+    assert done.stderr.splitlines()[-1].startswith("100%")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(7.2, "0:07"), (59.6, "1:00"), (750, "12:30"), (11100, "3:05:00")]
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

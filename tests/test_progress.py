@@ -15,9 +15,21 @@ import pytest
 
 from vitreous.training.progress import duration
 
-COMMAND = (
-    "train shapes --steps 12 --device cpu --precision 32 depth=1 embed_dim=32 mlp_dim=32 stem_dims=[8,16] batch_size=32"
-).split()
+COMMAND = [
+    "train",
+    "shapes",
+    "--steps",
+    "12",
+    "--device",
+    "cpu",
+    "--precision",
+    "32",
+    "depth=1",
+    "embed_dim=32",
+    "mlp_dim=32",
+    "stem_dims=[8,16]",
+    "batch_size=32",
+]
 
 
 def on_a_terminal(columns: int, folder: Path) -> str:

@@ -387,7 +387,7 @@ def test_refusals_name_the_thing_and_the_mend(tmp_path: Path) -> None:
     cases = {
         tmp_path / "flower": f"did you mean {root}?",
         tmp_path / "elsewhere" / "flowers": "check the path",
-        write(tmp_path / "text", {"a.zip": b"no zip"}) / "a.zip": "neither a folder nor a zip",
+        write(tmp_path / "text", {"a.txt": b"no zip"}) / "a.txt": "neither a folder nor a zip",
         write(tmp_path / "flat", {"1.png": one, "2.png": one}): "has no class folders",
         write(tmp_path / "flat2", {"train/1.png": one, "test/2.png": one}): "has no class folders",
         write(tmp_path / "single", {"cat/1.png": one}): "only the class 'cat'",
@@ -418,3 +418,10 @@ def test_the_tree_of_a_folder_and_a_zip(tmp_path: Path) -> None:
                 set(files) - set(tree.outside), key=lambda name: (name.startswith("test"), name)
             )
             assert tree.read(tree.entries[0]) == files["train/cat/0.png"]
+
+
+def test_a_zip_that_was_cut_short_is_a_sentence(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "pets.zip", pets())
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(VitreousError, match="no whole zip"):
+        import_folder(path, tmp_path / "data", None, False, lambda line: None)

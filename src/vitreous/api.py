@@ -375,8 +375,9 @@ def introduce(
         f"{len(splits.test):,} to test, {store.num_classes} classes, {store.image_size} pixels"
     )
     say(render(describe_architecture(recipe.variant, recipe.model, model.image_size, model.num_classes)))
+    about = "about " if recipe.budget.unit == "minutes" else ""
     say(
-        f"budget: {recipe.budget}, about {timeline.total:,} steps of {data.batch_size} pictures at "
+        f"budget: {recipe.budget}, {about}{timeline.total:,} steps of {data.batch_size} pictures at "
         f"{cost.flops / 1e9:,.1f} GFLOP each"
     )
     say(f"run: {path}")

@@ -114,6 +114,8 @@ def _existing(path: Path) -> Path:
     path = Path(path).expanduser()
     if path.is_dir() or zipfile.is_zipfile(path):
         return path.resolve()
+    if path.suffix.lower() == ".zip" and path.exists():
+        raise VitreousError(f"{path} is no whole zip, cut short perhaps; fetch or make it again.")
     if path.exists():
         raise VitreousError(f"{path} is neither a folder nor a zip; give a folder or zip of class folders.")
     try:

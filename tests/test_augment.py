@@ -269,3 +269,50 @@ def test_a_crop_larger_than_the_picture_is_refused() -> None:
 def test_the_streams_of_the_operations_do_not_overlap() -> None:
     names = ("CROP_Y", "CROP_X", "FLIP", "CUTOUT_Y", "CUTOUT_X", "BOX_Y", "BOX_X", "BOX_TRIES")
     assert [getattr(module, name) for name in names] == list(range(8))  # and the tries come last
+
+
+# ---- mixing two pictures
+
+
+def mixed(seed: int, **probabilities: float) -> tuple[torch.Tensor, ...]:
+    x = torch.rand(200, 3, 12, 15, generator=torch.Generator().manual_seed(1))
+    label, index = torch.arange(200) % 7, torch.arange(50, 250)
+    augment = Augment(seed=seed, **probabilities)  # type: ignore[arg-type]
+    return x, label, uniform(seed, 6, index, module.STREAMS), *augment.mix(x, label, index, 6)
+
+
+def test_mixup_is_a_blend_with_the_neighbour() -> None:
+    x, label, u, out, other, share = mixed(4, mixup=0.6)
+    assert torch.equal(other, torch.cat([label[-1:], label[:-1]]))
+    blended = 0
+    for i in range(200):
+        keep = u[i, module.SHARE].item() if u[i, module.MIX] < 0.6 else 1.0
+        blended += keep < 1
+        assert share[i].item() == pytest.approx(keep)
+        assert np.allclose(out[i].numpy(), keep * x[i].numpy() + (1 - keep) * x[i - 1].numpy(), atol=1e-6)
+    assert 95 < blended < 145
+
+
+def test_cutmix_pastes_a_box_and_counts_what_is_left() -> None:
+    x, _, u, out, _, share = mixed(8, cutmix=0.7)
+    pasted = 0
+    for i in range(200):
+        expected = x[i].numpy().copy()
+        which, keep, cy, cx = u[i, [module.MIX, module.SHARE, module.MIX_Y, module.MIX_X]].double().tolist()
+        if which < 0.7:
+            pasted += 1
+            height, width = int(12 * math.sqrt(1 - keep)) // 2, int(15 * math.sqrt(1 - keep)) // 2
+            rows = slice(max(0, int(cy * 12) - height), int(cy * 12) + height)
+            columns = slice(max(0, int(cx * 15) - width), int(cx * 15) + width)
+            expected[:, rows, columns] = x[i - 1].numpy()[:, rows, columns]
+        assert np.array_equal(out[i].numpy(), expected)
+        own = (out[i] == x[i]).all(dim=0).float().mean().item()
+        assert share[i].item() == pytest.approx(own, abs=1e-6)
+    assert 110 < pasted < 170
+
+
+def test_both_mixings_share_the_pictures_between_them() -> None:
+    _, _, u, _, _, share = mixed(2, mixup=0.3, cutmix=0.3)
+    assert ((share < 1) <= (u[:, module.MIX] < 0.6)).all() and 80 < (share < 1).sum() < 150
+    with pytest.raises(VitreousError, match="sum is at most 1"):
+        Augment(mixup=0.6, cutmix=0.6)

@@ -8,12 +8,14 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 
 import vitreous
@@ -23,6 +25,8 @@ from vitreous.data.augment import Augment
 from vitreous.data.module import ImageData
 from vitreous.data.store import from_arrays
 from vitreous.errors import VitreousError
+from vitreous.model.vit import VisionTransformer
+from vitreous.prepare import Request, open_module
 from vitreous.training import budget as budgets
 from vitreous.training.budget import BudgetKeeper, Sizes
 from vitreous.training.checkpoint import CheckpointKeeper, newest
@@ -403,3 +407,49 @@ def test_small_data_get_smaller_batches(
     assert "batch_size: 16" in capsys.readouterr().out
     assert run.recipe.model.patch_size == 2  # of 16 pixels, as 4 of 32
     assert dataclasses.asdict(run.recipe) == dataclasses.asdict(recipes.load(str(run.path / "recipe.toml")))
+
+
+def test_a_run_may_leave_test_unread(arrays: Arrays, tiny: dict[str, Any], tmp_path: Path) -> None:
+    run = vitreous.train(arrays, steps=3, judge="val", out=tmp_path / "run", **tiny)
+    assert "val_acc" in run.summary and not [key for key in run.summary if key.startswith("test_")]
+    assert set(run.evaluation) == {"classes", "val"}
+    report = (run.path / "report.html").read_text()
+    assert "Validation accuracy" in report and "was stopped before its end" not in report
+
+
+def test_a_final_run_trains_on_validation_too(arrays: Arrays, tiny: dict[str, Any], tmp_path: Path) -> None:
+    usual, all_of_it = (
+        open_module(recipes.load("default"), Request(arrays, judge=judge), print).splits
+        for judge in ("both", "test")
+    )
+    assert sorted(all_of_it.train.names) == sorted([*usual.train.names, *usual.val.names])
+    assert all_of_it.test.names == usual.test.names
+    source = [int(name.partition(":")[2]) for name in all_of_it.train.names]
+    assert np.array_equal(all_of_it.train.images, arrays[0][source])
+    assert np.array_equal(all_of_it.train.labels, arrays[1][source])
+    final = vitreous.train(arrays, epochs=2, judge="test", out=tmp_path / "final", **tiny)
+    assert not [key for key in final.summary if key.startswith("val_")]
+    assert vitreous.evaluate(final, data=arrays).named("test")["test_acc"] == final.summary["test_acc"]
+    with pytest.raises(VitreousError, match="trained on its validation pictures too"):
+        vitreous.evaluate(final, "val", data=arrays)
+    with pytest.raises(VitreousError, match="did you mean"):
+        vitreous.train(arrays, judge="tests", **tiny)
+
+
+def test_mixed_pictures_count_both_labels(tiny: dict[str, Any]) -> None:
+    recipe = recipes.load("default", {**tiny["overrides"], "label_smoothing": 0.1})
+    model = VisionTransformer(recipe.model, 8, 3)
+    classifier = Classifier(model, recipe)
+    classifier.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    classifier.optimizers = lambda: SimpleNamespace(param_groups=[{"lr": 0.0}])  # type: ignore[method-assign, assignment, return-value]
+    images, label, other = (
+        torch.rand(5, 3, 8, 8),
+        torch.tensor([0, 1, 2, 0, 1]),
+        torch.tensor([1, 1, 0, 2, 0]),
+    )
+    share = torch.tensor([1.0, 0.25, 0.5, 0.9, 0.0])
+    loss = classifier.training_step({"image": images, "label": label, "other": other, "share": share}, 0)
+    target = share[:, None] * F.one_hot(label, 3) + (1 - share[:, None]) * F.one_hot(other, 3)
+    target = 0.9 * target + 0.1 / 3
+    expected = -(target * model(images).log_softmax(dim=1)).sum(dim=1).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)

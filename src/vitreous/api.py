@@ -76,7 +76,8 @@ def train(
         out: the run folder; by default the next `runs/DATA-RECIPE-NNN`.
         overrides: fields of the recipe, as `{"model.depth": 6}` or `["depth=6"]`.
         **request: `seed` (42), `device`, `precision` ("auto"), `logger` ("csv"), `data_dir`,
-            `image_size`, `skip_bad`.
+            `image_size`, `skip_bad`; `judge`: "both" (val and test at the end), "val" (test stays unread)
+            or "test" (val's pictures are trained on too).
 
     Returns:
         The run: `.summary`, `.model`, `.predict(images)`, `.path`.
@@ -116,9 +117,7 @@ def resume(path: Path | str, data: Any = None) -> Run:
     """
     run = Run(Path(path))
     if (run.path / "summary.json").exists() and run.summary.get("status") == "finished":
-        print(
-            f"{run.path} is finished, with test_acc {run.summary['test_acc']:.4f}: nothing is left to train."
-        )
+        print(f"{run.path} is finished, with {accuracies(run.summary)}: nothing is left to train.")
         if not (run.path / "report.html").exists():  # the disk was full, say
             print(f"report: {write_report(run.path)}")
         return run
@@ -149,7 +148,10 @@ def _train(
         model.set_attention(machine.attention)
         cost = step_cost(model, recipe.optimizer, *batch, bf16=machine.precision == "bf16")
         steps_per_epoch = len(data.train_dataloader())
-        sizes = Sizes(data.batch_size, steps_per_epoch, len(data.splits.val), len(data.splits.test))
+        val, test = (
+            len(getattr(data.splits, name)) if name in asked.judges else 0 for name in ("val", "test")
+        )
+        sizes = Sizes(data.batch_size, steps_per_epoch, val, test)
         timeline = Timeline()
         keeper = BudgetKeeper(
             timeline, recipe.budget, cost, sizes, began=began, note=lambda line: say(line, quiet=True)
@@ -187,7 +189,7 @@ def _train(
                 "images_per_second": round(steps * data.batch_size / max(keeper.train_seconds, 1e-9), 2),
             }
             if not checkpoints.interrupted:
-                figures = final_figures(path, data.splits, machine.device)
+                figures = final_figures(path, data.splits, asked.judges, machine.device)
                 finish(trainer.loggers, figures, steps - 1)  # Lightning counts steps from zero
                 summary |= figures
             summary["total_seconds"] = round(keeper.total_seconds, 2)
@@ -226,6 +228,7 @@ def fit(
         precision="bf16-mixed" if machine.precision == "bf16" else "32-true",
         max_epochs=-1,  # the keeper stops it
         check_val_every_n_epoch=keeper.validate_every,
+        limit_val_batches=1.0 if keeper.sizes.val else 0,
         num_sanity_val_steps=0,
         log_every_n_steps=min(50, max(1, keeper.timeline.total // 400)),
         logger=[metrics, extra] if extra else [metrics],
@@ -268,6 +271,10 @@ def evaluate(
         raise unknown("split", split, ("val", "test"))
     run = run if isinstance(run, Run) else Run(Path(run))
     asked = Request.of(run)
+    if split == "val" and "val" not in asked.judges:
+        raise VitreousError(
+            f"{run.path} was trained on its validation pictures too; evaluate its test split."
+        )
     if asked.data == ARRAYS:
         if data is None:
             raise VitreousError("This run was trained on arrays; give them again, as data=(images, labels).")
@@ -371,7 +378,8 @@ def introduce(
     for reason in machine.reasons:
         say(reason)
     say(
-        f"data: {store.name}, {len(splits.train):,} pictures to train on, {len(splits.val):,} to validate, "
+        f"data: {store.name}, {len(splits.train):,} pictures to train on"
+        f"{', validation among them' if data.train_on_val else f', {len(splits.val):,} to validate'}, "
         f"{len(splits.test):,} to test, {store.num_classes} classes, {store.image_size} pixels"
     )
     say(render(describe_architecture(recipe.variant, recipe.model, model.image_size, model.num_classes)))
@@ -385,16 +393,21 @@ def introduce(
 
 def conclude(summary: Mapping[str, Any], report: Path, say: Say) -> None:
     """Says what came out of it."""
+    judge = "test" if "test_acc" in summary else "val"
     say(
-        f"val_acc {summary['val_acc']:.4f}, test_acc {summary['test_acc']:.4f} "
-        f"(always guessing the largest class: {summary['test_majority']:.4f}), "
-        f"test_loss {summary['test_loss']:.4f}"
+        f"{accuracies(summary)} (always guessing the largest class: {summary[f'{judge}_majority']:.4f}), "
+        f"{judge}_loss {summary[f'{judge}_loss']:.4f}"
     )
     say(
         f"{summary['steps']:,} steps, {summary['epochs']:.2f} epochs, {summary['train_flops']:.3g} FLOPs, "
         f"{summary['images_per_second']:,.0f} images/s, {duration(summary['total_seconds'])} in all"
     )
     say(f"report: {report}")
+
+
+def accuracies(summary: Mapping[str, Any]) -> str:
+    names = [name for name in ("val_acc", "test_acc") if name in summary]
+    return ", ".join(f"{name} {summary[name]:.4f}" for name in names)
 
 
 @contextmanager

@@ -234,6 +234,11 @@ COMMANDS: dict[str, Command] = {
             DATA_DIR,
             IMAGE_SIZE,
             SKIP_BAD,
+            argument(
+                "--judge",
+                "figures at the end: both; val, test stays unread; test, val is trained on too",
+                metavar="both|val|test",
+            ),
         ),
         (
             "vitreous train shapes --minutes 1            no download, a first look",

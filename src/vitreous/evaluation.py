@@ -26,12 +26,12 @@ def evaluate_split(bundle: Bundle, split: Split) -> tuple[Figures, torch.Tensor]
     return metrics.compute(), logits
 
 
-def final_figures(path: Path, splits: Splits, device: str) -> dict[str, float]:
-    """Evaluates the written bundle on val and, this once, on test; writes what the report shows of it."""
+def final_figures(path: Path, splits: Splits, judges: tuple[str, ...], device: str) -> dict[str, float]:
+    """Evaluates the written bundle, this once, on the splits `judges`; writes what the report shows of it."""
     bundle = load_bundle(path / "bundle", device)
     evaluation: dict[str, Any] = {"classes": bundle.classes}
     named: dict[str, float] = {}
-    for stage in ("val", "test"):
+    for stage in judges:
         split = getattr(splits, stage)
         figures, logits = evaluate_split(bundle, split)
         named |= figures.named(stage)

@@ -15,7 +15,7 @@ from vitreous import machine as machines
 from vitreous.data.augment import Augment, Flip, normalize, to_float
 from vitreous.data.module import ImageData
 from vitreous.data.sources import NAMES
-from vitreous.errors import VitreousError
+from vitreous.errors import VitreousError, unknown
 from vitreous.machine import Machine
 from vitreous.model.variants import VARIANTS
 from vitreous.model.vit import VisionTransformer
@@ -25,6 +25,9 @@ from vitreous.training.cost import forward_loss
 
 WHITENING_PICTURES = 5000
 ARRAYS = "arrays"  # in place of data that only the caller has
+# Which splits a run's figures at the end are of. "val" leaves test unread, for choosing a recipe; "test" trains
+# on the validation pictures too, once it is chosen.
+JUDGES = {"both": ("val", "test"), "val": ("val",), "test": ("test",)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +42,20 @@ class Request:
     data_dir: Path | str | None = None
     image_size: int | None = None
     skip_bad: bool = False
+    judge: str = "both"
 
     def __post_init__(self) -> None:
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
             raise VitreousError(
                 f"The seed is {self.seed!r}; it must be a whole number from 0 to {2**32 - 1}."
             )
+        if self.judge not in JUDGES:
+            raise unknown("judge", str(self.judge), JUDGES)
+
+    @property
+    def judges(self) -> tuple[str, ...]:
+        """The splits that the figures at the end are of."""
+        return JUDGES[self.judge]
 
     @classmethod
     def of(cls, run: Run) -> Request:
@@ -79,6 +90,9 @@ def open_module(recipe: Recipe, asked: Request, say: Say) -> ImageData:
             crop=a.crop,
             flip=cast(Flip, a.flip),
             cutout=a.cutout,
+            trivial=a.trivial,
+            mixup=a.mixup,
+            cutmix=a.cutmix,
             resized_crop=a.resized_crop or None,  # type: ignore[arg-type]
             seed=asked.seed,
         ),
@@ -88,6 +102,7 @@ def open_module(recipe: Recipe, asked: Request, say: Say) -> ImageData:
         split_seed=recipe.data.split_seed,
         seed=asked.seed,
         data_dir=asked.data_dir,
+        train_on_val="val" not in asked.judges,
         image_size=asked.image_size,
         skip_bad=asked.skip_bad,
         say=say,

@@ -47,7 +47,10 @@ class AugmentSection:
         "none", "left-right: at random, or each side in turn", choices=("none", "random", "alternating")
     )
     cutout: int = setting(0, "side in pixels of a square that is blanked", low=0, high=512)
+    trivial: bool = setting(False, "one random operation of random strength a picture (TrivialAugment)")
     resized_crop: tuple[float, ...] = setting((), "smallest and largest share of the area, e.g. [0.08, 1.0]")
+    mixup: float = setting(0.0, "probability that a picture is blended with another", low=0.0, high=1.0)
+    cutmix: float = setting(0.0, "probability that a box of another is pasted in", low=0.0, high=1.0)
 
     def __post_init__(self) -> None:
         low_high = self.resized_crop

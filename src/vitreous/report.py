@@ -83,7 +83,7 @@ def write_report(path: Path) -> Path:
         title=summary.get("data") or Path(str(request.get("data", path))).name,
         run=path.name,
         recipe_name=recipe.get("name", ""),
-        finished="acc" in figures["test"],
+        finished="acc" in figures["test"] or summary.get("status") == "finished",
         headline=headline,
         figures=figures,
         table=[row for row in FIGURES if any(row.key in figures[split] for split in figures)],

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitreous.data.trivial import trivial
 from vitreous.errors import VitreousError, unknown
 
 Flip = Literal["none", "random", "alternating"]
@@ -25,6 +26,9 @@ Flip = Literal["none", "random", "alternating"]
 CROP_Y, CROP_X, FLIP, CUTOUT_Y, CUTOUT_X, BOX_Y, BOX_X, BOX_TRIES = range(8)
 MAX_TRIES = 10  # of a random resized crop: each try takes an area and a ratio, from stream BOX_TRIES on
 RATIO = (3 / 4, 4 / 3)  # its range of width over height
+TRIVIAL = BOX_TRIES + 2 * MAX_TRIES  # three: operation, strength, sign
+MIX, SHARE, MIX_Y, MIX_X = range(TRIVIAL + 3, TRIVIAL + 7)
+STREAMS = TRIVIAL + 7
 
 GAMMA = 0x9E3779B97F4A7C15
 
@@ -51,7 +55,7 @@ def uniform(seed: int, epoch: int, index: Tensor, streams: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Augment:
-    """Random changes to training pictures, in this order: crop, flip, resized crop, cut-out.
+    """Random changes to training pictures: crop, flip, TrivialAugment, resized crop, cut-out, mixing, in this order.
 
     Args:
         crop: pad by this many pixels, mirrored at the border, and cut the old size out at a random place.
@@ -59,8 +63,12 @@ class Augment:
             epoch and then every other epoch, so that two epochs in a row show both sides.
         cutout: paint a square of this side over a random place, its centre anywhere in the picture
             (DeVries and Taylor, arXiv 1708.04552).
+        trivial: one random operation of random strength a picture (TrivialAugment, arXiv 2103.10158).
         resized_crop: (smallest, largest) share of the area that a crop keeps before it is resized to the
             old size, with a random ratio from 3/4 to 4/3 (Szegedy et al., arXiv 1409.4842).
+        mixup: probability that a picture is blended with its neighbour in the batch (Zhang et al., arXiv
+            1710.09412, with alpha 1).
+        cutmix: probability that a box of the neighbour is pasted into it (Yun et al., arXiv 1905.04899).
         fill: colour of the cut-out in 0..1; the data's mean, so that it is 0 once normalised.
         seed: of all random numbers.
 
@@ -71,7 +79,10 @@ class Augment:
     crop: int = 0
     flip: Flip = "none"
     cutout: int = 0
+    trivial: bool = False
     resized_crop: tuple[float, float] | None = None
+    mixup: float = 0.0
+    cutmix: float = 0.0
     fill: tuple[float, float, float] = (0.5, 0.5, 0.5)
     seed: int = 0
 
@@ -85,6 +96,11 @@ class Augment:
             raise VitreousError(
                 f"The augmentation's resized_crop is {self.resized_crop}; "
                 "it must be a smallest and a largest share of the area, both above 0 and at most 1."
+            )
+        if min(self.mixup, self.cutmix) < 0 or self.mixup + self.cutmix > 1:
+            raise VitreousError(
+                f"The augmentation's mixup {self.mixup} and cutmix {self.cutmix} are probabilities; "
+                "give two from 0 up whose sum is at most 1."
             )
 
     def __call__(self, image: Tensor, index: Tensor, epoch: int) -> Tensor:
@@ -105,8 +121,7 @@ class Augment:
                 f"The augmentation's crop of {self.crop} needs pictures larger than that, "
                 f"and these are {height}×{width}; choose a smaller crop or a larger image size."
             )
-        streams = BOX_TRIES if self.resized_crop is None else BOX_TRIES + 2 * MAX_TRIES
-        u = uniform(self.seed, epoch, index, streams)
+        u = uniform(self.seed, epoch, index, STREAMS if self.trivial or self.resized_crop else BOX_TRIES)
 
         if self.crop or self.flip != "none":
             rows = torch.arange(height, device=image.device).expand(len(image), -1)  # [B, H]
@@ -117,12 +132,45 @@ class Augment:
                 rows = _mirror(rows + _integers(u[:, CROP_Y], 2 * self.crop + 1)[:, None] - self.crop, height)
                 cols = _mirror(cols + _integers(u[:, CROP_X], 2 * self.crop + 1)[:, None] - self.crop, width)
             image = _gather(image, rows, cols)
+        if self.trivial:
+            image = trivial(image, u[:, TRIVIAL : TRIVIAL + 3], self.fill)
         x = to_float(image)
         if self.resized_crop is not None:
             x = resize_boxes(x, random_boxes(u, height, width, self.resized_crop))
         if self.cutout:
             x = self._cut_out(x, u)
         return x
+
+    def mix(self, x: Tensor, label: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Mixes each picture with its neighbour in the batch, by mixup, by cutmix or not at all.
+
+        Args:
+            x: float [B, 3, H, W], from a call of this augmentation.
+            label: int64 [B]; index: int64 [B]; epoch: as there.
+
+        Returns:
+            the pictures; the neighbours' labels [B]; and the share of its own that each picture keeps,
+            float [B] in 0..1: what its own label counts, the neighbour's counting the rest.
+        """
+        u = uniform(self.seed, epoch, index, STREAMS)
+        blended = u[:, MIX] < self.mixup
+        pasted = ~blended & (u[:, MIX] < self.mixup + self.cutmix)
+        # Cutmix: a box of 1 - share of the area, clipped at the border; what is left of it counts.
+        H, W = x.shape[2:]
+        side = (1 - u[:, SHARE]).sqrt()
+
+        def inside(centre: Tensor, size: int) -> Tensor:  # [B] -> bool [B, size]
+            middle, half = _integers(centre, size), _integers(side, size) // 2
+            position = torch.arange(size, device=x.device)
+            return (position >= (middle - half)[:, None]) & (position < (middle + half)[:, None])
+
+        box = inside(u[:, MIX_Y], H)[:, :, None] & inside(u[:, MIX_X], W)[:, None, :]  # [B, H, W]
+        box &= pasted[:, None, None]
+        kept = torch.where(blended, u[:, SHARE], 1.0)
+        neighbour = x.roll(1, 0)
+        x = torch.where(box[:, None], neighbour, neighbour + kept[:, None, None, None] * (x - neighbour))
+        share = torch.where(pasted, 1 - box.float().mean(dim=(1, 2)), kept)
+        return x, label.roll(1, 0), share
 
     def _flipped(self, u: Tensor, index: Tensor, epoch: int) -> Tensor:
         """Whether each picture is mirrored in this epoch, bool [B]."""

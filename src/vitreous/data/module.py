@@ -22,7 +22,8 @@ class ImageData(pl.LightningDataModule):
     """Train, validation and test batches of any source, for `vitreous.train` and for a Trainer of your own.
 
     A batch on the device is `{"image": float [B, 3, H, W] normalised, "label": int64 [B], "index": int64
-    [B], "epoch": int}`; training pictures are augmented there.
+    [B], "epoch": int}`; training pictures are augmented there. Where the augmentation mixes them, `"other"`,
+    int64 [B], is the second label of each and `"share"`, float [B], what the first one counts.
 
     Args:
         source: "cifar10", "cifar100", "shapes", a folder or zip of class folders, `(images, labels)`
@@ -31,6 +32,7 @@ class ImageData(pl.LightningDataModule):
         batch_size: of training; evaluation takes 500 at a time.
         val_fraction, split_seed: how validation is cut where the source has none.
         seed: of the order and the augmentation.
+        train_on_val: the validation pictures are trained on too, so that only test can judge.
         data_dir, image_size, skip_bad, say: see `vitreous.data.sources.open_data`.
 
     Raises:
@@ -47,6 +49,7 @@ class ImageData(pl.LightningDataModule):
         val_fraction: float = 0.1,
         split_seed: int = 42,
         seed: int = 42,
+        train_on_val: bool = False,
         data_dir: Path | str | None = None,
         image_size: int | None = None,
         skip_bad: bool = False,
@@ -55,6 +58,7 @@ class ImageData(pl.LightningDataModule):
         super().__init__()
         self.source, self.augment, self.batch_size, self.drop_last = source, augment, batch_size, drop_last
         self.val_fraction, self.split_seed, self.seed = val_fraction, split_seed, seed
+        self.train_on_val = train_on_val
         self.open = lambda: open_data(
             source, Path(data_dir) if data_dir else None, image_size=image_size, skip_bad=skip_bad, say=say
         )
@@ -69,7 +73,8 @@ class ImageData(pl.LightningDataModule):
         """Opens the data and cuts the splits; the same ones whenever it is called."""
         self.prepare_data()
         if not hasattr(self, "splits"):
-            self.splits: Splits = resolve_splits(self.store, self.val_fraction, self.split_seed)
+            splits = resolve_splits(self.store, self.val_fraction, self.split_seed)
+            self.splits: Splits = splits.with_val_trained_on() if self.train_on_val else splits
             if self.augment is not None:
                 self.augment = replace(self.augment, fill=self.store.mean)
 
@@ -96,6 +101,9 @@ class ImageData(pl.LightningDataModule):
         image: Tensor = batch["image"]
         if training and self.augment is not None:
             image = self.augment(image, batch["index"], batch["epoch"])
+            if self.augment.mixup or self.augment.cutmix:
+                image, other, share = self.augment.mix(image, batch["label"], batch["index"], batch["epoch"])
+                batch = {**batch, "other": other, "share": share}
         else:
             image = to_float(image)
         return {**batch, "image": normalize(image, self.store.mean, self.store.std)}

@@ -13,7 +13,7 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -515,6 +515,15 @@ class Splits:
         """For the run's `split.json`: seed, fraction, and the names of the pictures that were cut."""
         names = {split: list(getattr(self, split).names) for split in self.cut}
         return {"seed": self.seed, "val_fraction": self.val_fraction, "cut_from_train": names}
+
+    def with_val_trained_on(self) -> Splits:
+        """The same with the validation pictures behind the training pictures; they are then no judge."""
+        images, labels = (
+            np.concatenate([getattr(self.train, part), getattr(self.val, part)])
+            for part in ("images", "labels")
+        )
+        train = Split(images, labels, [*self.train.names, *self.val.names])
+        return replace(self, train=train)
 
 
 def resolve_splits(store: ImageStore, val_fraction: float = 0.1, seed: int = 42) -> Splits:

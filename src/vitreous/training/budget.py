@@ -120,7 +120,8 @@ class BudgetKeeper(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         now = time.monotonic()
-        self.measured_picture_seconds = (now - self.mark) / self.sizes.val
+        if self.sizes.val:
+            self.measured_picture_seconds = (now - self.mark) / self.sizes.val
         self.mark = self.ended = now
 
     def on_train_batch_end(

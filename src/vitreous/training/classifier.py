@@ -53,10 +53,19 @@ class Classifier(pl.LightningModule):
         stance = "default" if len(labels) == self.recipe.training.batch_size else "force_eager"
         with counted_noise(self.seed, self.global_step, self.device), torch.compiler.set_stance(stance):
             logits = self(images)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.training.label_smoothing)
+        loss = self._loss(logits.float(), labels)
+        if "share" in batch:  # pictures mixed of two
+            other, share = self._loss(logits.float(), batch["other"]), batch["share"]
+            loss = share * loss + (1 - share) * other
+        loss = loss.mean()
         self.log("train_loss", loss, prog_bar=True)
         self.log("learning_rate", self.optimizers().param_groups[-1]["lr"])  # type: ignore[union-attr]
         return loss
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of each picture, [B]."""
+        smoothing = self.recipe.training.label_smoothing
+        return F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         images, labels = _pair(batch)

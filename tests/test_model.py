@@ -104,7 +104,7 @@ def test_the_table_of_variants_needs_no_torch() -> None:
 def test_every_variant_trains_in_every_parameter(name: str) -> None:
     torch.manual_seed(0)
     architecture = dataclasses.replace(VARIANTS[name].architecture, depth=2)
-    model = shaken(VisionTransformer(architecture, image_size=2 * architecture.patch_size, num_classes=3))
+    model = shaken(VisionTransformer(architecture, image_size=2 * architecture.patch_size + 1, num_classes=3))
     side = model.image_size
     model.init_from_data(torch.randn(4, 3, side, side))
     logits = model(torch.randn(2, 3, side, side).to(memory_format=torch.channels_last))
@@ -129,7 +129,7 @@ def test_description_follows_classes_and_size() -> None:
     small = describe("compact", num_classes=7, image_size=16)
     assert small["layers"][-1]["output"] == [7]
     outputs = {layer["layer"]: layer["output"] for layer in small["layers"]}
-    assert outputs["patch_embed.stages.1"] == [128, 4, 4] and outputs["blocks.*.mlp"] == [16, 128]
+    assert outputs["patch_embed.stages.1"] == [128, 3, 3] and outputs["blocks.*.mlp"] == [9, 128]
 
 
 def test_create_model() -> None:
@@ -241,9 +241,8 @@ def test_patch_embedding_is_the_strided_convolution() -> None:
     torch.testing.assert_close(embed(pictures), embed.proj(pictures).flatten(2).mT)
 
 
-@pytest.mark.parametrize("options", [{}, CONV], ids=["linear", "conv"])
-def test_padding_is_zeros_at_the_bottom_and_on_the_right(options: dict[str, Any]) -> None:
-    odd, even = tiny(image_size=10, **options), tiny(image_size=12, **options)
+def test_padding_is_zeros_at_the_bottom_and_on_the_right() -> None:
+    odd, even = tiny(image_size=10), tiny(image_size=12)
     assert odd.pos_embed.shape == (1, 10, 16)
     odd.load_state_dict(even.state_dict())
     picture = torch.randn(2, 3, 10, 10)
@@ -413,15 +412,28 @@ def test_whitening_makes_patches_white() -> None:
     [(2, [24, 12]), (4, [24, 48, 12]), (8, [24, 24, 48, 12]), (16, [24, 16, 24, 48, 12])],
 )
 def test_conv_stem_has_a_stage_for_each_halving(patch_size: int, widths: list[int]) -> None:
-    model = tiny(image_size=2 * patch_size, patch_size=patch_size, stem="conv", stem_dims=(48, 12))
+    side = 2 * patch_size + 1
+    model = tiny(image_size=side, patch_size=patch_size, stem="conv", stem_dims=(48, 12))
     assert isinstance(model.patch_embed, ConvStem)
     shapes = [stage.conv.weight.shape for stage in model.patch_embed.stages]
     assert [shapes[0][1], *(shape[0] for shape in shapes)] == widths
-    assert model.embed(torch.randn(2, 3, 2 * patch_size, 2 * patch_size)).shape == (2, 5, 16)
+    assert model.embed(torch.randn(2, 3, side, side)).shape == (2, 5, 16)
+
+
+def test_conv_stem_takes_whole_tokens_of_what_the_whitening_leaves() -> None:
+    model = tiny(image_size=32, pool="mean", **CONV)
+    assert model.num_tokens == 49
+    picture = torch.randn(1, 3, 32, 32)
+    other = picture.clone()
+    other[:, :, 31:] += 1  # only the last tokens and, over the last 3x3, their neighbours see it
+    changed = (model.embed(picture) != model.embed(other)).any(dim=2).view(7, 7)
+    assert not changed[:5].any()
+    with pytest.raises(VitreousError, match="too small for stem 'conv'"):
+        tiny(image_size=4, **CONV)
 
 
 def test_conv_stem_step_by_step() -> None:
-    stem = shaken(tiny(**CONV).double()).patch_embed
+    stem = shaken(tiny(image_size=9, **CONV).double()).patch_embed
     assert isinstance(stem, ConvStem)
 
     def stage(x: Tensor, layer: ConvStage, halve: bool) -> Tensor:
@@ -431,10 +443,8 @@ def test_conv_stem_step_by_step() -> None:
         x = (x - mean) / (variance + 1e-6).sqrt()
         return F.gelu(x * layer.norm.weight[:, None, None] + layer.norm.bias[:, None, None])
 
-    pictures = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    padded = torch.zeros(2, 3, 9, 9, dtype=torch.float64)
-    padded[:, :, :8, :8] = pictures
-    x = F.gelu(F.conv2d(padded, stem.whiten.weight))
+    pictures = torch.randn(2, 3, 9, 9, dtype=torch.float64)
+    x = F.gelu(F.conv2d(pictures, stem.whiten.weight))
     for layer in stem.stages:
         x = stage(x, layer, halve=True)
     x = x + stage(x, stem.mix, halve=False)

@@ -3,8 +3,8 @@
 Around the paper's network stand a few options for small data, each a field of `Architecture`.
 Names and shapes in the state dict are those of timm's `VisionTransformer`.
 
-Letters in the shape comments: B batch, S image side, P patch side, G = S / P patches along a side,
-N tokens, D embed_dim, H heads, K = D / H width of a head, C channels.
+Letters in the shape comments: B batch, S image side, P patch side, G tokens along a side, N tokens, D embed_dim,
+H heads, K = D / H width of a head, C channels.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def count_flops(model: VisionTransformer, image_size: int | None = None) -> int:
 class VisionTransformer(nn.Module):
     """Patches -> tokens -> pre-norm encoder -> pooled token -> class logits.
 
-    `image_size` is the side of the square pictures, in pixels; where `patch_size` does not divide it, they
-    are padded with zeros at the bottom and on the right.
+    `image_size` is the side of the square pictures, in pixels; where `patch_size` does not divide it, the linear
+    stem's are padded with zeros at the bottom and on the right.
     """
 
     def __init__(self, architecture: Architecture, image_size: int, num_classes: int) -> None:
@@ -74,7 +74,13 @@ class VisionTransformer(nn.Module):
             )
         a = architecture
         self.architecture, self.image_size, self.num_classes = a, image_size, num_classes
-        grid = math.ceil(image_size / a.patch_size)
+        # The conv stem's first convolution takes a pixel off, and what is left is cut to whole tokens.
+        grid = (image_size - 1) // a.patch_size if a.stem == "conv" else math.ceil(image_size / a.patch_size)
+        if grid < 1:
+            raise VitreousError(
+                f"Pictures of {image_size} pixels are too small for stem 'conv' with patch_size {a.patch_size}; "
+                "choose a smaller patch_size."
+            )
         self.num_tokens = grid * grid + (a.pool == "cls")
         self.patch_embed: PatchEmbed | ConvStem = ConvStem(a) if a.stem == "conv" else PatchEmbed(a)
         self.embed_activation = nn.ReLU() if a.embed_activation == "relu" else nn.Identity()
@@ -109,8 +115,6 @@ class VisionTransformer(nn.Module):
                 f"The model takes pictures as [B, 3, {self.image_size}, {self.image_size}], not as "
                 f"{list(x.shape)}; resize them, or make the model with another image_size."
             )
-        pad = -self.image_size % self.architecture.patch_size
-        x = F.pad(x, (0, pad, 0, pad)) if pad else x
         x = self.embed_activation(self.patch_embed(x))
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)  # [B, 1 + N, D]
@@ -184,8 +188,10 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, a.embed_dim, a.patch_size, a.patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        P, S = self.proj.kernel_size[0], x.shape[-1]
+        x = F.pad(x, (0, -S % P, 0, -S % P)) if S % P else x
         # The convolution's weight as one matrix product, which is faster than the convolution on CPU.
-        patches = patchify(x, self.proj.kernel_size[0])
+        patches = patchify(x, P)
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)  # [B, N, D]
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitreous.errors import VitreousError
+from vitreous.model.dropout import Dropout, kept
 from vitreous.model.stem import ConvStage, ConvStem
 from vitreous.model.summary import describe, render
 from vitreous.model.variants import VARIANTS, Architecture
@@ -323,11 +324,11 @@ def test_pooling() -> None:
 def test_dropout_stands_where_the_origin_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     widths: list[tuple[int, float, bool]] = []
 
-    def record(x: Tensor, p: float, training: bool, inplace: bool) -> Tensor:
-        widths.append((x.shape[-1], p, training))
+    def record(module: Dropout, x: Tensor) -> Tensor:
+        widths.append((x.shape[-1], module.rate, module.training))
         return x
 
-    monkeypatch.setattr(F, "dropout", record)
+    monkeypatch.setattr(Dropout, "forward", record)
     model = tiny(dropout=0.25)
     for path in ("explicit", "fused"):
         widths.clear()
@@ -387,6 +388,35 @@ def test_zero_init_makes_each_block_the_identity() -> None:
     for block in tiny(zero_init=True).blocks:
         assert torch.equal(block(tokens), tokens)
     assert not torch.equal(tiny(zero_init=False).blocks[0](tokens), tokens)
+
+
+# Dropout
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.2, 0.5])
+def test_dropout_leaves_out_its_rate_and_keeps_the_mean(rate: float) -> None:
+    dropout = Dropout(rate)
+    torch.manual_seed(1)
+    x = torch.ones(300, 1001, requires_grad=True)
+    y = dropout(x)
+    count = y.numel()
+    share = (y == 0).float().mean().item()
+    assert abs(share - rate) < 5 * (rate * (1 - rate) / count) ** 0.5
+    torch.testing.assert_close(y[y != 0], torch.full_like(y[y != 0], 1 / (1 - rate)))
+    rows, columns = (y == 0).float().mean(1), (y == 0).float().mean(0)  # nothing is favoured
+    assert rows.std() < 1.2 * (rate * (1 - rate) / 1001) ** 0.5
+    assert columns.std() < 1.2 * (rate * (1 - rate) / 300) ** 0.5
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
+    other = dropout(x.detach())
+    assert abs(((y == 0) & (other == 0)).float().mean().item() - rate**2) < 0.005
+    torch.manual_seed(1)
+    assert torch.equal(dropout(x), y)
+    assert torch.equal(dropout.eval()(x), x)
+
+
+def test_dropout_is_a_sound_operator() -> None:
+    torch.library.opcheck(kept, (torch.tensor([7]), [3, 5], 0.3))
 
 
 # The convolutional stem

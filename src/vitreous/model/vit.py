@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitreous.errors import VitreousError, unknown
+from vitreous.model.dropout import Dropout, DropPath
 from vitreous.model.stem import ConvStem
 from vitreous.model.variants import Architecture, variant
 
@@ -89,7 +90,7 @@ class VisionTransformer(nn.Module):
             self.pos_embed: Tensor = nn.Parameter(torch.zeros(1, self.num_tokens, a.embed_dim))
         else:
             self.register_buffer("pos_embed", sine_position(grid, a.embed_dim, with_cls=a.pool == "cls"))
-        self.pos_drop = nn.Dropout(a.dropout)
+        self.pos_drop = Dropout(a.dropout)
         rates = [a.drop_path * i / max(a.depth - 1, 1) for i in range(a.depth)]
         self.blocks = cast("list[Block]", nn.ModuleList(Block(a, rate) for rate in rates))
         self.norm = nn.LayerNorm(a.embed_dim, a.norm_eps) if a.final_norm else nn.Identity()
@@ -267,24 +268,7 @@ class Mlp(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(a.embed_dim, a.mlp_dim)
         self.fc2 = nn.Linear(a.mlp_dim, a.embed_dim)
-        self.dropout = nn.Dropout(a.dropout)
+        self.dropout = Dropout(a.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x)))))
-
-
-class DropPath(nn.Module):
-    """Stochastic depth (arXiv 1603.09382): a residual branch left out at random, picture by picture."""
-
-    rate: Tensor
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        # A tensor, not a number, so that one compiled block serves all layers.
-        self.register_buffer("rate", torch.tensor(rate), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return x
-        kept = torch.rand(len(x), 1, 1, device=x.device) >= self.rate
-        return x * (kept / (1 - self.rate)).to(x.dtype)

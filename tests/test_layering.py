@@ -28,7 +28,7 @@ MAY = {
     "run": {"recipe", "bundle", "model"},
     "training": {"model", "data", "metrics", "recipe", "machine", "run"},
     "report": {"run", "bundle", "model", "metrics", "data.pictures"},
-    "prepare": {"data", "model", "recipe", "machine", "run", "training.cost"},
+    "prepare": {"data", "model", "recipe", "machine", "run", "training.cost", "training.schedule"},
     "evaluation": {"data", "bundle", "metrics", "run"},
     "api": {
         "data", "model", "training", "metrics", "recipe", "machine", "bundle", "run", "report",

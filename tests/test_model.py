@@ -9,7 +9,9 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.interpolate
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -164,9 +166,10 @@ def test_bad_architectures_are_refused_by_name(options: dict[str, Any], named: s
         Architecture(**TINY | options)
 
 
-def test_pictures_of_another_size_are_refused() -> None:
+@pytest.mark.parametrize("shape", [(2, 3, 8, 9), (2, 1, 8, 8), (3, 8, 8), (2, 3, 4, 4)])
+def test_pictures_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(VitreousError, match=r"\[B, 3, 8, 8\]"):
-        tiny()(torch.randn(2, 3, 9, 9))
+        tiny()(torch.randn(shape))
 
 
 def test_an_architecture_survives_json() -> None:
@@ -250,6 +253,24 @@ def test_padding_is_zeros_at_the_bottom_and_on_the_right() -> None:
     padded = torch.zeros(2, 3, 12, 12)
     padded[:, :, :10, :10] = picture
     torch.testing.assert_close(odd(picture), even(padded))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"pool": "mean"}, {**CONV, "patch_size": 2}], ids=["cls", "mean", "conv"]
+)
+def test_positions_of_another_size_lie_between_the_models_own(options: dict[str, Any]) -> None:
+    model = tiny(image_size=16, **options)
+    own = model.pos_embed.detach()
+    first, grid = model.num_tokens - model.grid**2, model.grid
+    assert torch.equal(model.position(grid), own)
+    smaller = model.position(grid - 1).detach()
+    assert torch.equal(smaller[:, :first], own[:, :first])
+    table = own[0, first:].view(grid, grid, -1).numpy()
+    at = np.clip((np.arange(grid - 1) + 0.5) * grid / (grid - 1) - 0.5, 0, grid - 1)
+    between = scipy.interpolate.RegularGridInterpolator((np.arange(grid), np.arange(grid)), table)
+    expected = between(np.stack(np.meshgrid(at, at, indexing="ij"), axis=-1)).reshape((grid - 1) ** 2, -1)
+    np.testing.assert_allclose(smaller[0, first:].numpy(), expected, atol=1e-6)
+    assert model(torch.randn(2, 3, 12, 12)).shape == model(torch.randn(2, 3, 16, 16)).shape
 
 
 def test_sine_position() -> None:

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import OneCycleLR
 
-from vitreous.training.schedule import Timeline, linear, onecycle
+from vitreous.errors import VitreousError
+from vitreous.recipe import ScheduleSection
+from vitreous.training.schedule import Phase, Timeline, linear, onecycle, phase_at, phases
 
 
 @pytest.mark.parametrize("total", [10, 176, 1000])
@@ -64,3 +66,19 @@ def test_a_later_fit_leaves_the_past_as_it_was() -> None:
 def test_a_run_cannot_end_in_the_past() -> None:
     with pytest.raises(ValueError, match="cannot have 5 steps"):
         Timeline([(0, 100)]).fit(10, 5)
+
+
+def test_phases_follow_each_other() -> None:
+    section = ScheduleSection(small_sides=(0.5, 0.75), small_until=(0.2, 0.6))
+    found = phases(section, 32)
+    assert found == (Phase(0.2, 16), Phase(0.6, 24), Phase(1.0, 32))
+    at = {0.0: 16, 0.19: 16, 0.2: 24, 0.59: 24, 0.6: 32, 0.99: 32, 1.0: 32}
+    assert {fraction: found[phase_at(found, fraction)].side for fraction in at} == at
+    assert phases(ScheduleSection(), 32) == (Phase(1.0, 32),)
+    for bad in (
+        {"small_sides": (0.5,)},
+        {"small_sides": (2.0,), "small_until": (0.5,)},
+        {"small_sides": (0.5, 0.5), "small_until": (0.5, 0.4)},
+    ):
+        with pytest.raises(VitreousError, match="small_"):
+            ScheduleSection(**bad)

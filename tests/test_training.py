@@ -31,7 +31,7 @@ from vitreous.training import budget as budgets
 from vitreous.training.budget import BudgetKeeper, Sizes
 from vitreous.training.checkpoint import CheckpointKeeper, newest
 from vitreous.training.classifier import Classifier, counted_noise, make_optimizer
-from vitreous.training.cost import StepCost, step_cost
+from vitreous.training.cost import RunCost, StepCost, step_cost
 from vitreous.training.schedule import Timeline
 
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -247,7 +247,7 @@ def test_minutes_are_kept_on_a_machine_that_changes_speed(
 
 def keeper(unit: str, amount: float, steps_per_epoch: int = 176) -> BudgetKeeper:
     sizes = Sizes(256, steps_per_epoch, val=5000, test=10000)
-    cost = StepCost(flops=3_000_000_000, seconds=0.5, evaluation_seconds=0.1)
+    cost = RunCost(((1.0, StepCost(flops=3_000_000_000, seconds=0.5, evaluation_seconds=0.1)),))
     return BudgetKeeper(Timeline(), recipes.Budget(amount, unit), cost, sizes, began=time.monotonic())
 
 
@@ -262,6 +262,40 @@ def test_exact_budgets(unit: str, amount: float, steps: int) -> None:
 def test_validation_keeps_to_its_share() -> None:
     assert keeper("epochs", 180).validate_every == 1
     assert keeper("epochs", 180, steps_per_epoch=20).validate_every == 4  # 1.95 s in each 10 s epoch
+
+
+SMALL_FIRST = {"schedule.small_sides": [0.5, 0.75], "schedule.small_until": [0.2, 0.6]}
+
+
+def test_a_run_that_begins_with_smaller_pictures(
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides = []
+
+    def watched(self: Classifier, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            sides.append(x.shape[-1])
+        return self.model(x)
+
+    monkeypatch.setattr(Classifier, "forward", watched)
+    tiny["overrides"] |= {**SMALL_FIRST, "patch_size": 2, "batch_size": 16}
+    run = vitreous.train(arrays, steps=20, out=tmp_path / "run", **tiny)
+    assert sides == [8] * 4 + [12] * 8 + [16] * 8
+    section, labels = run.recipe.optimizer, torch.zeros(16, dtype=torch.long)
+    costs = {
+        side: step_cost(run.model, section, torch.zeros(16, 3, side, side), labels, bf16=False).flops
+        for side in (8, 12, 16)
+    }
+    assert run.summary["train_flops"] == 4 * costs[8] + 8 * costs[12] + 8 * costs[16]
+
+
+def test_the_mean_cost_ahead() -> None:
+    cheap, dear = StepCost(10, 1.0, 0.0), StepCost(40, 3.0, 0.0)
+    cost = RunCost(((0.5, cheap), (1.0, dear)))
+    assert cost.mean() == (25, 2.0)
+    assert cost.mean(0.25) == (pytest.approx((10 + 2 * 40) / 3), pytest.approx((1 + 2 * 3) / 3))
+    assert cost.mean(0.5) == cost.mean(0.9) == cost.mean(1.0) == (40, 3.0)
+    assert [cost.at(f) for f in (0.0, 0.49, 0.5, 1.0)] == [cheap, cheap, dear, dear]
 
 
 @pytest.mark.parametrize("name", ["notebook-cifar10", "notebook-cifar100"])
@@ -439,7 +473,7 @@ def test_a_final_run_trains_on_validation_too(arrays: Arrays, tiny: dict[str, An
 def test_mixed_pictures_count_both_labels(tiny: dict[str, Any]) -> None:
     recipe = recipes.load("default", {**tiny["overrides"], "label_smoothing": 0.1})
     model = VisionTransformer(recipe.model, 8, 3)
-    classifier = Classifier(model, recipe)
+    classifier = Classifier(model, recipe, timeline=Timeline([(0, 10)]))
     classifier.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
     classifier.optimizers = lambda: SimpleNamespace(param_groups=[{"lr": 0.0}])  # type: ignore[method-assign, assignment, return-value]
     images, label, other = (

@@ -38,6 +38,7 @@ from vitreous.prepare import (
     count_parameters,
     fit_to_data,
     open_module,
+    run_cost,
     sample_batch,
 )
 from vitreous.recipe import Budget, Recipe
@@ -46,7 +47,7 @@ from vitreous.run import Run, Say
 from vitreous.training.budget import BudgetKeeper, Sizes
 from vitreous.training.checkpoint import CheckpointKeeper, WholeFile, newest
 from vitreous.training.classifier import Classifier
-from vitreous.training.cost import StepCost, step_cost
+from vitreous.training.cost import RunCost
 from vitreous.training.loggers import MetricsCsv, check_logger, extra_logger, finish
 from vitreous.training.progress import Progress, duration, quiet_lightning
 from vitreous.training.schedule import Timeline
@@ -146,7 +147,7 @@ def _train(
         if earlier is None:
             machine = choose_attention(machine, model, batch)
         model.set_attention(machine.attention)
-        cost = step_cost(model, recipe.optimizer, *batch, bf16=machine.precision == "bf16")
+        cost = run_cost(recipe, model, batch, machine)
         steps_per_epoch = len(data.train_dataloader())
         val, test = (
             len(getattr(data.splits, name)) if name in asked.judges else 0 for name in ("val", "test")
@@ -184,7 +185,7 @@ def _train(
                 "parameters": count_parameters(model),
                 "steps": steps,
                 "epochs": round(steps / steps_per_epoch, 4),
-                "train_flops": steps * cost.flops,
+                "train_flops": keeper.flops,
                 "train_seconds": round(keeper.train_seconds, 2),
                 "images_per_second": round(steps * data.batch_size / max(keeper.train_seconds, 1e-9), 2),
             }
@@ -311,7 +312,7 @@ def resolve(
     data: ImageData,
     model: VisionTransformer,
     machine: Machine,
-    cost: StepCost,
+    cost: RunCost,
     earlier: Mapping[str, Any] | None,
     say: Say,
 ) -> dict[str, Any]:
@@ -324,7 +325,7 @@ def resolve(
         "num_classes": store.num_classes,
         "parameters": count_parameters(model),
         "steps_per_epoch": len(data.train_dataloader()),
-        "step_flops": cost.flops,
+        "step_flops": cost.full.flops,
         "exact": True,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {
@@ -368,7 +369,7 @@ def introduce(
     data: ImageData,
     model: VisionTransformer,
     machine: Machine,
-    cost: StepCost,
+    cost: RunCost,
     timeline: Timeline,
     path: Path,
     say: Say,
@@ -386,7 +387,7 @@ def introduce(
     about = "about " if recipe.budget.unit == "minutes" else ""
     say(
         f"budget: {recipe.budget}, {about}{timeline.total:,} steps of {data.batch_size} pictures at "
-        f"{cost.flops / 1e9:,.1f} GFLOP each"
+        f"{cost.mean()[0] / 1e9:,.1f} GFLOP each"
     )
     say(f"run: {path}")
 

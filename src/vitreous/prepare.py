@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from vitreous import machine as machines
-from vitreous.data.augment import Augment, Flip, normalize, to_float
+from vitreous.data.augment import Augment, Flip, normalize, resized, to_float
 from vitreous.data.module import ImageData
 from vitreous.data.sources import NAMES
 from vitreous.errors import VitreousError, unknown
@@ -21,7 +21,8 @@ from vitreous.model.variants import VARIANTS
 from vitreous.model.vit import VisionTransformer
 from vitreous.recipe import Recipe
 from vitreous.run import Run, Say
-from vitreous.training.cost import forward_loss
+from vitreous.training.cost import RunCost, forward_loss, step_cost
+from vitreous.training.schedule import phases
 
 WHITENING_PICTURES = 5000
 ARRAYS = "arrays"  # in place of data that only the caller has
@@ -170,6 +171,20 @@ def choose_attention(
 
     with torch.random.fork_rng(devices=[]):
         return machines.choose_attention(machine, step)
+
+
+def run_cost(
+    recipe: Recipe, model: VisionTransformer, batch: tuple[torch.Tensor, torch.Tensor], machine: Machine
+) -> RunCost:
+    """What the steps of each phase cost, measured on one batch as `sample_batch` gives it."""
+    images, labels = batch
+    bf16 = machine.precision == "bf16"
+    return RunCost(
+        tuple(
+            (phase.until, step_cost(model, recipe.optimizer, resized(images, phase.side), labels, bf16=bf16))
+            for phase in phases(recipe.schedule, model.image_size)
+        )
+    )
 
 
 def count_parameters(model: VisionTransformer) -> int:

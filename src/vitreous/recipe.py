@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -75,6 +76,16 @@ class ScheduleSection:
         "linear", "warm-up and a straight line to zero, or torch's OneCycleLR", choices=("linear", "onecycle")
     )
     warmup: float = setting(0.1, "share of the run in which the learning rate rises", low=0.0, high=1.0)
+    small_sides: tuple[float, ...] = setting((), "begin with smaller pictures: their shares of the full side")
+    small_until: tuple[float, ...] = setting((), "the share of the steps at which each of them ends")
+
+    def __post_init__(self) -> None:
+        if len(self.small_sides) != len(self.small_until):
+            raise VitreousError("schedule.small_sides and schedule.small_until must be of equal length.")
+        if not all(0 < side <= 1 for side in self.small_sides):
+            raise VitreousError("schedule.small_sides wants shares of the side, above 0 and at most 1.")
+        if not all(a < b for a, b in pairwise([0.0, *self.small_until, 1.0])):
+            raise VitreousError("schedule.small_until wants rising shares of the steps, above 0 and below 1.")
 
 
 @dataclass(frozen=True)

@@ -210,6 +210,13 @@ def normalize(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Ten
     return (x - shift) / scale
 
 
+def resized(images: Tensor, side: int) -> Tensor:
+    """Pictures [B, 3, S, S] made smaller, to [B, 3, side, side]."""
+    if images.shape[-1] == side:
+        return images
+    return F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
+
+
 def random_boxes(u: Tensor, height: int, width: int, scale: tuple[float, float]) -> Tensor:
     """Crops of random area and ratio, int64 [B, 4]: top, left, height, width in pixels.
 

@@ -82,7 +82,7 @@ class VisionTransformer(nn.Module):
                 f"Pictures of {image_size} pixels are too small for stem 'conv' with patch_size {a.patch_size}; "
                 "choose a smaller patch_size."
             )
-        self.num_tokens = grid * grid + (a.pool == "cls")
+        self.grid, self.num_tokens = grid, grid * grid + (a.pool == "cls")
         self.patch_embed: PatchEmbed | ConvStem = ConvStem(a) if a.stem == "conv" else PatchEmbed(a)
         self.embed_activation = nn.ReLU() if a.embed_activation == "relu" else nn.Identity()
         self.cls_token = nn.Parameter(torch.zeros(1, 1, a.embed_dim)) if a.pool == "cls" else None
@@ -103,7 +103,10 @@ class VisionTransformer(nn.Module):
         self._init_weights()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, num_classes] of pictures `x`, float [B, 3, S, S], normalised."""
+        """Logits [B, num_classes] of pictures `x`, float [B, 3, S, S], normalised.
+
+        S is `image_size`, or another at which positions are interpolated.
+        """
         x = self.embed(x)
         for block in self.blocks:
             x = block(x)
@@ -111,15 +114,31 @@ class VisionTransformer(nn.Module):
 
     def embed(self, x: Tensor) -> Tensor:
         """Pictures [B, 3, S, S] to the encoder's input, tokens [B, N, D]."""
-        if x.shape[1:] != (3, self.image_size, self.image_size):
+        if (
+            x.ndim != 4
+            or x.shape[1] != 3
+            or x.shape[2] != x.shape[3]
+            or x.shape[3] <= self.architecture.patch_size
+        ):
             raise VitreousError(
-                f"The model takes pictures as [B, 3, {self.image_size}, {self.image_size}], not as "
-                f"{list(x.shape)}; resize them, or make the model with another image_size."
+                f"The model takes square pictures as [B, 3, {self.image_size}, {self.image_size}], not "
+                f"{list(x.shape)}; resize them."
             )
         x = self.embed_activation(self.patch_embed(x))
+        grid = math.isqrt(x.shape[1])
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)  # [B, 1 + N, D]
-        return self.pos_drop(x + self.pos_embed)
+        return self.pos_drop(x + self.position(grid))
+
+    def position(self, grid: int) -> Tensor:
+        """The positions [1, N, D] for `grid` tokens along a side, between those of this model's own (section 3.2)."""
+        if grid == self.grid:
+            return self.pos_embed
+        first, rest = self.pos_embed.tensor_split(
+            [self.num_tokens - self.grid**2], dim=1
+        )  # the class token's
+        rest = F.interpolate(rest.mT.unflatten(2, (self.grid, self.grid)), size=(grid, grid), mode="bilinear")
+        return torch.cat([first, rest.flatten(2).mT], dim=1)
 
     def pool(self, x: Tensor) -> Tensor:
         """Tokens [B, N, D] to one vector a picture [B, D]."""

@@ -12,7 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from vitreous.recipe import Budget
-from vitreous.training.cost import StepCost
+from vitreous.training.cost import RunCost
 from vitreous.training.schedule import Timeline
 
 MEASURED_STEPS = 30  # steps whose mean time makes the forecast
@@ -37,7 +37,7 @@ class BudgetKeeper(pl.Callback):
     Args:
         timeline: the run's length, fitted in place and kept in checkpoints.
         budget: the amount that the run may cost; all but minutes are exact.
-        cost: of a step, measured before the run.
+        cost: of its steps, measured before the run.
         began: when the budget's clock started, on `time.monotonic`.
         note: is told of each fit, for the log.
     """
@@ -46,7 +46,7 @@ class BudgetKeeper(pl.Callback):
         self,
         timeline: Timeline,
         budget: Budget,
-        cost: StepCost,
+        cost: RunCost,
         sizes: Sizes,
         *,
         began: float,
@@ -56,35 +56,36 @@ class BudgetKeeper(pl.Callback):
         self.began, self.note = began, note
         self.deadline = began + 60 * budget.amount if budget.unit == "minutes" else None
         self.measured_picture_seconds: float | None = None
-        self.recent: deque[float] = deque(maxlen=MEASURED_STEPS)
+        self.recent: deque[tuple[float, float]] = deque(maxlen=MEASURED_STEPS)  # seconds: measured, forecast
+        self.flops = 0
         self.earlier_seconds = self.earlier_total = 0.0  # of processes before this one
         self.started = self.ended = self.mark = self.last_fit = 0.0
         # Validation comes at the end of every n-th epoch, so seldom that its share is kept.
-        epoch_seconds = sizes.steps_per_epoch * cost.seconds
+        epoch_seconds = sizes.steps_per_epoch * cost.mean()[1]
         self.validate_every = max(1, round(self.validation_seconds / (VALIDATION_SHARE * epoch_seconds)))
         timeline.fit(0, self._first_guess())
 
     def _first_guess(self) -> int:
+        flops, seconds = self.cost.mean()
         steps = {
             "steps": lambda: self.budget.amount,
             "epochs": lambda: self.budget.amount * self.sizes.steps_per_epoch,
-            "flops": lambda: round(self.budget.amount / max(self.cost.flops, 1)),
-            "minutes": lambda: (60 * self.budget.amount - self.final_seconds) / self.cost.seconds,
+            "flops": lambda: round(self.budget.amount / max(flops, 1)),
+            "minutes": lambda: (60 * self.budget.amount - self.final_seconds) / seconds,
         }[self.budget.unit]()
         return max(1, math.floor(steps))
 
     @property
     def forecast_seconds(self) -> float:
         """What the whole training will take without compilation, roughly."""
-        return self.timeline.total * self.cost.seconds
+        return self.timeline.total * self.cost.mean()[1]
 
     @property
     def picture_seconds(self) -> float:
         """Time to evaluate one picture: of the last validation, or the cost's, scaled as steps have turned out."""
         if self.measured_picture_seconds is not None:
             return self.measured_picture_seconds
-        pace = self.step_seconds / self.cost.seconds if self.recent else 1.0
-        return self.cost.evaluation_seconds / self.sizes.batch * pace
+        return self.cost.full.evaluation_seconds / self.sizes.batch * self.pace
 
     @property
     def validation_seconds(self) -> float:
@@ -108,7 +109,17 @@ class BudgetKeeper(pl.Callback):
     @property
     def step_seconds(self) -> float:
         """Mean time of the recent steps; 0 before the second."""
-        return sum(self.recent) / len(self.recent) if self.recent else 0.0
+        return sum(measured for measured, _ in self.recent) / len(self.recent) if self.recent else 0.0
+
+    @property
+    def pace(self) -> float:
+        """How many times as long as forecast the recent steps took."""
+        forecast = sum(seconds for _, seconds in self.recent)
+        return self.step_seconds * len(self.recent) / forecast if forecast else 1.0
+
+    def seconds_ahead(self, step: int) -> float:
+        """Mean time of a step from `step` to the end, as things go."""
+        return self.cost.mean(self.timeline.fraction(step))[1] * self.pace
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.started = self.ended = self.mark = self.last_fit = time.monotonic()
@@ -128,8 +139,10 @@ class BudgetKeeper(pl.Callback):
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         now = time.monotonic()
+        cost = self.cost.at(self.timeline.fraction(trainer.global_step - 1))
+        self.flops += cost.flops
         if self.ended > self.started:  # the first step of a process compiles and warms up
-            self.recent.append(now - self.mark)
+            self.recent.append((now - self.mark, cost.seconds))
         self.mark = self.ended = now
         if self.deadline is not None:
             self._fit(trainer.global_step, now)
@@ -148,12 +161,13 @@ class BudgetKeeper(pl.Callback):
             return  # a sixtieth of the budget between two looks
         every = self.validate_every * self.sizes.steps_per_epoch
         validations = self.timeline.total // every - step // every
-        forecast = (self.timeline.total - step) * self.step_seconds + validations * self.validation_seconds
+        per_step = self.seconds_ahead(step)
+        forecast = (self.timeline.total - step) * per_step + validations * self.validation_seconds
         missed = forecast - left
         self.last_fit = now
         if abs(missed) <= TOLERANCE * 60 * self.budget.amount:
             return
-        per_step = self.step_seconds + self.validation_seconds / every
+        per_step += self.validation_seconds / every
         total = max(step, self.timeline.total - round(missed / per_step)) if per_step else step
         self.note(
             f"step {step}: {1000 * self.step_seconds:.0f} ms a step, the forecast missed by {missed:+.1f} s, "
@@ -163,10 +177,12 @@ class BudgetKeeper(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         fits = [list(fit) for fit in self.timeline.fits]
-        return {"fits": fits, "train_seconds": self.train_seconds, "total_seconds": self.total_seconds}
+        seconds = {"train_seconds": self.train_seconds, "total_seconds": self.total_seconds}
+        return {"fits": fits, "flops": self.flops, **seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues a run: its length stays as it was last fitted, which makes the rest repeatable."""
         self.timeline.fits[:] = [tuple(fit) for fit in state["fits"]]
         self.earlier_seconds, self.earlier_total = state["train_seconds"], state["total_seconds"]
+        self.flops = state["flops"]
         self.deadline = None

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitreous.data.augment import resized
 from vitreous.metrics import SplitMetrics
 from vitreous.model.vit import VisionTransformer
 from vitreous.recipe import OptimizerSection, Recipe
 from vitreous.training.muon import Muon
-from vitreous.training.schedule import Timeline, linear, onecycle
+from vitreous.training.schedule import Timeline, linear, onecycle, phase_at, phases
 
 
 class Classifier(pl.LightningModule):
@@ -40,6 +41,7 @@ class Classifier(pl.LightningModule):
         self.recipe = recipe
         self.timeline = timeline
         self.seed = seed
+        self.phases = phases(recipe.schedule, model.image_size)
         self.save_hyperparameters(recipe.tables())
         self.figures = SplitMetrics(model.num_classes)
 
@@ -49,6 +51,9 @@ class Classifier(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         images, labels = _pair(batch)
+        assert self.timeline is not None
+        side = self.phases[phase_at(self.phases, self.timeline.fraction(self.global_step))].side
+        images = resized(images, side)
         # An epoch's last, smaller batch is not worth compiling for.
         stance = "default" if len(labels) == self.recipe.training.batch_size else "force_eager"
         with counted_noise(self.seed, self.global_step, self.device), torch.compiler.set_stance(stance):

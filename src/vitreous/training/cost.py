@@ -34,6 +34,32 @@ class StepCost:
     evaluation_seconds: float
 
 
+@dataclass(frozen=True)
+class RunCost:
+    """Of the steps of a run, phase by phase: `parts` holds (until which share of the steps, cost of one)."""
+
+    parts: tuple[tuple[float, StepCost], ...]
+
+    @property
+    def full(self) -> StepCost:
+        """Of a step on pictures of full size."""
+        return self.parts[-1][1]
+
+    def at(self, fraction: float) -> StepCost:
+        """Of the step at that share of the run."""
+        return next((cost for until, cost in self.parts if fraction < until), self.full)
+
+    def mean(self, start: float = 0.0) -> tuple[float, float]:
+        """FLOPs and seconds of a step, on average from the share `start` of the run to its end."""
+        flops = seconds = 0.0
+        began = start
+        for until, cost in self.parts:
+            share = max(0.0, until - began) / max(1 - start, 1e-9)
+            flops, seconds = flops + share * cost.flops, seconds + share * cost.seconds
+            began = max(began, until)
+        return (flops, seconds) if start < 1 else (self.full.flops, self.full.seconds)
+
+
 def step_cost(
     model: VisionTransformer, section: OptimizerSection, images: Tensor, labels: Tensor, *, bf16: bool
 ) -> StepCost:

@@ -48,7 +48,7 @@ class Progress(pl.Callback):
         self.shown_at = now
         per_step = self.keeper.step_seconds
         rate = f"{len(batch['label']) / per_step:,.0f} images/s" if per_step else "warming up"
-        left = f"{duration((total - step) * per_step)} left" if per_step else ""
+        left = f"{duration((total - step) * self.keeper.seconds_ahead(step))} left" if per_step else ""
         share = min(step / total, 1.0)
         epochs = step / trainer.num_training_batches
         parts = [

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from vitreous.recipe import ScheduleSection
 
 
 @dataclass
@@ -45,6 +48,25 @@ class Timeline:
             if total > start:
                 fraction += (1 - fraction) * (end - start) / (total - start)
         return min(fraction, 1.0)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a run: until the share `until` of its steps, pictures are `side` pixels wide and high."""
+
+    until: float
+    side: int
+
+
+def phases(section: ScheduleSection, image_size: int) -> tuple[Phase, ...]:
+    """The phases of a run on pictures of `image_size`, in order; the last is of full size and ends at 1."""
+    small = zip(section.small_until, section.small_sides, strict=True)
+    return (*(Phase(until, round(side * image_size)) for until, side in small), Phase(1.0, image_size))
+
+
+def phase_at(phases: Sequence[Phase], fraction: float) -> int:
+    """Which phase holds at the share `fraction` of the steps."""
+    return min(bisect_right([phase.until for phase in phases], fraction), len(phases) - 1)
 
 
 def linear(position: float, total: int, warmup: float) -> float:

@@ -2,7 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test test-slow lint format notebook clean
+PEERS := .venv-peers/bin
+BUDGET ?= 6e13
+DATA ?= cifar10
+SEEDS ?= 42 43 44
+FINAL ?=
+
+.PHONY: train test test-slow lint format notebook bench-speed bench-peers bench-accuracy leaderboard clean
 
 train: .venv/ready  ## fetch CIFAR-10, train for five minutes, evaluate
 	$(BIN)/vitreous data fetch cifar10
@@ -26,10 +32,27 @@ format: .venv/ready
 notebook: .venv/ready  ## run the notebook again and keep its output
 	$(BIN)/python -m jupyter execute --inplace notebooks/vision_transformer.ipynb
 
+bench-speed: .venv/ready  ## training speed beside the notebook's network as it was, and where a step's time goes
+	$(BIN)/python benchmarks/speed.py
+
+bench-peers: .venv-peers/ready  ## a plain ViT beside timm's, transformers', torchvision's and vit-pytorch's
+	$(PEERS)/python benchmarks/peers.py
+
+bench-accuracy: .venv/ready  ## e.g. BUDGET=6e13 DATA=cifar100 SEEDS="42 43" FINAL=1
+	$(BIN)/python benchmarks/accuracy.py --data $(DATA) --flops $(BUDGET) --seeds $(SEEDS) $(if $(FINAL),--final)
+
+leaderboard: .venv/ready  ## LEADERBOARD.md and the plots of accuracy, from the records
+	$(BIN)/python benchmarks/leaderboard.py
+
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-peers build dist .pytest_cache .mypy_cache .ruff_cache
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+.venv-peers/ready: pyproject.toml benchmarks/peers.txt
+	$(PYTHON) -m venv .venv-peers
+	$(PEERS)/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt -e .
 	touch $@

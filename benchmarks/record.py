@@ -3,25 +3,29 @@
     python benchmarks/record.py cifar10-default-5min -- cifar10 --minutes 5
 
 What stands behind `--` is given to `vitreous train`. A record holds `record.json` (command, commit, versions,
-machine, seed, figures), the run's `recipe.toml` and its `log.txt`. A commit that does not hold the code that ran
-is marked as such.
+machine, seed, figures), the run's `recipe.toml`, `metrics.csv` and `log.txt`. A commit that does not hold the code
+that ran is marked as such.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from vitreous.machine import instruction_sets
 from vitreous.run import Run
 
-RECORDS = Path(__file__).parent / "records"
+HERE = Path(__file__).parent
+RECORDS = HERE / "records"
 
 
 def main() -> None:
@@ -31,41 +35,71 @@ def main() -> None:
     parser.add_argument("name", help="of the record")
     parser.add_argument("words", nargs="+", metavar="-- ARGUMENT", help="for vitreous train")
     args = parser.parse_args()
-    target = RECORDS / args.name
+    command = f"python benchmarks/record.py {args.name} -- {' '.join(args.words)}"
+    training(args.name, args.words, command)
+
+
+def training(
+    name: str, words: Sequence[str], command: str, more: Callable[[Run], dict[str, Any]] = lambda run: {}
+) -> dict[str, Any]:
+    """Runs `vitreous train` with `words` and writes its record; `more` adds figures while the run is there."""
+    target = RECORDS / name
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / args.name
-        command = [sys.executable, "-m", "vitreous", "train", *args.words, "--out", str(path)]
-        subprocess.run(command, check=True)
+        path = Path(folder) / name
+        process = subprocess.Popen([sys.executable, "-m", "vitreous", "train", *words, "--out", str(path)])
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except KeyboardInterrupt:
+            process.wait()
+            raise
+        if status:
+            raise SystemExit(f"The training of {name} failed; its words stand above.")
         run = Run(path)
+        figures = run.summary | more(run) | {"peak_memory_mib": usage.ru_maxrss // 1024}
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         # Where things lay on this machine says nothing of the result.
         source = Path(run.resolved["data_source"])
         places = [f"{folder}/", *([f"{source.parent}/"] if source.is_absolute() else [])]
-        for name in ("recipe.toml", "log.txt"):
-            text = (path / name).read_text(encoding="utf-8")
+        for file in ("recipe.toml", "log.txt"):
+            text = (path / file).read_text(encoding="utf-8")
             for place in places:
                 text = text.replace(place, "")
             lines = [line for line in text.splitlines() if not line.startswith("data_dir = ")]
-            (target / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+            (target / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
         shutil.copy(path / "metrics.csv", target)
-        figures, resolved = run.summary, run.resolved
+        resolved = run.resolved
+    return write(
+        target,
+        command,
+        machine=resolved["machine"] | {"instruction_sets": instruction_sets()},
+        versions=resolved["versions"],
+        figures=figures,
+    )
+
+
+def write(target: Path, command: str, **content: Any) -> dict[str, Any]:
+    """Writes `record.json`: the command, the commit, and what is given."""
     record = {
-        "command": f"python benchmarks/record.py {args.name} -- {' '.join(args.words)}",
+        "command": command,
         "date": datetime.now(UTC).date().isoformat(),
         "commit": git("rev-parse", "HEAD"),
-        "changed_since": [line[3:] for line in git("status", "--porcelain", "--", "src").splitlines()],
-        "machine": resolved["machine"] | {"instruction_sets": instruction_sets()},
-        "versions": resolved["versions"],
-        "figures": figures,
+        "changed_since": [
+            line[3:]
+            for line in git("status", "--porcelain", "--", "../src", ".").splitlines()
+            if ".py" in line
+        ],
+        **content,
     }
+    target.mkdir(parents=True, exist_ok=True)
     (target / "record.json").write_text(json.dumps(record, indent=1) + "\n")
     print(f"record: {target.relative_to(Path.cwd()) if target.is_relative_to(Path.cwd()) else target}")
+    return record
 
 
 def git(*words: str) -> str:
     return subprocess.run(
-        ["git", *words], cwd=RECORDS.parent, capture_output=True, text=True, check=True
+        ["git", *words], cwd=HERE, capture_output=True, text=True, check=True
     ).stdout.strip()
 
 

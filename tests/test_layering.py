@@ -28,7 +28,8 @@ MAY = {
     "run": {"recipe", "bundle", "model"},
     "training": {"model", "data", "metrics", "recipe", "machine", "run"},
     "report": {"run", "bundle", "model", "metrics", "data.pictures"},
-    "prepare": {"data", "model", "recipe", "machine", "run", "training.cost", "training.schedule"},
+    "dial": {"model.variants", "recipe"},
+    "prepare": {"dial", "data", "model", "recipe", "machine", "run", "training.cost", "training.schedule"},
     "evaluation": {"data", "bundle", "metrics", "run"},
     "api": {
         "data", "model", "training", "metrics", "recipe", "machine", "bundle", "run", "report",

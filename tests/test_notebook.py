@@ -121,7 +121,9 @@ def test_its_prose_says_what_the_default_recipe_does(notebook: Any) -> None:
     assert ("convolutional stem" in text) == (default.model.stem == "conv")
     assert ("Queries and keys are normalised" in text) == default.model.qk_norm
     assert ("Each layer begins as nothing" in text) == default.model.zero_init
-    assert default.schedule == recipe.ScheduleSection(name="linear", warmup=0.1)  # as under the loss curves
+    assert (default.schedule.name, default.schedule.warmup) == ("linear", 0.1)  # as under the loss curves
+    assert default.schedule.small_sides == (0.75,) and "three quarters of their size, 24 pixels" in text
+    assert 0.6 < default.schedule.small_until[0] < 0.7 and "first two thirds of the steps" in text
 
 
 def test_its_references_lead_where_they_say(notebook: Any) -> None:

@@ -69,8 +69,9 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 
 def test_it_learns_and_the_folder_explains_itself(
-    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(budgets, "VALIDATION_SHARE", 1.0)
     run = vitreous.train(arrays, epochs=4, out=tmp_path / "run", **tiny)
     summary = run.summary
     assert summary["test_acc"] > 0.9 > summary["test_majority"]
@@ -89,7 +90,9 @@ def test_it_learns_and_the_folder_explains_itself(
     assert set(costs) <= set(summary)
     assert summary["epochs"] == 4
     assert summary["steps"] == 4 * run.resolved["steps_per_epoch"]
-    assert summary["train_flops"] == summary["steps"] * run.resolved["step_flops"]
+    assert (
+        0.6 < summary["train_flops"] / (summary["steps"] * run.resolved["step_flops"]) < 1
+    )  # small ones first
     assert 0 < summary["train_seconds"] < summary["total_seconds"]
     for name in (
         "recipe.toml",
@@ -471,7 +474,9 @@ def test_a_final_run_trains_on_validation_too(arrays: Arrays, tiny: dict[str, An
 
 
 def test_mixed_pictures_count_both_labels(tiny: dict[str, Any]) -> None:
-    recipe = recipes.load("default", {**tiny["overrides"], "label_smoothing": 0.1})
+    recipe = recipes.load(
+        "default", {**tiny["overrides"], "label_smoothing": 0.1, "small_sides": [], "small_until": []}
+    )
     model = VisionTransformer(recipe.model, 8, 3)
     classifier = Classifier(model, recipe, timeline=Timeline([(0, 10)]))
     classifier.log = lambda *args, **kwargs: None  # type: ignore[method-assign]

@@ -36,6 +36,7 @@ from vitreous.prepare import (
     changed_recipe,
     choose_attention,
     count_parameters,
+    fit_to_budget,
     fit_to_data,
     open_module,
     run_cost,
@@ -140,6 +141,7 @@ def _train(
         data = open_module(recipe, asked, say)
         began = time.monotonic()  # a budget of minutes starts here, with the data in the cache
         recipe = fit_to_data(recipe, data, say)
+        recipe = fit_to_budget(recipe, data, machine, asked.seed, say)
 
         # The network, from what the data say of themselves; what a step of it costs; what suits the machine.
         model = build_model(recipe, data, asked.seed)

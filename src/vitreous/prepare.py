@@ -6,19 +6,20 @@ import copy
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 
+from vitreous import dial
 from vitreous import machine as machines
-from vitreous.data.augment import Augment, Flip, normalize, resized, to_float
+from vitreous.data.augment import Augment, normalize, resized, to_float
 from vitreous.data.module import ImageData
 from vitreous.data.sources import NAMES
 from vitreous.errors import VitreousError, unknown
 from vitreous.machine import Machine
-from vitreous.model.variants import VARIANTS
-from vitreous.model.vit import VisionTransformer
+from vitreous.model.variants import VARIANTS, Architecture
+from vitreous.model.vit import VisionTransformer, count_flops
 from vitreous.recipe import Recipe
 from vitreous.run import Run, Say
 from vitreous.training.cost import RunCost, forward_loss, step_cost
@@ -84,19 +85,9 @@ def changed_recipe(path: Path) -> VitreousError:
 
 def open_module(recipe: Recipe, asked: Request, say: Say) -> ImageData:
     """The data, opened and split as the recipe says."""
-    a = recipe.augment
     data = ImageData(
         asked.data,
-        augment=Augment(
-            crop=a.crop,
-            flip=cast(Flip, a.flip),
-            cutout=a.cutout,
-            trivial=a.trivial,
-            mixup=a.mixup,
-            cutmix=a.cutmix,
-            resized_crop=a.resized_crop or None,  # type: ignore[arg-type]
-            seed=asked.seed,
-        ),
+        augment=Augment(**augment_options(recipe), seed=asked.seed),
         batch_size=recipe.training.batch_size,
         drop_last=recipe.training.drop_last,
         val_fraction=recipe.data.val_fraction,
@@ -129,6 +120,51 @@ def fit_to_data(recipe: Recipe, data: ImageData, say: Say) -> Recipe:
         recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, batch_size=most))
     data.batch_size = recipe.training.batch_size
     return recipe
+
+
+def fit_to_budget(recipe: Recipe, data: ImageData, machine: Machine, seed: int, say: Say) -> Recipe:
+    """The recipe with what its budget calls for, where it has a dial; each derived value is said."""
+    if not recipe.dial:
+        return recipe
+    store, budget = data.store, recipe.budget
+
+    def step(architecture: Architecture) -> float:
+        """FLOPs of a step: three forward passes, on average over the phases."""
+        model, total, began = VisionTransformer(architecture, store.image_size, store.num_classes), 0.0, 0.0
+        for phase in phases(recipe.schedule, store.image_size):
+            total += (phase.until - began) * count_flops(model, phase.side)
+            began = phase.until
+        return 3 * total * recipe.training.batch_size
+
+    rate = 0.0
+    if budget.unit == "minutes":  # how far this machine gets in them
+        model = build_model(recipe, data, seed)
+        model.set_attention("explicit" if machine.device == "cpu" else "fused")
+        flops, seconds = run_cost(recipe, model, sample_batch(data, machine.device), machine).mean()
+        rate = flops / seconds
+
+    def amount(architecture: Architecture) -> float:
+        """Training FLOPs that the budget amounts to."""
+        if budget.unit == "minutes":
+            return 60 * budget.amount * rate
+        if budget.unit == "flops":
+            return budget.amount
+        per = len(data.train_dataloader()) if budget.unit == "epochs" else 1
+        return budget.amount * per * step(architecture)
+
+    with torch.device("meta"):
+        recipe, said = dial.turn(recipe, len(data.splits.train), store.image_size, amount, step)
+    for line in said:
+        say(line)
+    assert data.augment is not None
+    data.augment = dataclasses.replace(data.augment, **augment_options(recipe))
+    return recipe
+
+
+def augment_options(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's augmentation as arguments of `Augment`."""
+    options = dataclasses.asdict(recipe.augment)
+    return {**options, "resized_crop": options["resized_crop"] or None}
 
 
 def build_model(recipe: Recipe, data: ImageData, seed: int) -> VisionTransformer:

@@ -120,7 +120,9 @@ class Budget:
 class Recipe:
     """Everything about a run that a person chooses.
 
-    `model` is a named variant with what the recipe changes in it; the other sections are literal.
+    `model` is a named variant with what the recipe changes in it; the other sections are literal. Where `dial` is
+    set, the budget decides on the network's size and the augmentation (`vitreous.dial`), but for the `pinned`
+    keys, which a person gave.
     """
 
     name: str
@@ -132,10 +134,12 @@ class Recipe:
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
     training: TrainingSection = TrainingSection()
+    dial: bool = False
+    pinned: tuple[str, ...] = field(default=(), compare=False)
 
     def tables(self) -> dict[str, Any]:
         """The recipe as nested tables, complete, as its TOML file holds them."""
-        tables: dict[str, Any] = {"name": self.name}
+        tables: dict[str, Any] = {"name": self.name} | ({"dial": True} if self.dial else {})
         tables["model"] = {"variant": self.variant, **dataclasses.asdict(self.model)}
         for section in SECTIONS:
             tables[section] = dataclasses.asdict(getattr(self, section))
@@ -227,8 +231,8 @@ def parse(
     for key, value in tables.items():
         if key in sections and not isinstance(value, Mapping):
             raise VitreousError(f"{key} in a recipe is a section; write its keys under a line [{key}].")
-        if key not in (*sections, "name", "resolved"):  # resolved: a run's record of what was decided
-            raise unknown("section or key in a recipe", key, [*sections, "name"])
+        if key not in (*sections, "name", "dial", "resolved"):  # resolved: a run's record of what was decided
+            raise unknown("section or key in a recipe", key, [*sections, "name", "dial"])
     given = {section: dict(tables.get(section, {})) for section in sections}
     for section, values in given.items():
         for key in values:
@@ -255,6 +259,8 @@ def parse(
         variant=variant,
         model=_build(Architecture, {**base, **given["model"]}, "model"),
         budget=Budget(_convert(float, amount, f"budget.{unit}"), unit),
+        dial=_convert(bool, tables.get("dial", False), "dial"),
+        pinned=tuple(f"{section}.{key}" for section, key, _ in changes),
         **{name: _build(kind, given[name], name) for name, kind in SECTIONS.items()},
     )
 

@@ -42,7 +42,11 @@ def _made(described: Any) -> Any:
         return isinstance(a, tuple) and len(a) == 4 and a[0] == "tensor"
 
     def make(a: Any) -> Any:
-        return torch.empty_strided(a[1], a[2], dtype=a[3]).normal_() if is_note(a) else a
+        if not is_note(a):
+            return a
+        _, shape, strides, dtype = a
+        length = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+        return torch.randn(length).to(dtype).as_strided(shape, strides)
 
     return tree_map(make, described, is_leaf=is_note)
 

@@ -141,7 +141,6 @@ def _train(
         data = open_module(recipe, asked, say)
         began = time.monotonic()  # a budget of minutes starts here, with the data in the cache
         recipe = fit_to_data(recipe, data, say)
-        recipe = fit_to_budget(recipe, data, machine, asked.seed, say)
 
         # The network, from what the data say of themselves; what a step of it costs; what suits the machine.
         model = build_model(recipe, data, asked.seed)
@@ -150,6 +149,12 @@ def _train(
             machine = choose_attention(machine, model, batch)
         model.set_attention(machine.attention)
         cost = run_cost(recipe, model, batch, machine)
+        turned = fit_to_budget(recipe, data, cost, say)
+        if turned.model != recipe.model:
+            model = build_model(turned, data, asked.seed)
+            model.set_attention(machine.attention)
+            cost = run_cost(turned, model, batch, machine)
+        recipe = turned
         steps_per_epoch = len(data.train_dataloader())
         val, test = (
             len(getattr(data.splits, name)) if name in asked.judges else 0 for name in ("val", "test")

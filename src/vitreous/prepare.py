@@ -122,8 +122,11 @@ def fit_to_data(recipe: Recipe, data: ImageData, say: Say) -> Recipe:
     return recipe
 
 
-def fit_to_budget(recipe: Recipe, data: ImageData, machine: Machine, seed: int, say: Say) -> Recipe:
-    """The recipe with what its budget calls for, where it has a dial; each derived value is said."""
+def fit_to_budget(recipe: Recipe, data: ImageData, cost: RunCost, say: Say) -> Recipe:
+    """The recipe with what its budget calls for, where it has a dial; each derived value is said.
+
+    `cost` is that of the recipe's network as it stands: it tells how far this machine gets in a minute.
+    """
     if not recipe.dial:
         return recipe
     store, budget = data.store, recipe.budget
@@ -136,17 +139,12 @@ def fit_to_budget(recipe: Recipe, data: ImageData, machine: Machine, seed: int, 
             began = phase.until
         return 3 * total * recipe.training.batch_size
 
-    rate = 0.0
-    if budget.unit == "minutes":  # how far this machine gets in them
-        model = build_model(recipe, data, seed)
-        model.set_attention("explicit" if machine.device == "cpu" else "fused")
-        flops, seconds = run_cost(recipe, model, sample_batch(data, machine.device), machine).mean()
-        rate = flops / seconds
+    flops, seconds = cost.mean()
 
     def amount(architecture: Architecture) -> float:
         """Training FLOPs that the budget amounts to."""
         if budget.unit == "minutes":
-            return 60 * budget.amount * rate
+            return 60 * budget.amount * flops / seconds
         if budget.unit == "flops":
             return budget.amount
         per = len(data.train_dataloader()) if budget.unit == "epochs" else 1

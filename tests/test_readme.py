@@ -61,7 +61,9 @@ def test_every_command_of_the_readme(
     assert len(found) >= 10
     for words in found:
         if words[0] == "train" and "--resume" not in words:
-            budget = next(i for i, word in enumerate(words) if word in ("--minutes", "--epochs", "--steps"))
+            budget = next(
+                i for i, word in enumerate(words) if word in ("--minutes", "--epochs", "--steps", "--flops")
+            )
             stem = ["stem_dims=[8,16]"] if "notebook" not in words else ["head_hidden=16"]
             words = [*words[:budget], *words[budget + 2 :], "--steps", "2", "--device", "cpu", *TINY, *stem]
         assert cli.main(words) == 0, f"vitreous {' '.join(words)}: {capsys.readouterr().err}"

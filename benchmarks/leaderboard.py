@@ -54,8 +54,7 @@ def grouped() -> dict[Key, list[dict[str, Any]]]:
             continue
         name = file.parent.name
         label = name.removesuffix(f"-seed{figures.get('seed')}")
-        data = figures.get("data", label.partition("-")[0])
-        kind = label.removeprefix(f"{data.lower().replace('-', '')}-")
+        data, _, kind = label.partition("-")
         machine = record["machine"]
         groups[data, kind, machine["name"], machine["precision"]].append({**record, "name": name})
     return groups
@@ -126,7 +125,7 @@ def plot(
         series: dict[str, list[tuple[float, float]]] = defaultdict(list)
         for key, records in groups.items():
             accuracy = median(records, "test_acc")
-            if key[0] in (data, data.lower().replace("-", "")) and accuracy is not None:
+            if key[0] == data.lower().replace("-", "") and accuracy is not None:
                 recipe = records[0]["name"].split("-")[1]
                 series[recipe].append(((median(records, figure) or 0) / unit, 100 * accuracy))
         for number, (name, points) in enumerate(sorted(series.items())):

@@ -126,7 +126,7 @@ def plot(
         for key, records in groups.items():
             accuracy = median(records, "test_acc")
             if key[0] == data.lower().replace("-", "") and accuracy is not None:
-                recipe = records[0]["name"].split("-")[1]
+                recipe = records[0]["name"].split("-")[1].replace("make", "default")  # make train
                 series[recipe].append(((median(records, figure) or 0) / unit, 100 * accuracy))
         for number, (name, points) in enumerate(sorted(series.items())):
             points.sort()
@@ -145,8 +145,9 @@ def plot(
                     )
             axis.plot([], [], "o", color="grey", mfc="none", label="published, not measured here")
         axis.set(xscale="log", xlabel=label, ylabel="test accuracy, %", title=data)
+        axis.margins(0.12)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, loc="lower right")
+        axis.legend(fontsize=8, loc="best")
     chart.savefig(path, metadata={"Date": None})
     plt.close(chart)
 

@@ -132,7 +132,7 @@ def test_description_follows_classes_and_size() -> None:
     small = describe("compact", num_classes=7, image_size=16)
     assert small["layers"][-1]["output"] == [7]
     outputs = {layer["layer"]: layer["output"] for layer in small["layers"]}
-    assert outputs["patch_embed.stages.1"] == [128, 3, 3] and outputs["blocks.*.mlp"] == [9, 128]
+    assert outputs["patch_embed.stages.1"] == [96, 3, 3] and outputs["blocks.*.mlp"] == [9, 96]
 
 
 def test_create_model() -> None:

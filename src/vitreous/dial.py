@@ -16,8 +16,9 @@ from vitreous.recipe import Recipe
 
 # From how many training FLOPs on, which network: all have half of their FLOPs and more in the encoder.
 SIZES: tuple[tuple[float, dict[str, Any]], ...] = (
-    (0.0, {"embed_dim": 128, "depth": 4, "num_heads": 2, "mlp_dim": 256, "stem_dims": (40, 128)}),
-    (2e14, {"embed_dim": 192, "depth": 5, "num_heads": 3, "mlp_dim": 384, "stem_dims": (64, 192)}),
+    (0.0, {"embed_dim": 96, "depth": 4, "num_heads": 3, "mlp_dim": 192, "stem_dims": (28, 96)}),
+    (1e14, {"embed_dim": 128, "depth": 4, "num_heads": 2, "mlp_dim": 256, "stem_dims": (40, 128)}),
+    (3e14, {"embed_dim": 192, "depth": 5, "num_heads": 3, "mlp_dim": 384, "stem_dims": (64, 192)}),
 )
 
 # From how many passes over the pictures on, which augmentation: a network that sees a picture a few times only is

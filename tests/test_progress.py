@@ -26,6 +26,7 @@ COMMAND = [
     "32",
     "depth=1",
     "embed_dim=32",
+    "num_heads=2",
     "mlp_dim=32",
     "stem_dims=[8,16]",
     "batch_size=32",

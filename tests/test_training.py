@@ -248,6 +248,25 @@ def test_minutes_are_kept_on_a_machine_that_changes_speed(
     assert 150 < run.summary["steps"] < 350
 
 
+def test_a_slow_start_does_not_end_a_run(
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first two steps take a hundred times as long as the rest, as on a machine that is just then busy."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    step = Classifier.training_step
+
+    def slow_step(self: Classifier, batch: Any, index: int) -> torch.Tensor:
+        now[0] += 5.0 if self.global_step < 2 else 0.05
+        return step(self, batch, index)
+
+    monkeypatch.setattr(Classifier, "training_step", slow_step)
+    monkeypatch.setattr(budgets, "REPORT_SECONDS", 0.0)
+    run = vitreous.train(arrays, minutes=0.5, out=tmp_path / "run", **tiny)
+    assert run.summary["total_seconds"] == pytest.approx(30, rel=0.03)
+    assert 350 < run.summary["steps"] < 420
+
+
 def keeper(unit: str, amount: float, steps_per_epoch: int = 176) -> BudgetKeeper:
     sizes = Sizes(256, steps_per_epoch, val=5000, test=10000)
     cost = RunCost(((1.0, StepCost(flops=3_000_000_000, seconds=0.5, evaluation_seconds=0.1)),))

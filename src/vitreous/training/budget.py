@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable
@@ -15,7 +16,8 @@ from vitreous.recipe import Budget
 from vitreous.training.cost import RunCost
 from vitreous.training.schedule import Timeline
 
-MEASURED_STEPS = 30  # steps whose mean time makes the forecast
+MEASURED_STEPS = 30  # steps whose times make the forecast
+FEW_STEPS = 5  # below which they make none
 TOLERANCE = 0.005  # of the budget, by which a forecast may miss before the rest is fitted again
 REPORT_SECONDS = 2.0  # from the last figure to the end: bundle, pictures, report
 VALIDATION_SHARE = 0.05  # of a training's time
@@ -113,9 +115,10 @@ class BudgetKeeper(pl.Callback):
 
     @property
     def pace(self) -> float:
-        """How many times as long as forecast the recent steps took."""
-        forecast = sum(seconds for _, seconds in self.recent)
-        return self.step_seconds * len(self.recent) / forecast if forecast else 1.0
+        """How many times as long as forecast the recent steps took: their median, and 1 before there are a few."""
+        if len(self.recent) < FEW_STEPS:
+            return 1.0
+        return statistics.median(measured / max(forecast, 1e-9) for measured, forecast in self.recent)
 
     def seconds_ahead(self, step: int) -> float:
         """Mean time of a step from `step` to the end, as things go."""
@@ -157,7 +160,9 @@ class BudgetKeeper(pl.Callback):
         """Fits the steps that are left to the time that is left, where the forecast misses."""
         assert self.deadline is not None
         left = self.deadline - now - self.final_seconds
-        if left > 0 and (len(self.recent) < 5 or now - self.last_fit < self.budget.amount):
+        if now < self.deadline and len(self.recent) < FEW_STEPS:
+            return  # one slow step at the start says nothing
+        if left > 0 and now - self.last_fit < self.budget.amount:
             return  # a sixtieth of the budget between two looks
         every = self.validate_every * self.sizes.steps_per_epoch
         validations = self.timeline.total // every - step // every

@@ -124,7 +124,8 @@ def ours(
 ) -> tuple[nn.Module, torch.optim.Optimizer, bool]:
     """Our network as `vitreous train` runs it: everything chosen by measuring."""
     from vitreous import machine as machines
-    from vitreous.model.vit import create_model
+    from vitreous.model.native import supports
+    from vitreous.model.vit import ATTENTION_PATHS, create_model
     from vitreous.recipe import OptimizerSection
     from vitreous.training.classifier import make_optimizer
 
@@ -138,10 +139,9 @@ def ours(
             logits = model(images[:32])
         F.cross_entropy(logits.float(), labels[:32]).backward()
 
-    model.set_attention(machines.choose_attention(machine, step).attention)
-    if arm.get("compile"):
-        for block in model.blocks:
-            block.compile(dynamic=False)
+    native = arm["task"] == "train" and supports(model.architecture, torch.bfloat16 if bf16 else torch.float32)
+    paths = ATTENTION_PATHS if native else ATTENTION_PATHS[:2]
+    model.set_attention(machines.choose_attention(machine, step, paths).attention)
     return model, make_optimizer(model, OptimizerSection()), bf16
 
 

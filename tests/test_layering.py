@@ -20,7 +20,7 @@ MAY = {
     "files": set(),
     "model": set(),
     "metrics": set(),
-    "machine": set(),
+    "machine": {"model.kernels"},
     "data": set(),
     "recipe": {"model.variants"},
     "recipes": set(),

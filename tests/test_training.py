@@ -51,7 +51,7 @@ def explicit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         machines,
         "choose_attention",
-        lambda machine, step: machine.decided("as the test asks", attention="explicit"),
+        lambda machine, step, paths: machine.decided("as the test asks", attention="explicit"),
     )
 
 

@@ -143,18 +143,19 @@ def _train(
         recipe = fit_to_data(recipe, data, say)
 
         # The network, from what the data say of themselves; what a step of it costs; what suits the machine.
-        model = build_model(recipe, data, asked.seed)
         batch = sample_batch(data, machine.device)
-        if earlier is None:
-            machine = choose_attention(machine, model, batch)
-        model.set_attention(machine.attention)
-        cost = run_cost(recipe, model, batch, machine)
+
+        def prepared(recipe: Recipe) -> tuple[VisionTransformer, Machine, RunCost]:
+            model = build_model(recipe, data, asked.seed)
+            chosen = choose_attention(machine, model, batch) if earlier is None else machine
+            model.set_attention(chosen.attention)
+            return model, chosen, run_cost(recipe, model, batch, chosen)
+
+        model, chosen, cost = prepared(recipe)
         turned = fit_to_budget(recipe, data, cost, say)
         if turned.model != recipe.model:
-            model = build_model(turned, data, asked.seed)
-            model.set_attention(machine.attention)
-            cost = run_cost(turned, model, batch, machine)
-        recipe = turned
+            model, chosen, cost = prepared(turned)
+        recipe, machine = turned, chosen
         steps_per_epoch = len(data.train_dataloader())
         val, test = (
             len(getattr(data.splits, name)) if name in asked.judges else 0 for name in ("val", "test")

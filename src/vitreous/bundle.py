@@ -80,7 +80,9 @@ def save_bundle(bundle: Bundle, path: Path) -> None:
         "format": FORMAT,
         "architecture": dataclasses.asdict(bundle.model.architecture),
         "image_size": bundle.model.image_size,
-        "attention": bundle.model.attention_path,
+        "attention": "fused"
+        if bundle.model.attention_path == "fused"
+        else "explicit",  # "native" is for training
         "classes": bundle.classes,
         "mean": bundle.mean,
         "std": bundle.std,

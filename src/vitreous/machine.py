@@ -10,15 +10,15 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
 from vitreous.errors import VitreousError, unknown
+from vitreous.model.kernels import cpp_compiler
 
 PRECISIONS = ("32", "bf16")
 DEVICES = ("cpu", "cuda", "mps")
@@ -32,7 +32,7 @@ class Machine:
         device: "cpu", "cuda" or "mps".
         name: the processor's or the accelerator's own name.
         precision: "32", or "bf16" for autocast with float32 weights.
-        attention: "explicit" products or torch's "fused" kernel.
+        attention: "explicit" products, torch's "fused" kernel, or "native": our own kernels for all of a step.
         compile: whether the encoder's block is compiled.
         threads: CPU threads that torch uses.
         float32_gflops, bf16_gflops: rate of a square matrix product, 1e9 operations a second, a
@@ -145,27 +145,36 @@ def best_time(run: Callable[[], Any], device: str, repeats: int) -> float:
     return min(times)
 
 
-def choose_attention(machine: Machine, step: Callable[[str], Any]) -> Machine:
-    """The machine with the faster attention path.
+def choose_attention(
+    machine: Machine, step: Callable[[str], Any], paths: Sequence[str] = ("explicit", "fused")
+) -> Machine:
+    """The machine with the fastest attention path.
 
     Args:
         step: runs forward and backward of the real network on a few pictures, given the path.
+        paths: those to choose from on a CPU.
     """
     if machine.device != "cpu":
         reason = f"attention: fused, as the kernels of {machine.device} are made for it"
         return machine.decided(reason, attention="fused")
-    seconds = {path: best_time(lambda path=path: step(path), "cpu", 3) for path in ("explicit", "fused")}  # type: ignore[misc]
-    path, other = sorted(seconds, key=lambda name: seconds[name])
-    reason = f"attention: {path}, chosen by timing ({other} takes {seconds[other] / seconds[path]:.2f} times as long)"
-    return machine.decided(reason, attention=path)
+    seconds = {path: best_time(lambda path=path: step(path), "cpu", 3) for path in paths}  # type: ignore[misc]
+    path, *others = sorted(seconds, key=lambda name: seconds[name])
+    longer = ", ".join(
+        f"{other} takes {seconds[other] / seconds[path]:.2f} times as long" for other in others
+    )
+    return machine.decided(f"attention: {path}, chosen by timing ({longer})", attention=path)
 
 
 def choose_compile(machine: Machine, train_seconds: float) -> Machine:
     """The machine with the choice whether compiling pays back in a training of about `train_seconds`."""
     if machine.device == "mps":
         return machine.decided("compile: off, torch supports it too little on mps", compile=False)
+    if machine.attention == "native":
+        return machine.decided("compile: off, our own kernels do more than it would", compile=False)
     if machine.device == "cpu" and not cpp_compiler():
-        reason = "compile: off, there is no C++ compiler; installing g++ or clang++ makes training faster"
+        reason = (
+            "compile: off, there is no C++ compiler; installing g++ or clang++ makes training a fifth faster"
+        )
         return machine.decided(reason, compile=False)
     if train_seconds < COMPILE_PAYS_SECONDS:
         reason = f"compile: off, it would not pay back in about {train_seconds:.0f} s of training"
@@ -176,14 +185,6 @@ def choose_compile(machine: Machine, train_seconds: float) -> Machine:
 COMPILE_PAYS_SECONDS = (
     900.0  # on two cores it gains 1 to 4 % of a step, and costs up to half a minute when cold
 )
-
-
-def cpp_compiler() -> str | None:
-    """The C++ compiler that torch.compile would use, or None."""
-    for name in (os.environ.get("CXX"), "g++", "clang++", "c++"):
-        if name and shutil.which(name):
-            return name
-    return None
 
 
 def keep_memory() -> bool:

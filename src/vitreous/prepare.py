@@ -18,8 +18,9 @@ from vitreous.data.module import ImageData
 from vitreous.data.sources import NAMES
 from vitreous.errors import VitreousError, unknown
 from vitreous.machine import Machine
+from vitreous.model.native import supports
 from vitreous.model.variants import VARIANTS, Architecture
-from vitreous.model.vit import VisionTransformer, count_flops
+from vitreous.model.vit import ATTENTION_PATHS, VisionTransformer, count_flops
 from vitreous.recipe import Recipe
 from vitreous.run import Run, Say
 from vitreous.training.cost import RunCost, forward_loss, step_cost
@@ -196,15 +197,17 @@ def sample_batch(data: ImageData, device: str) -> tuple[torch.Tensor, torch.Tens
 def choose_attention(
     machine: Machine, model: VisionTransformer, batch: tuple[torch.Tensor, torch.Tensor]
 ) -> Machine:
-    """The machine with the attention path that is faster on it, by forward and backward of this network."""
+    """The machine with the attention path that is fastest on it, by forward and backward of this network."""
     twin = copy.deepcopy(model).to(machine.device)
+    bf16 = machine.precision == "bf16"
+    native = supports(model.architecture, torch.bfloat16 if bf16 else torch.float32)
 
     def step(path: str) -> None:
         twin.set_attention(path)
-        forward_loss(twin, batch[0][:32], batch[1][:32], bf16=machine.precision == "bf16").backward()
+        forward_loss(twin, batch[0][:32], batch[1][:32], bf16=bf16).backward()
 
     with torch.random.fork_rng(devices=[]):
-        return machines.choose_attention(machine, step)
+        return machines.choose_attention(machine, step, ATTENTION_PATHS if native else ATTENTION_PATHS[:2])
 
 
 def run_cost(

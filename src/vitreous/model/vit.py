@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitreous.errors import VitreousError, unknown
+from vitreous.model import native
 from vitreous.model.dropout import Dropout, DropPath
 from vitreous.model.stem import ConvStem
 from vitreous.model.variants import Architecture, variant
 
-ATTENTION_PATHS = ("explicit", "fused")
+ATTENTION_PATHS = ("explicit", "fused", "native")
 
 
 def create_model(
@@ -108,9 +109,17 @@ class VisionTransformer(nn.Module):
         S is `image_size`, or another at which positions are interpolated.
         """
         x = self.embed(x)
-        for block in self.blocks:
-            x = block(x)
+        if self._native and x.shape[1] >= native.LANES:
+            x = native.encode(x, self.blocks)
+        else:
+            for block in self.blocks:
+                x = block(x)
         return self.head(self.pool(self.norm(x)))
+
+    @property
+    def _native(self) -> bool:
+        """Whether our own kernels compute this pass: those are for training."""
+        return self.attention_path == "native" and self.training and torch.is_grad_enabled()
 
     def embed(self, x: Tensor) -> Tensor:
         """Pictures [B, 3, S, S] to the encoder's input, tokens [B, N, D]."""
@@ -124,7 +133,11 @@ class VisionTransformer(nn.Module):
                 f"The model takes square pictures as [B, 3, {self.image_size}, {self.image_size}], not "
                 f"{list(x.shape)}; resize them."
             )
-        x = self.embed_activation(self.patch_embed(x))
+        if self._native and isinstance(self.patch_embed, ConvStem):
+            x = native.tokens(x, self.patch_embed)
+        else:
+            x = self.patch_embed(x)
+        x = self.embed_activation(x)
         grid = math.isqrt(x.shape[1])
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)  # [B, 1 + N, D]
@@ -150,9 +163,17 @@ class VisionTransformer(nn.Module):
         return (weights.mT @ x).squeeze(1)  # [B, 1, N] @ [B, N, D] -> [B, D]
 
     def set_attention(self, path: str) -> None:
-        """Chooses how attention is computed: "explicit" products or torch's "fused" kernel; same results."""
+        """Chooses how attention is computed, with the same results: "explicit" products, or torch's "fused" kernel.
+
+        With "native" our own kernels for CPUs do all of a training pass (`native.py`), which must support the
+        network; other passes are "explicit".
+        """
         if path not in ATTENTION_PATHS:
             raise unknown("attention path", path, ATTENTION_PATHS)
+        if path == "native" and not native.fits(self.architecture):
+            raise VitreousError(
+                "Our own kernels do not know this network; choose the path 'explicit' or 'fused'."
+            )
         self.attention_path = path
         for block in self.blocks:
             block.attn.path = path

@@ -1,0 +1,277 @@
+"""The training step's encoder and stem on a CPU, written out: torch's matrix products, our passes between them.
+
+torch runs a network operator by operator, and for narrow networks half of a step goes into what stands between the
+products: casts, norms, activations, copies. Here each such stretch is one pass over memory (`kernels.cpp`), forward
+and backward. The results are those of `vit.py` and `stem.py`, which say what is computed; tests hold the two together.
+
+Letters in the shape comments: B batch, N tokens, T = B·N, D embed_dim, H heads, K = D / H, G tokens along a side.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from vitreous.model.kernels import LANES, call, library
+from vitreous.model.variants import Architecture
+
+
+def fits(a: Architecture) -> bool:
+    """Whether the kernels know such a network: nothing left out at random, and no row shorter than a register."""
+    widths = (a.embed_dim, a.embed_dim // a.num_heads, a.mlp_dim, *a.stem_dims)
+    return a.dropout == 0 and a.drop_path == 0 and min(widths) >= LANES
+
+
+def supports(a: Architecture, dtype: torch.dtype) -> bool:
+    """Whether there are kernels for such a network here, with activations of `dtype`."""
+    return fits(a) and library(dtype) is not None
+
+
+def activation_dtype() -> torch.dtype:
+    """What autocast makes of activations here."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+
+
+HEAD_NORMS = ("attn.q_norm.weight", "attn.q_norm.bias", "attn.k_norm.weight", "attn.k_norm.bias")
+# Of a layer, in the order in which they are given; qkv's bias and the norms of the heads may be missing.
+LAYER = (
+    *("norm1.weight", "norm1.bias", "attn.qkv.weight", "attn.qkv.bias", *HEAD_NORMS),
+    *("attn.proj.weight", "attn.proj.bias", "norm2.weight", "norm2.bias"),
+    *("mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias"),
+)
+Weights = dict[str, Any]  # tensors, or None for what a layer lacks
+Branch = tuple[Tensor | None, Tensor | None]  # what is to be added to the stream: [T, D], and its bias [D]
+
+
+def encode(x: Tensor, blocks: Sequence[nn.Module]) -> Tensor:
+    """Tokens float [B, N, D] through the layers of `vit.Block`, without dropout, to the same."""
+    weights = [parameters.get(name) for parameters in map(_parameters, blocks) for name in LAYER]
+    first: Any = blocks[0]
+    return Encoder.apply(x, first.attn.num_heads, first.norm1.eps, *weights)
+
+
+def _parameters(module: nn.Module) -> dict[str, Tensor]:
+    return dict(module.named_parameters())
+
+
+class Encoder(torch.autograd.Function):
+    """All layers of the encoder: `_layer` forward, `_layer_backward` backward, which read in parallel."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, heads: int, eps: float, *weights: Tensor | None) -> Tensor:
+        dtype, (B, N, D) = activation_dtype(), x.shape
+        assert x.dtype == torch.float32
+        stream, saved = x.detach().reshape(B * N, D).contiguous(), []
+        branch: Branch = (None, None)
+        for layer in _layers(weights):
+            stream, branch, kept = _layer(stream, branch, layer, dtype, (B, N, heads), eps)
+            saved += kept
+        out = torch.empty_like(stream)
+        call("add_norm", dtype, stream, *branch, out, None, None, None, None, B * N, D, eps)
+        ctx.save_for_backward(*weights, *saved)
+        ctx.sizes, ctx.dtype, ctx.count = (B, N, heads), dtype, len(weights)
+        return out.view(B, N, D)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        layers = _layers(ctx.saved_tensors[: ctx.count])
+        saved = ctx.saved_tensors[ctx.count :]
+        per = len(saved) // len(layers)
+        # The gradient of the residual stream, float [T, D]; then the same for products, and of the last bias.
+        stream = grad.detach().reshape(-1, grad.shape[-1]).clone()
+        half, bias = stream.to(ctx.dtype), stream.sum(0)
+        grads: list[Tensor | None] = []
+        for i, layer in reversed(list(enumerate(layers))):
+            kept = saved[per * i : per * (i + 1)]
+            found, bias = _layer_backward(stream, half, bias, layer, kept, ctx.dtype, ctx.sizes)
+            grads[:0] = [None if layer[name] is None else found[name].to(layer[name].dtype) for name in LAYER]
+        return stream.view_as(grad), None, None, *grads
+
+
+def _layers(weights: Sequence[Tensor | None]) -> list[Weights]:
+    per = len(LAYER)
+    return [dict(zip(LAYER, weights[i : i + per], strict=True)) for i in range(0, len(weights), per)]
+
+
+def _product(x: Tensor, w: Weights, name: str) -> Tensor:
+    """What `x` [T, in] gives in the linear layer of that name, in its own type, without the bias: [T, out]."""
+    return x @ w[f"{name}.weight"].to(x.dtype).mT
+
+
+def _qkv_bias(w: Weights) -> Tensor:
+    bias = w["attn.qkv.bias"]
+    return torch.zeros(len(w["attn.qkv.weight"])) if bias is None else bias
+
+
+def _head_weights(w: Weights) -> Tensor | None:
+    """Weights and biases of the norms of q and k, [4K], or None."""
+    return torch.cat([w[name] for name in HEAD_NORMS]) if w[HEAD_NORMS[0]] is not None else None
+
+
+def _layer(
+    stream: Tensor, branch: Branch, w: Weights, dtype: torch.dtype, sizes: tuple[int, int, int], eps: float
+) -> tuple[Tensor, Branch, list[Tensor]]:
+    """One layer: the stream before its last branch, that branch, and what the backward pass needs.
+
+    Branches and biases are added in the pass that comes next: `branch` is that of the layer before.
+    """
+    (T, D), (B, N, H) = stream.shape, sizes
+    K = D // H
+
+    def add_norm(stream: Tensor, branch: Branch, name: str) -> tuple[Tensor, Tensor, Tensor]:
+        """The stream with the branch added; the same normalised; its rows' mean and 1/deviation."""
+        out = stream if branch[0] is None else torch.empty_like(stream)
+        h, stats = torch.empty(T, D, dtype=dtype), torch.empty(T, 2)
+        weight, bias = w[f"{name}.weight"], w[f"{name}.bias"]
+        call("add_norm", dtype, stream, *branch, out, h, stats, weight, bias, T, D, eps)
+        return out, h, stats
+
+    x1, h1, stats1 = add_norm(stream, branch, "norm1")
+    qkv = _product(h1, w, "attn.qkv")  # [T, 3D]
+    q, k, v = (torch.empty(B * H, N, K, dtype=dtype) for _ in range(3))
+    head_stats, shift = torch.empty(B, N, 2, H, 2), _qkv_bias(w)
+    call("split_heads", dtype, qkv, shift, q, k, v, head_stats, _head_weights(w), B, N, H, K, K**-0.5, eps)
+    p = torch.bmm(q, k.mT)  # [BH, N, N]
+    call("softmax", dtype, p, B * H * N, N)
+    merged = torch.empty(T, D, dtype=dtype)
+    call("swap_middle", dtype, torch.bmm(p, v), merged, B, H, N, K)
+
+    x2, h2, stats2 = add_norm(x1, (_product(merged, w, "attn.proj"), w["attn.proj.bias"]), "norm2")
+    u = _product(h2, w, "mlp.fc1")  # [T, mlp_dim]
+    g = torch.empty_like(u)
+    call("gelu_forward", dtype, u, w["mlp.fc1.bias"], g, T, u.shape[1])
+    branch = _product(g, w, "mlp.fc2"), w["mlp.fc2.bias"]
+    return x2, branch, [x1, stats1, h1, qkv, head_stats, q, k, v, p, merged, x2, stats2, h2, u, g]
+
+
+def _layer_backward(
+    stream: Tensor,
+    half: Tensor,
+    bias: Tensor,
+    w: Weights,
+    kept: Sequence[Tensor],
+    dtype: torch.dtype,
+    sizes: tuple[int, int, int],
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Brings `stream` and `half`, its copy for products, to before the layer, in place.
+
+    Returns the gradients by name, and the next earlier layer's `bias`: that of the bias that it adds last.
+    """
+    (T, D), (B, N, H) = stream.shape, sizes
+    K = D // H
+    x1, stats1, h1, qkv, head_stats, q, k, v, p, merged, x2, stats2, h2, u, g = kept
+    d: dict[str, Tensor] = {}
+
+    def product_backward(dy: Tensor, x: Tensor, name: str) -> Tensor:
+        d[f"{name}.weight"] = dy.mT @ x
+        return dy @ w[f"{name}.weight"].to(dtype)
+
+    def add_norm_backward(x: Tensor, dh: Tensor, stats: Tensor, name: str) -> Tensor:
+        """Adds what came through a norm to the stream; returns the gradient of the bias that was added before."""
+        sums = torch.empty(3, D)
+        call("add_norm_backward", dtype, x, dh, stats, w[f"{name}.weight"], stream, half, sums, T, D)
+        d[f"{name}.weight"], d[f"{name}.bias"], before = sums
+        return before
+
+    d["mlp.fc2.bias"] = bias
+    du = product_backward(half, g, "mlp.fc2")
+    d["mlp.fc1.bias"] = torch.empty(u.shape[1])
+    call("gelu_backward", dtype, u, w["mlp.fc1.bias"], du, d["mlp.fc1.bias"], T, u.shape[1])
+    dh = product_backward(du, h2, "mlp.fc1")
+    d["attn.proj.bias"] = add_norm_backward(x2, dh, stats2, "norm2")
+
+    do = torch.empty(B * H, N, K, dtype=dtype)
+    call("swap_middle", dtype, product_backward(half, merged, "attn.proj"), do, B, N, H, K)
+    dv = torch.bmm(p.mT, do)
+    ds = torch.bmm(do, v.mT)
+    call("softmax_backward", dtype, p, ds, B * H * N, N)
+    dq, dk = torch.bmm(ds, k), torch.bmm(ds.mT, q)
+    dqkv, sums, shift = torch.empty_like(qkv), torch.empty(3 * D + 4 * K), _qkv_bias(w)
+    before, after = (dq, dk, dv, qkv, shift, head_stats, _head_weights(w)), (dqkv, sums, B, N, H, K, K**-0.5)
+    call("split_heads_backward", dtype, *before, *after)
+    d["attn.qkv.bias"] = sums[: 3 * D]
+    d |= zip(HEAD_NORMS, sums[3 * D :].view(4, K), strict=True)
+    dh = product_backward(dqkv, h1, "attn.qkv")
+    return d, add_norm_backward(x1, dh, stats1, "norm1")
+
+
+def tokens(x: Tensor, stem: nn.Module) -> Tensor:
+    """Pictures [B, 3, S, S] through `stem.ConvStem` to tokens [B, N, D], in the type of activations."""
+    named, anyone = _parameters(stem), cast(Any, stem)
+    stages = [f"stages.{i}" for i in range(len(anyone.stages))] + ["mix"]
+    weights = [
+        named[f"{stage}.{part}"] for stage in stages for part in ("conv.weight", "norm.weight", "norm.bias")
+    ]
+    return Stem.apply(
+        x, anyone.whiten.weight, anyone.mix.norm.eps, named["proj.weight"], named["proj.bias"], *weights
+    )
+
+
+class Stem(torch.autograd.Function):
+    """Whitening, stages that halve the picture, one more with what it is given added, projection."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, whitening: Tensor, eps: float, proj: Tensor, proj_bias: Tensor, *weights: Tensor
+    ) -> Tensor:
+        dtype, (B, _, S, _) = activation_dtype(), x.shape
+        a, saved = torch.empty(B, S - 1, S - 1, len(whitening), dtype=dtype), []
+        place, strides = ctypes.c_void_p(x.data_ptr()), (ctypes.c_int64 * 4)(*x.stride())
+        call("whiten", dtype, place, strides, whitening.flatten(1).mT.contiguous(), a, B, S, a.shape[-1])
+        for i in range(0, len(weights), 3):
+            conv, weight, bias = weights[i : i + 3]
+            last = i + 3 == len(weights)
+            window, side, C = (1 if last else 2), a.shape[1], len(conv)
+            G = side // window
+            y = _convolution(a, conv.to(dtype))
+            out, pooled = torch.empty(B, G, G, C, dtype=dtype), torch.empty(B, G, G, C, dtype=dtype)
+            which, stats = torch.empty(B, G, G, C, dtype=torch.uint8), torch.empty(B, G, G, 2)
+            skip = a if last else None
+            call("stage", dtype, y, skip, out, pooled, which, stats, weight, bias, B, side, C, window, eps)
+            saved += [a, pooled, which, stats]
+            a = out
+        ctx.save_for_backward(proj, a, *weights, *saved)
+        ctx.count, ctx.dtype = len(weights), dtype
+        flat = a.view(-1, a.shape[-1])
+        return torch.addmm(proj_bias.to(dtype), flat, proj.flatten(1).to(dtype).mT).view(B, -1, len(proj))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        dtype = ctx.dtype
+        proj, a, *rest = ctx.saved_tensors
+        weights, saved = rest[: ctx.count], rest[ctx.count :]
+        B, flat = len(grad), grad.flatten(0, 1).to(dtype)
+        dproj = (flat.mT @ a.flatten(0, 2)).to(proj.dtype).view_as(proj)
+        da = (flat @ proj.flatten(1).to(dtype)).view_as(a)
+        grads: list[Tensor | None] = []
+        for i in reversed(range(0, ctx.count, 3)):
+            conv, weight, bias = weights[i : i + 3]
+            before, pooled, which, stats = saved[i // 3 * 4 : i // 3 * 4 + 4]
+            last = i + 3 == ctx.count
+            window, side, C = (1 if last else 2), before.shape[1], len(conv)
+            dy, sums = torch.empty(B, side, side, C, dtype=dtype), torch.empty(2, C)
+            call(
+                "stage_backward", dtype, da, pooled, which, stats, weight, bias, dy, sums, B, side, C, window
+            )
+            through, dconv, _ = torch.ops.aten.convolution_backward(
+                dy.permute(0, 3, 1, 2),
+                before.permute(0, 3, 1, 2),
+                conv.to(dtype),
+                *(None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1),
+                [i > 0, True, False],
+            )
+            if i > 0:  # the whitening is frozen
+                through = through.permute(0, 2, 3, 1)
+                da = da + through if last else through.contiguous()
+            grads[:0] = [dconv.to(conv.dtype), sums[0].to(weight.dtype), sums[1].to(bias.dtype)]
+        return None, None, None, dproj, grad.sum((0, 1)).to(proj.dtype), *grads
+
+
+def _convolution(a: Tensor, weight: Tensor) -> Tensor:
+    """3x3, padded by one, [B, S, S, C] to [B, S, S, O]."""
+    y = torch.conv2d(a.permute(0, 3, 1, 2), weight, padding=1)
+    return y.permute(0, 2, 3, 1).contiguous()

@@ -1,0 +1,143 @@
+"""Our own kernels for CPUs against the network as `vit.py` and `stem.py` have it, and what happens without them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitreous.errors import VitreousError
+from vitreous.model import kernels
+from vitreous.model.native import supports
+from vitreous.model.variants import Architecture, variant
+from vitreous.model.vit import VisionTransformer, create_model
+
+COMPACT = variant("compact").architecture
+NETWORKS: dict[str, tuple[Architecture, int, int]] = {  # with image_size and the side of what is trained on
+    "compact": (COMPACT, 32, 32),
+    "smaller pictures": (COMPACT, 32, 24),
+    "other pooling sizes": (dataclasses.replace(COMPACT, stem_dims=(16, 32)), 37, 37),
+    # Widths that sixteen lanes do not divide: heads of 20, layers of 40 and 56, stages of 20 and 36.
+    "odd widths": (
+        dataclasses.replace(COMPACT, embed_dim=40, num_heads=2, mlp_dim=56, stem_dims=(20, 36), depth=2),
+        32,
+        32,
+    ),
+    "linear stem, class token": (Architecture(4, 64, 3, 2, 128), 32, 32),
+    "no bias of q, k, v; heads normalised": (
+        Architecture(4, 48, 2, 3, 96, qkv_bias=False, qk_norm=True),
+        20,
+        20,
+    ),
+}
+pytestmark = pytest.mark.skipif(kernels.library(torch.float32) is None, reason="no C++ compiler")
+
+
+def network(name: str) -> tuple[VisionTransformer, Tensor]:
+    """A network no part of which is zero, and pictures for it."""
+    architecture, image_size, side = NETWORKS[name]
+    torch.manual_seed(0)
+    model = VisionTransformer(architecture, image_size, 10)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model, torch.randn(6, 3, side, side)
+
+
+def gradients(
+    model: VisionTransformer, path: str, pictures: Tensor, *, bf16: bool = False
+) -> dict[str, Tensor]:
+    model.set_attention(path)
+    model.train().zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        logits = model(pictures)
+    loss = F.cross_entropy(logits.to(pictures.dtype), torch.arange(len(pictures)))
+    loss.backward()
+    return {"logits": logits.detach()} | {
+        n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None
+    }
+
+
+def error(found: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, float]:
+    """Of each, relative to its own size, and to a thousandth of the largest where it is next to nothing."""
+    floor = 1e-3 * max(float(value.norm()) for value in truth.values())
+    return {n: float((found[n].double() - truth[n]).norm() / max(truth[n].norm(), floor)) for n in truth}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_float32_gives_the_gradients_of_double_precision(name: str) -> None:
+    model, pictures = network(name)
+    assert supports(model.architecture, torch.float32)
+    found = gradients(model, "native", pictures)
+    truth = gradients(model.double(), "explicit", pictures.double())
+    assert found.keys() == truth.keys()
+    assert max(error(found, truth).values()) < 2e-5
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_bfloat16_is_no_less_exact_than_torch_under_autocast(name: str) -> None:
+    model, pictures = network(name)
+    ours, torchs = (gradients(model, path, pictures, bf16=True) for path in ("native", "explicit"))
+    truth = gradients(model.double(), "explicit", pictures.double())
+    ours_error, torchs_error = error(ours, truth), error(torchs, truth)
+    assert sum(ours_error.values()) < 1.2 * sum(torchs_error.values())
+    assert max(ours_error.values()) < 1.5 * max(torchs_error.values())
+
+
+def test_pictures_in_any_memory_order_give_the_same() -> None:
+    model, pictures = network("compact")
+    plain = gradients(model, "native", pictures)
+    last = gradients(model, "native", pictures.to(memory_format=torch.channels_last))
+    assert all(torch.equal(plain[name], last[name]) for name in plain)
+
+
+def test_repeated_to_the_bit() -> None:
+    model, pictures = network("compact")
+    first, second = (gradients(model, "native", pictures, bf16=True) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_too_few_tokens_for_a_register_go_the_explicit_way() -> None:
+    model = VisionTransformer(COMPACT, 16, 10)  # nine tokens
+    pictures = torch.randn(4, 3, 16, 16)
+    found = gradients(model, "native", pictures)
+    truth = gradients(model.double(), "explicit", pictures.double())
+    assert max(error(found, truth).values()) < 2e-5
+
+
+@pytest.mark.parametrize("change", [{"dropout": 0.1}, {"drop_path": 0.1}, {"embed_dim": 24, "num_heads": 3}])
+def test_a_network_that_they_do_not_know_is_refused(change: dict[str, Any]) -> None:
+    assert not supports(dataclasses.replace(COMPACT, **change), torch.float32)
+    with pytest.raises(VitreousError, match="do not know this network"):
+        create_model("compact", **change).set_attention("native")
+
+
+def test_without_a_compiler_there_are_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model, pictures = network("compact")
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    try:
+        for compiler in ("", str(broken)):
+            kernels.library.cache_clear()
+            monkeypatch.setattr(kernels, "cpp_compiler", lambda compiler=compiler: compiler or None)
+            assert not supports(model.architecture, torch.float32)
+            with pytest.raises(VitreousError, match=r"install g\+\+ or clang"):
+                gradients(model, "native", pictures)
+    finally:
+        monkeypatch.undo()
+        kernels.library.cache_clear()
+
+
+def test_evaluation_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, pictures = network("compact")
+    monkeypatch.setattr("vitreous.model.native.call", None)
+    with torch.no_grad():
+        expected = model.eval()(pictures)
+        model.set_attention("native")
+        torch.testing.assert_close(model(pictures), expected)

@@ -139,7 +139,9 @@ def ours(
             logits = model(images[:32])
         F.cross_entropy(logits.float(), labels[:32]).backward()
 
-    native = arm["task"] == "train" and supports(model.architecture, torch.bfloat16 if bf16 else torch.float32)
+    native = arm["task"] == "train" and supports(
+        model.architecture, torch.bfloat16 if bf16 else torch.float32
+    )
     paths = ATTENTION_PATHS if native else ATTENTION_PATHS[:2]
     model.set_attention(machines.choose_attention(machine, step, paths).attention)
     return model, make_optimizer(model, OptimizerSection()), bf16

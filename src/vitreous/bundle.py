@@ -76,13 +76,13 @@ class Bundle:
 
 def save_bundle(bundle: Bundle, path: Path) -> None:
     """Writes a bundle into the folder `path`; each file whole or not at all."""
+    # The path "native" is for training only.
+    attention = "fused" if bundle.model.attention_path == "fused" else "explicit"
     config = {
         "format": FORMAT,
         "architecture": dataclasses.asdict(bundle.model.architecture),
         "image_size": bundle.model.image_size,
-        "attention": "fused"
-        if bundle.model.attention_path == "fused"
-        else "explicit",  # "native" is for training
+        "attention": attention,
         "classes": bundle.classes,
         "mean": bundle.mean,
         "std": bundle.std,

@@ -172,9 +172,7 @@ def choose_compile(machine: Machine, train_seconds: float) -> Machine:
     if machine.attention == "native":
         return machine.decided("compile: off, our own kernels do more than it would", compile=False)
     if machine.device == "cpu" and not cpp_compiler():
-        reason = (
-            "compile: off, there is no C++ compiler; installing g++ or clang++ makes training a fifth faster"
-        )
+        reason = "compile: off, there is no C++ compiler; installing g++ or clang++ makes training faster"
         return machine.decided(reason, compile=False)
     if train_seconds < COMPILE_PAYS_SECONDS:
         reason = f"compile: off, it would not pay back in about {train_seconds:.0f} s of training"

@@ -200,7 +200,9 @@ def choose_attention(
     """The machine with the attention path that is fastest on it, by forward and backward of this network."""
     twin = copy.deepcopy(model).to(machine.device)
     bf16 = machine.precision == "bf16"
-    native = supports(model.architecture, torch.bfloat16 if bf16 else torch.float32)
+    native = machine.device == "cpu" and supports(
+        model.architecture, torch.bfloat16 if bf16 else torch.float32
+    )
 
     def step(path: str) -> None:
         twin.set_attention(path)

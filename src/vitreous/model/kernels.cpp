@@ -65,7 +65,6 @@ template <class N> inline void add(float *at, V v, N done) { store(at, load(at) 
 inline V all(float x) { return x - V{}; }
 inline V larger(V a, V b) { return a > b ? a : b; }
 
-
 inline float total(V v) {
     typedef float V8 __attribute__((vector_size(32)));
     typedef float V4 __attribute__((vector_size(16)));

@@ -144,7 +144,7 @@ def ours(
     )
     paths = ATTENTION_PATHS if native else ATTENTION_PATHS[:2]
     model.set_attention(machines.choose_attention(machine, step, paths).attention)
-    return model, make_optimizer(model, OptimizerSection()), bf16
+    return model, make_optimizer(model, OptimizerSection(), bf16=bf16), bf16
 
 
 def build(arm: dict[str, Any]) -> Callable[[], float]:

@@ -93,8 +93,8 @@ def default_step(machine: machines.Machine, rate: float) -> list[dict[str, float
     recipe = recipes.load("default")
     data = open_module(recipe, Request("cifar10"), print)
     model = build_model(recipe, data, 42)
-    loader = data.train_dataloader()
-    batch = next(iter(loader))
+    loader = iter(data.train_dataloader())
+    batch = next(loader)
     assert data.augment is not None
 
     def prepared() -> torch.Tensor:
@@ -107,11 +107,12 @@ def default_step(machine: machines.Machine, rate: float) -> list[dict[str, float
     machine = choose_attention(machine, model, (images, labels))
     model.set_attention(machine.attention)
     model.train()
-    optimizer = make_optimizer(model, recipe.optimizer)
-    fetching = timed(lambda: next(iter(loader))) + timed(prepared)
+    optimizer = make_optimizer(model, recipe.optimizer, bf16=machine.precision == "bf16")
+    fetching = timed(lambda: next(loader)) + timed(prepared)
     found = []
     for phase in phases(recipe.schedule, data.store.image_size):
         small = resized(images, phase.side)
+        shrinking = timed(lambda side=phase.side: resized(images, side))
 
         def step(small: torch.Tensor = small) -> None:
             with torch.autocast("cpu", torch.bfloat16, enabled=machine.precision == "bf16"):
@@ -132,7 +133,7 @@ def default_step(machine: machines.Machine, rate: float) -> list[dict[str, float
                 "gflop": counter.get_total_flops() / 1e9,
                 "share_of_product_rate": counter.get_total_flops() / seconds / rate,
                 "share_of_own_products": products / seconds,
-                "share_of_data_and_augmentation": fetching / seconds,
+                "share_of_data_and_augmentation": (fetching + shrinking) / seconds,
             }
         )
         print(", ".join(f"{key} {value:.3g}" for key, value in found[-1].items()))

@@ -8,10 +8,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from scipy import stats
 
 from vitreous.data import augment as module
-from vitreous.data.augment import Augment, normalize, random_boxes, resize_boxes, to_float, uniform
+from vitreous.data.augment import (
+    Augment,
+    normalize,
+    random_boxes,
+    resize_boxes,
+    resized,
+    to_float,
+    uniform,
+)
 from vitreous.errors import VitreousError
 
 
@@ -233,6 +242,18 @@ def test_no_augmentation_is_to_float() -> None:
     images = pictures(5)
     assert torch.equal(Augment()(images, torch.arange(5), 0), to_float(images))
     assert torch.equal(to_float(images)[2], torch.from_numpy(as_float(images[2])))
+
+
+@pytest.mark.parametrize(("size", "side"), [(32, 24), (64, 48), (17, 12)])
+def test_pictures_are_made_smaller_as_pillow_does(size: int, side: int) -> None:
+    x = normalize(to_float(pictures(3, size, size)), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    with torch.autocast("cpu", torch.bfloat16):  # as in a training step; pictures stay exact
+        small = resized(x, side)
+    assert small.is_contiguous(memory_format=torch.channels_last)
+    for picture, result in zip(x.flatten(0, 1), small.flatten(0, 1), strict=True):
+        expected = Image.fromarray(picture.numpy(), "F").resize((side, side), Image.Resampling.BILINEAR)
+        torch.testing.assert_close(result, torch.from_numpy(np.array(expected)), atol=1e-5, rtol=0)
+    assert resized(x, size) is x
 
 
 def test_normalize() -> None:

@@ -97,7 +97,7 @@ class Classifier(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         if self.timeline is None:
             self.timeline = Timeline([(0, int(self.trainer.estimated_stepping_batches))])
-        return make_optimizer(self.model, self.recipe.optimizer)
+        return make_optimizer(self.model, self.recipe.optimizer, bf16=self.trainer.precision == "bf16-mixed")
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         assert self.timeline is not None
@@ -108,8 +108,13 @@ def _pair(batch: Any) -> tuple[Tensor, Tensor]:
     return (batch["image"], batch["label"]) if isinstance(batch, dict) else (batch[0], batch[1])
 
 
-def make_optimizer(model: VisionTransformer, section: OptimizerSection) -> torch.optim.Optimizer:
-    """AdamW on everything, or Muon on the matrices of stem and encoder and AdamW on the rest."""
+def make_optimizer(
+    model: VisionTransformer, section: OptimizerSection, *, bf16: bool
+) -> torch.optim.Optimizer:
+    """AdamW on everything, or Muon on the matrices of stem and encoder and AdamW on the rest.
+
+    With `bf16` Muon's products are in that type, as those of the network then are.
+    """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     betas = (section.beta1, section.beta2)
     if section.name == "adamw":
@@ -134,6 +139,7 @@ def make_optimizer(model: VisionTransformer, section: OptimizerSection) -> torch
             weight_decay=section.weight_decay,
             muon_learning_rate=section.muon_learning_rate,
             momentum=section.muon_momentum,
+            dtype=torch.bfloat16 if bf16 else torch.float32,
         )
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]

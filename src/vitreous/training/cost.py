@@ -65,7 +65,7 @@ def step_cost(
 ) -> StepCost:
     """Runs a real eager step on a copy of `model`, on the device of `images` [B, 3, H, W], normalised."""
     twin = copy.deepcopy(model).to(images.device).train()
-    optimizer = make_optimizer(twin, section)
+    optimizer = make_optimizer(twin, section, bf16=bf16)
 
     def step() -> float:
         start = time.perf_counter()

@@ -14,6 +14,7 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 # Coefficients of the odd polynomial a x + b x^3 + c x^5: steepest at zero while singular values stay near 1.
 A, B, C = 3.4445, -4.7750, 2.0315
@@ -100,21 +101,27 @@ class Muon(torch.optim.Optimizer):
                 params[i].add_(matrix.view_as(params[i]), alpha=-scale)
 
     def _adamw(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        """AdamW (Loshchilov & Hutter, arXiv 1711.05101)."""
+        """AdamW (Loshchilov & Hutter, arXiv 1711.05101), as one kernel of torch's for all parameters."""
         grads = [p.grad for p in params if p.grad is not None]
         for p in params:
             if "step" not in self.state[p]:
-                self.state[p].update(step=0, mean=torch.zeros_like(p), square=torch.zeros_like(p))
-            self.state[p]["step"] += 1
-        means = [self.state[p]["mean"] for p in params]
-        squares = [self.state[p]["square"] for p in params]
+                step = torch.zeros((), device=p.device)
+                self.state[p].update(step=step, mean=torch.zeros_like(p), square=torch.zeros_like(p))
+        means, squares, steps = ([self.state[p][name] for p in params] for name in ("mean", "square", "step"))
         beta1, beta2 = group["betas"]
-        torch._foreach_lerp_(means, grads, 1 - beta1)
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        scales = torch._foreach_sqrt(squares)
-        torch._foreach_div_(scales, [(1 - beta2 ** self.state[p]["step"]) ** 0.5 for p in params])
-        torch._foreach_add_(scales, group["eps"])
-        steps = [-group["lr"] / (1 - beta1 ** self.state[p]["step"]) for p in params]
-        torch._foreach_addcdiv_(params, means, scales, steps)
+        adamw(
+            params,
+            grads,
+            means,
+            squares,
+            [],
+            steps,
+            fused=True,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )

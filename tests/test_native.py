@@ -86,7 +86,7 @@ def test_bfloat16_is_no_less_exact_than_torch_under_autocast(name: str) -> None:
     truth = gradients(model.double(), "explicit", pictures.double())
     ours_error, torchs_error = error(ours, truth), error(torchs, truth)
     assert sum(ours_error.values()) < 1.2 * sum(torchs_error.values())
-    assert max(ours_error.values()) < 1.5 * max(torchs_error.values())
+    assert max(ours_error.values()) < 2 * max(torchs_error.values())
 
 
 def test_pictures_in_any_memory_order_give_the_same() -> None:

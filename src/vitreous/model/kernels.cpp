@@ -5,12 +5,17 @@
 //
 // Letters: R rows, D their width, B pictures, N tokens, H heads, K width of a head, S side, C channels.
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
 #include <vector>
 
 #include <omp.h>
+#if defined(BFLOAT16) && defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -39,8 +44,12 @@ inline V load(const T *from) {
     return (V)(__builtin_convertvector(half, Bits) << 16);
 }
 inline void store(T *to, V v) {  // to the nearest, ties to even
+#ifdef __AVX512BF16__
+    auto half = _mm512_cvtneps_pbh((__m512)v);
+#else
     Bits wide = (Bits)v;
     Half half = __builtin_convertvector((wide + 0x7fffu + ((wide >> 16) & 1u)) >> 16, Half);
+#endif
     std::memcpy(to, &half, sizeof half);
 }
 #else
@@ -63,23 +72,30 @@ template <class E> inline void replace(E *at, V v, int done) { store(at, LANE >=
 template <class N> inline void add(float *at, V v, N done) { store(at, load(at) + fresh(v, done)); }
 
 inline V all(float x) { return x - V{}; }
-inline V larger(V a, V b) { return a > b ? a : b; }
+template <class W> inline W larger(W a, W b) { return a > b ? a : b; }
 
-inline float total(V v) {
+// All lanes in one, by `both` of two: halves, quarters, single ones.
+template <class F> inline float fold(V v, F both) {
     typedef float V8 __attribute__((vector_size(32)));
     typedef float V4 __attribute__((vector_size(16)));
     V8 a[2];
     std::memcpy(a, &v, 64);
-    V8 eight = a[0] + a[1];
+    V8 eight = both(a[0], a[1]);
     V4 b[2];
     std::memcpy(b, &eight, 32);
-    V4 four = b[0] + b[1];
-    return (four[0] + four[1]) + (four[2] + four[3]);
+    V4 four = both(b[0], b[1]);
+    return both(both(four[0], four[1]), both(four[2], four[3]));
+}
+inline float total(V v) {
+    return fold(v, [](auto a, auto b) { return a + b; });
+}
+inline float largest(V v) {
+    return fold(v, [](auto a, auto b) { return larger(a, b); });
 }
 
+// Of x up to 0.
 inline V exponential(V x) {
     x = x < -87.0f ? all(-87.0f) : x;
-    x = x > 88.0f ? all(88.0f) : x;
     V n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // rounded
     V r = x - n * 0.693359375f + n * 2.12194440e-4f;
     V p = 1.9875691500e-4f * r + 1.3981999507e-3f;
@@ -103,9 +119,12 @@ inline V below(V x, V density) {
     return x > 0.0f ? 1.0f - tail : tail;
 }
 inline V gelu(V x) { return x * below(x, exponential(-0.5f * x * x)); }
-inline V gelu_slope(V x) {
-    V density = exponential(-0.5f * x * x);
-    return below(x, density) + x * density * 0.39894228f;
+struct Curve {
+    V value, slope;
+};
+inline Curve gelu_curve(V x) {
+    V density = exponential(-0.5f * x * x), share = below(x, density);
+    return {x * share, share + x * density * 0.39894228f};
 }
 
 // Runs `body(first, last, sums)` on equal shares of [0, count), one for each thread; `sums` is a thread's own room
@@ -159,6 +178,174 @@ inline void norm_backward(int64_t D, Statistics s, const float *weight, float *d
     });
 }
 
+// ---- attention: the small products of one head, inside a core's own cache
+
+// What products are made of, 32 bits: a float, or two bfloat16 that are neighbours along the dimension summed over.
+typedef int32_t Unit;
+#ifdef BFLOAT16
+constexpr int PAIR = 2;
+#else
+constexpr int PAIR = 1;
+#endif
+// Sums held in registers at a time, and how many of them side by side.
+#ifdef __AVX512F__
+constexpr int HELD = 24, ABREAST = 4;
+#else
+constexpr int HELD = 6, ABREAST = 1;
+#endif
+
+inline V multiply_add(V sum, Unit a, Int b) {
+    Int left = a - Int{};
+#if defined(BFLOAT16) && defined(__AVX512BF16__)
+    return (V)_mm512_dpbf16_ps((__m512)sum, (__m512bh)left, (__m512bh)b);
+#elif defined(BFLOAT16)
+    constexpr int HIGH = -65536;
+    return sum + (V)(left << 16) * (V)(b << 16) + (V)(left & HIGH) * (V)(b & HIGH);
+#else
+    return sum + (V)left * (V)b;
+#endif
+}
+
+// Units [rows, depth], `am` apart along rows and `ai` along depth.
+struct Left {
+    const Unit *at;
+    int64_t am, ai;
+};
+
+// c [M, W * LANES] = a [M, depth] b [depth, W * LANES]; rows of b and c are `bi` and `cm` apart.
+template <int W, int M>
+void tile(Left a, const Unit *b, int64_t bi, int64_t depth, float *c, int64_t cm) {
+    V sums[M][W] = {};
+    for (int64_t i = 0; i < depth; i++) {
+        Int right[W];
+#pragma GCC unroll 4
+        for (int w = 0; w < W; w++) std::memcpy(&right[w], b + i * bi + w * LANES, sizeof right[w]);
+#pragma GCC unroll 24
+        for (int m = 0; m < M; m++)
+#pragma GCC unroll 4
+            for (int w = 0; w < W; w++) sums[m][w] = multiply_add(sums[m][w], a.at[m * a.am + i * a.ai], right[w]);
+    }
+#pragma GCC unroll 24
+    for (int m = 0; m < M; m++)
+#pragma GCC unroll 4
+        for (int w = 0; w < W; w++) store(c + m * cm + w * LANES, sums[m][w]);
+}
+
+// The same for any number of rows, `share` of them at a time; the last share overlaps the one before.
+template <int W, int M>
+void tiles(int64_t rows, int64_t share, Left a, const Unit *b, int64_t bi, int64_t depth, float *c, int64_t cm) {
+    if constexpr (2 * M * W > HELD)
+        if (share < M) return tiles<W, M - 1>(rows, share, a, b, bi, depth, c, cm);
+    for (int64_t m = 0; m < rows; m += M) {
+        m = std::min(m, rows - M);
+        tile<W, M>({a.at + m * a.am, a.am, a.ai}, b, bi, depth, c + m * cm, cm);
+    }
+}
+
+// c [rows, bi] = a [rows, depth] b [depth, bi], where LANES divide bi; rows are no fewer than LANES.
+void product(int64_t rows, Left a, const Unit *b, int64_t bi, int64_t depth, float *c) {
+    for (int64_t left = bi / LANES; left > 0;) {
+        int64_t pieces = (left + ABREAST - 1) / ABREAST, width = (left + pieces - 1) / pieces;
+        int64_t most = std::min<int64_t>(HELD / width, 12), shares = (rows + most - 1) / most;
+        int64_t share = (rows + shares - 1) / shares, at = bi - left * LANES;
+        auto go = [&](auto tiles) { tiles(rows, share, a, b + at, bi, depth, c + at, bi); };
+        if (width == 1)
+            go(tiles<1, std::min(HELD, 12)>);
+        else if constexpr (ABREAST > 1)
+            go(width == 2 ? tiles<2, HELD / 2> : width == 3 ? tiles<3, HELD / 3> : tiles<4, HELD / 4>);
+        left -= width;
+    }
+}
+
+// Rows of `width` T to units along the rows: [N / PAIR, rounded up, width].
+void pair_rows(const T *from, int64_t N, int64_t width, Unit *to) {
+    for (int64_t n = 0; n < N; n += PAIR)
+        for (int64_t c = 0; c < width; c += LANES) {
+            const T *at = from + n * width + c;
+            Unit *out = to + n / PAIR * width + c;
+#ifdef BFLOAT16
+            Half low, high = {};
+            std::memcpy(&low, at, sizeof low);
+            if (n + 1 < N) std::memcpy(&high, at + width, sizeof high);
+            Bits both = __builtin_convertvector(low, Bits) | __builtin_convertvector(high, Bits) << 16;
+            std::memcpy(out, &both, sizeof both);
+#else
+            std::memcpy(out, at, LANES * sizeof *out);
+#endif
+        }
+}
+
+// Rows of `width` T to their transpose, [width / PAIR, room] units.
+void turn(const T *from, int64_t N, int64_t width, Unit *to, int64_t room) {
+    const Unit *units = reinterpret_cast<const Unit *>(from);
+    for (int64_t n = 0; n < N; n++)
+        for (int64_t i = 0; i < width / PAIR; i++) to[i * room + n] = units[n * (width / PAIR) + i];
+}
+
+inline int64_t rounded(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
+
+inline Left by_row(const T *rows, int64_t width) {
+    return {reinterpret_cast<const Unit *>(rows), width / PAIR, 1};
+}
+
+// Of a row of N scores, whose room is whole registers; zeros follow.
+void softmax(float *scores, T *weights, int64_t N) {
+    V most = load(scores), sum = {};
+    auto inside = [&](int64_t c, V v, float other) { return c + LANES <= N ? v : LANE < int(N - c) ? v : all(other); };
+    for (int64_t c = LANES; c < N; c += LANES) most = larger(most, inside(c, load(scores + c), -INFINITY));
+    float peak = largest(most);
+    for (int64_t c = 0; c < N; c += LANES) {
+        V v = inside(c, exponential(load(scores + c) - peak), 0.0f);
+        store(scores + c, v);
+        sum += v;
+    }
+    float factor = 1.0f / total(sum);
+    for (int64_t c = 0; c < N; c += LANES) store(weights + c, load(scores + c) * factor);
+}
+
+// ds = p (dp - the row's mean of dp by p); zeros in `p` stay.
+void softmax_backward(const T *p, const float *dp, T *ds, int64_t N) {
+    V sum = {};
+    for (int64_t c = 0; c < N; c += LANES) sum += load(p + c) * load(dp + c);
+    float mean = total(sum);
+    for (int64_t c = 0; c < N; c += LANES) store(ds + c, load(p + c) * (load(dp + c) - mean));
+}
+
+// Where things of a picture's heads lie; each goes over memory in its own order, which a core reads ahead.
+struct Picture {
+    int64_t b, N, H, K, width;
+    int64_t joined(int64_t n, int64_t part, int64_t h) const { return (((b * N + n) * 3 + part) * H + h) * K; }
+    int64_t statistics(int64_t n, int64_t part, int64_t h) const { return ((b * N + n) * 2 + part) * H + h; }
+    int64_t merged(int64_t n, int64_t h) const { return ((b * N + n) * H + h) * K; }
+    int64_t apart(int64_t part, int64_t n, int64_t h) const { return ((part * H + h) * N + n) * width; }
+};
+
+// q, k and v of all heads, `apart`, from qkv + `shift`: q and k normalised where there are `weights` [2, 2, K] (of q
+// and k: weight and bias), q scaled. `stats` are found where `eps` is given, else known.
+void split_heads(Picture at, const T *qkv, const float *shift, Statistics *stats, const float *weights, float scale,
+                 const float *eps, T *split) {
+    int64_t K = at.K;
+    for (int64_t n = 0; n < at.N; n++)
+        for (int64_t part = 0; part < 3; part++)
+            for (int64_t h = 0; h < at.H; h++) {
+                const T *from = qkv + at.joined(n, part, h);
+                T *to = split + at.apart(part, n, h);
+                const float *own = shift + (part * at.H + h) * K, *weight = weights + 2 * part * K;
+                float factor = part == 0 ? scale : 1.0f;
+                auto x = [&](int64_t i) { return load(from + i) + load(own + i); };
+                if (part == 2 || !weights) {
+                    row(K, [&](int64_t i, auto) { store(to + i, x(i) * factor); });
+                    continue;
+                }
+                Statistics &s = stats[at.statistics(n, part, h)];
+                if (eps) s = statistics(K, *eps, x);
+                row(K, [&](int64_t i, auto) {
+                    V normal = (x(i) - s.mean) * s.rstd;
+                    store(to + i, (normal * load(weight + i) + load(weight + K + i)) * factor);
+                });
+            }
+}
+
 }  // namespace
 
 extern "C" {
@@ -202,121 +389,113 @@ void add_norm_backward(const float *x, const T *dh, const Statistics *stats, con
     });
 }
 
-// qkv + `shift` [B, N, 3, H, K] to q, k, v, each [B, H, N, K]; q and k normalised where there are `weights`
-// [2, 2, K] (of q and k: weight and bias), q scaled. `stats` [B, N, 2, H].
-void split_heads(const T *qkv, const float *shift, T *q, T *k, T *v, Statistics *stats, const float *weights,
-                 int64_t B, int64_t N, int64_t H, int64_t K, float scale, float eps) {
-#pragma omp parallel for schedule(static) collapse(2)
-    for (int64_t b = 0; b < B; b++)
-        for (int64_t n = 0; n < N; n++)
-            for (int64_t part = 0; part < 3; part++)
-                for (int64_t h = 0; h < H; h++) {
-                    const T *from = qkv + (((b * N + n) * 3 + part) * H + h) * K;
-                    T *to = (part == 0 ? q : part == 1 ? k : v) + ((b * H + h) * N + n) * K;
-                    const float *own = shift + (part * H + h) * K, *weight = weights + 2 * part * K, *bias = weight + K;
-                    float factor = part == 0 ? scale : 1.0f;
-                    auto x = [&](int64_t i) { return load(from + i) + load(own + i); };
-                    if (part == 2 || !weights) {
-                        row(K, [&](int64_t i, auto) { store(to + i, x(i) * factor); });
-                        continue;
-                    }
-                    Statistics s = stats[((b * N + n) * 2 + part) * H + h] = statistics(K, eps, x);
-                    row(K, [&](int64_t i, auto) {
-                        V normal = (x(i) - s.mean) * s.rstd;
-                        store(to + i, (normal * load(weight + i) + load(bias + i)) * factor);
-                    });
-                }
-}
-
-// `sums`: 3 H K for `shift`, then [2, 2, K] for the norms.
-void split_heads_backward(const T *dq, const T *dk, const T *dv, const T *qkv, const float *shift,
-                          const Statistics *stats, const float *weights, T *dqkv, float *sums, int64_t B, int64_t N,
-                          int64_t H, int64_t K, float scale) {
-    share(B, 3 * H * K + 4 * K, sums, [&](int64_t first, int64_t last, float *sum) {
-        for (int64_t b = first; b < last; b++)
-            for (int64_t n = 0; n < N; n++)
-                for (int64_t part = 0; part < 3; part++)
-                    for (int64_t h = 0; h < H; h++) {
-                        const T *from = (part == 0 ? dq : part == 1 ? dk : dv) + ((b * H + h) * N + n) * K;
-                        int64_t at = (((b * N + n) * 3 + part) * H + h) * K;
-                        const float *own = shift + (part * H + h) * K;
-                        float *dshift = sum + (part * H + h) * K, *norm = sum + 3 * H * K + 2 * part * K;
-                        float factor = part == 0 ? scale : 1.0f;
-                        auto dh = [&](int64_t i) { return load(from + i) * factor; };
-                        auto take = [&](int64_t i, auto done, V dx) {
-                            add(dshift + i, dx, done);
-                            store(dqkv + at + i, dx);
-                        };
-                        if (part == 2 || !weights)
-                            row(K, [&](int64_t i, auto done) { take(i, done, dh(i)); });
-                        else
-                            norm_backward(
-                                K, stats[((b * N + n) * 2 + part) * H + h], weights + 2 * part * K, norm, norm + K,
-                                [&](int64_t i) { return load(qkv + at + i) + load(own + i); }, dh, take);
-                    }
-    });
-}
-
-// [B, I, J, K] to [B, J, I, K]
-void swap_middle(const T *from, T *to, int64_t B, int64_t I, int64_t J, int64_t K) {
-#pragma omp parallel for schedule(static)
-    for (int64_t b = 0; b < B; b++)
-        for (int64_t j = 0; j < J; j++)
-            for (int64_t i = 0; i < I; i++)
-                std::memcpy(to + ((b * J + j) * I + i) * K, from + ((b * I + i) * J + j) * K, K * sizeof(T));
-}
-
-// In place, over each row of [R, N].
-void softmax(T *scores, int64_t R, int64_t N) {
+// Attention of each head, from qkv [B, N, 3, H, K] without its bias `shift`, to [B, N, H, K]; `p` [B, H, N, N rounded
+// up] keeps its weights, zeros after them, `stats` [B, N, 2, H] those of the norms of q and k, if they have `weights`.
+void attend(const T *qkv, const float *shift, T *merged, T *p, Statistics *stats, const float *weights, int64_t B,
+            int64_t N, int64_t H, int64_t K, float scale, float eps) {
+    int64_t width = rounded(K), length = rounded(N), pairs = (N + PAIR - 1) / PAIR;
 #pragma omp parallel
     {
-        std::vector<float> room(N);
-        float *wide = room.data();
+        // What pads rows and columns stays zero from picture to picture.
+        std::vector<T> split(3 * H * N * width);
+        std::vector<Unit> keys(width / PAIR * length), values(pairs * width);
+        std::vector<float> scores(N * length), out(H * N * width);
 #pragma omp for schedule(static)
-        for (int64_t r = 0; r < R; r++) {
-            T *at = scores + r * N;
-            V most = load(at), sum = {};
-            row(N, [&](int64_t i, auto) { most = larger(most, load(at + i)); });
-            float largest = most[0];
-            for (int i = 1; i < LANES; i++) largest = most[i] > largest ? most[i] : largest;
-            row(N, [&](int64_t i, auto done) {
-                V v = exponential(load(at + i) - largest);
-                store(wide + i, v);
-                sum += fresh(v, done);
-            });
-            float factor = 1.0f / total(sum);
-            row(N, [&](int64_t i, auto) { store(at + i, load(wide + i) * factor); });
+        for (int64_t b = 0; b < B; b++) {
+            Picture at{b, N, H, K, width};
+            split_heads(at, qkv, shift, stats, weights, scale, &eps, split.data());
+            for (int64_t h = 0; h < H; h++) {
+                const T *q = &split[at.apart(0, 0, h)], *k = &split[at.apart(1, 0, h)], *v = &split[at.apart(2, 0, h)];
+                T *own = p + (b * H + h) * N * length;
+                turn(k, N, width, keys.data(), length);
+                product(N, by_row(q, width), keys.data(), length, width / PAIR, scores.data());
+                for (int64_t n = 0; n < N; n++) softmax(&scores[n * length], own + n * length, N);
+                pair_rows(v, N, width, values.data());
+                product(N, by_row(own, length), values.data(), width, pairs, &out[at.apart(0, 0, h)]);
+            }
+            for (int64_t n = 0; n < N; n++)
+                for (int64_t h = 0; h < H; h++) {
+                    const float *from = &out[at.apart(0, n, h)];
+                    T *to = merged + at.merged(n, h);
+                    row(K, [&](int64_t i, auto) { store(to + i, load(from + i)); });
+                }
         }
     }
 }
 
-// In place in `grad`.
-void softmax_backward(const T *weights, T *grad, int64_t R, int64_t N) {
-#pragma omp parallel for schedule(static)
-    for (int64_t r = 0; r < R; r++) {
-        const T *p = weights + r * N;
-        T *g = grad + r * N;
-        V sum = {};
-        row(N, [&](int64_t i, auto done) { sum += fresh(load(p + i) * load(g + i), done); });
-        float mean = total(sum);
-        row(N, [&](int64_t i, auto done) { replace(g + i, load(p + i) * (load(g + i) - mean), done); });
-    }
+// `dout` [B, N, H, K] to `dqkv`; `sums`: 3 H K for `shift`, then [2, 2, K] for the norms.
+void attend_backward(const T *dout, const T *p, const T *qkv, const float *shift, Statistics *stats,
+                     const float *weights, T *dqkv, float *sums, int64_t B, int64_t N, int64_t H, int64_t K,
+                     float scale) {
+    int64_t width = rounded(K), length = rounded(N), pairs = (N + PAIR - 1) / PAIR;
+    share(B, 3 * H * K + 4 * K, sums, [&](int64_t first, int64_t last, float *sum) {
+        std::vector<T> split(3 * H * N * width), grad(H * N * width), ds(N * length);
+        std::vector<Unit> values(width / PAIR * length), right(pairs * width), left(pairs * length);
+        std::vector<float> scores(N * length), d(3 * H * N * width);
+        for (int64_t b = first; b < last; b++) {
+            Picture at{b, N, H, K, width};
+            split_heads(at, qkv, shift, stats, weights, scale, nullptr, split.data());
+            for (int64_t n = 0; n < N; n++)
+                for (int64_t h = 0; h < H; h++)
+                    std::memcpy(&grad[at.apart(0, n, h)], dout + at.merged(n, h), K * sizeof(T));
+            for (int64_t h = 0; h < H; h++) {
+                int64_t parts[3] = {at.apart(0, 0, h), at.apart(1, 0, h), at.apart(2, 0, h)};
+                const T *own = p + (b * H + h) * N * length, *dh = &grad[parts[0]];
+                turn(&split[parts[2]], N, width, values.data(), length);
+                product(N, by_row(dh, width), values.data(), length, width / PAIR, scores.data());
+                for (int64_t n = 0; n < N; n++) softmax_backward(own + n * length, &scores[n * length], &ds[n * length], N);
+                // dq = ds k, dk = transposed ds q, dv = transposed p dh
+                pair_rows(&split[parts[1]], N, width, right.data());
+                product(N, by_row(ds.data(), length), right.data(), width, pairs, &d[parts[0]]);
+                pair_rows(&split[parts[0]], N, width, right.data());
+                pair_rows(ds.data(), N, length, left.data());
+                product(N, {left.data(), 1, length}, right.data(), width, pairs, &d[parts[1]]);
+                pair_rows(dh, N, width, right.data());
+                pair_rows(own, N, length, left.data());
+                product(N, {left.data(), 1, length}, right.data(), width, pairs, &d[parts[2]]);
+            }
+            for (int64_t n = 0; n < N; n++)
+                for (int64_t part = 0; part < 3; part++)
+                    for (int64_t h = 0; h < H; h++) {
+                        int64_t place = at.joined(n, part, h);
+                        const float *own = shift + (part * H + h) * K, *from = &d[at.apart(part, n, h)];
+                        float *dshift = sum + (part * H + h) * K, *norm = sum + 3 * H * K + 2 * part * K;
+                        float factor = part == 0 ? scale : 1.0f;
+                        auto dy = [&](int64_t i) { return load(from + i) * factor; };
+                        auto take = [&](int64_t i, auto done, V dx) {
+                            add(dshift + i, dx, done);
+                            store(dqkv + place + i, dx);
+                        };
+                        if (part == 2 || !weights)
+                            row(K, [&](int64_t i, auto done) { take(i, done, dy(i)); });
+                        else
+                            norm_backward(
+                                K, stats[at.statistics(n, part, h)], weights + 2 * part * K, norm, norm + K,
+                                [&](int64_t i) { return load(qkv + place + i) + load(own + i); }, dy, take);
+                    }
+        }
+    });
 }
 
-// g = gelu(u + shift), [R, D]
-void gelu_forward(const T *u, const float *shift, T *g, int64_t R, int64_t D) {
+// g = gelu(u + shift), [R, D]; its slope takes the place of u.
+void gelu_forward(T *u, const float *shift, T *g, int64_t R, int64_t D) {
 #pragma omp parallel for schedule(static)
     for (int64_t r = 0; r < R; r++)
-        row(D, [&](int64_t i, auto) { store(g + r * D + i, gelu(load(u + r * D + i) + load(shift + i))); });
+        row(D, [&](int64_t i, auto done) {
+            T *at = u + r * D + i;
+            Curve curve = gelu_curve(load(at) + load(shift + i));
+            replace(g + r * D + i, curve.value, done);
+            replace(at, curve.slope, done);
+        });
 }
 
 // In place in `grad`; `sums` [D] for `shift`.
-void gelu_backward(const T *u, const float *shift, T *grad, float *sums, int64_t R, int64_t D) {
+void gelu_backward(const T *slope, T *grad, float *sums, int64_t R, int64_t D) {
     share(R, D, sums, [&](int64_t first, int64_t last, float *sum) {
         for (int64_t r = first; r < last; r++) {
             T *g = grad + r * D;
             row(D, [&](int64_t i, auto done) {
-                V v = load(g + i) * gelu_slope(load(u + r * D + i) + load(shift + i));
+                V v = load(g + i) * load(slope + r * D + i);
                 add(sum + i, v, done);
                 replace(g + i, v, done);
             });
@@ -324,22 +503,23 @@ void gelu_backward(const T *u, const float *shift, T *grad, float *sums, int64_t
     });
 }
 
-// Pictures, by strides, to [B, S - 1, S - 1, C]: whitened 2x2 patches, GELU. `weight` [12, C].
-void whiten(const float *x, const int64_t *stride, const float *weight, T *out, int64_t B, int64_t S, int64_t C) {
+// Pictures, by strides, to [B, S - 1, S - 1, 24]: 2x2 patches along twelve directions `weight` [12, LANES], which the
+// last lanes leave empty, and along their negatives; GELU, of which gelu(-x) = gelu(x) - x.
+void whiten(const float *x, const int64_t *stride, const float *weight, T *out, int64_t B, int64_t S) {
 #pragma omp parallel for schedule(static) collapse(2)
     for (int64_t b = 0; b < B; b++)
         for (int64_t i = 0; i < S - 1; i++)
             for (int64_t j = 0; j < S - 1; j++) {
                 const float *corner = x + b * stride[0] + i * stride[2] + j * stride[3];
-                T *to = out + ((b * (S - 1) + i) * (S - 1) + j) * C;
-                float taps[12];
+                V along = {};
                 for (int64_t t = 0; t < 12; t++)
-                    taps[t] = corner[(t / 4) * stride[1] + (t / 2 % 2) * stride[2] + (t % 2) * stride[3]];
-                row(C, [&](int64_t c, auto) {
-                    V sum = {};
-                    for (int64_t t = 0; t < 12; t++) sum += taps[t] * load(weight + t * C + c);
-                    store(to + c, gelu(sum));
-                });
+                    along += corner[(t / 4) * stride[1] + (t / 2 % 2) * stride[2] + (t % 2) * stride[3]] *
+                             load(weight + t * LANES);
+                V value = gelu(along);
+                T pixel[12 + LANES];
+                store(pixel, value);
+                store(pixel + 12, value - along);
+                std::memcpy(out + ((b * (S - 1) + i) * (S - 1) + j) * 24, pixel, 24 * sizeof(T));
             }
 }
 
@@ -391,8 +571,8 @@ void stage_backward(const T *dout, const T *pooled, const uint8_t *which, const 
                     const T *x = pooled + at * C;
                     Statistics s = stats[at];
                     row(C, [&](int64_t c, auto) {
-                        V slope = gelu_slope((load(x + c) - s.mean) * s.rstd * load(weight + c) + load(bias + c));
-                        store(through + c, load(dout + at * C + c) * slope);
+                        V before = (load(x + c) - s.mean) * s.rstd * load(weight + c) + load(bias + c);
+                        store(through + c, load(dout + at * C + c) * gelu_curve(before).slope);
                     });
                     norm_backward(
                         C, s, weight, sum, sum + C, [&](int64_t c) { return load(x + c); },

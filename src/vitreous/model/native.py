@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitreous.model.kernels import LANES, call, library
@@ -23,7 +24,8 @@ from vitreous.model.variants import Architecture
 def fits(a: Architecture) -> bool:
     """Whether the kernels know such a network: nothing left out at random, and no row shorter than a register."""
     widths = (a.embed_dim, a.embed_dim // a.num_heads, a.mlp_dim, *a.stem_dims)
-    return a.dropout == 0 and a.drop_path == 0 and min(widths) >= LANES
+    even = a.embed_dim // a.num_heads % 2 == 0
+    return a.dropout == 0 and a.drop_path == 0 and min(widths) >= LANES and even
 
 
 def supports(a: Architecture, dtype: torch.dtype) -> bool:
@@ -132,20 +134,17 @@ def _layer(
 
     x1, h1, stats1 = add_norm(stream, branch, "norm1")
     qkv = _product(h1, w, "attn.qkv")  # [T, 3D]
-    q, k, v = (torch.empty(B * H, N, K, dtype=dtype) for _ in range(3))
-    head_stats, shift = torch.empty(B, N, 2, H, 2), _qkv_bias(w)
-    call("split_heads", dtype, qkv, shift, q, k, v, head_stats, _head_weights(w), B, N, H, K, K**-0.5, eps)
-    p = torch.bmm(q, k.mT)  # [BH, N, N]
-    call("softmax", dtype, p, B * H * N, N)
-    merged = torch.empty(T, D, dtype=dtype)
-    call("swap_middle", dtype, torch.bmm(p, v), merged, B, H, N, K)
+    p = torch.empty(B, H, N, -(-N // LANES) * LANES, dtype=dtype)  # attention's weights, and zeros
+    merged, head_stats = torch.empty(T, D, dtype=dtype), torch.empty(B, N, 2, H, 2)
+    before, after = (qkv, _qkv_bias(w)), (merged, p, head_stats)
+    call("attend", dtype, *before, *after, _head_weights(w), B, N, H, K, K**-0.5, eps)
 
     x2, h2, stats2 = add_norm(x1, (_product(merged, w, "attn.proj"), w["attn.proj.bias"]), "norm2")
-    u = _product(h2, w, "mlp.fc1")  # [T, mlp_dim]
-    g = torch.empty_like(u)
-    call("gelu_forward", dtype, u, w["mlp.fc1.bias"], g, T, u.shape[1])
+    slope = _product(h2, w, "mlp.fc1")  # [T, mlp_dim]; before the GELU at first, its slope afterwards
+    g = torch.empty_like(slope)
+    call("gelu_forward", dtype, slope, w["mlp.fc1.bias"], g, T, g.shape[1])
     branch = _product(g, w, "mlp.fc2"), w["mlp.fc2.bias"]
-    return x2, branch, [x1, stats1, h1, qkv, head_stats, q, k, v, p, merged, x2, stats2, h2, u, g]
+    return x2, branch, [x1, stats1, h1, qkv, head_stats, p, merged, x2, stats2, h2, slope, g]
 
 
 def _layer_backward(
@@ -163,7 +162,7 @@ def _layer_backward(
     """
     (T, D), (B, N, H) = stream.shape, sizes
     K = D // H
-    x1, stats1, h1, qkv, head_stats, q, k, v, p, merged, x2, stats2, h2, u, g = kept
+    x1, stats1, h1, qkv, head_stats, p, merged, x2, stats2, h2, slope, g = kept
     d: dict[str, Tensor] = {}
 
     def product_backward(dy: Tensor, x: Tensor, name: str) -> Tensor:
@@ -179,20 +178,15 @@ def _layer_backward(
 
     d["mlp.fc2.bias"] = bias
     du = product_backward(half, g, "mlp.fc2")
-    d["mlp.fc1.bias"] = torch.empty(u.shape[1])
-    call("gelu_backward", dtype, u, w["mlp.fc1.bias"], du, d["mlp.fc1.bias"], T, u.shape[1])
+    d["mlp.fc1.bias"] = torch.empty(g.shape[1])
+    call("gelu_backward", dtype, slope, du, d["mlp.fc1.bias"], T, g.shape[1])
     dh = product_backward(du, h2, "mlp.fc1")
     d["attn.proj.bias"] = add_norm_backward(x2, dh, stats2, "norm2")
 
-    do = torch.empty(B * H, N, K, dtype=dtype)
-    call("swap_middle", dtype, product_backward(half, merged, "attn.proj"), do, B, N, H, K)
-    dv = torch.bmm(p.mT, do)
-    ds = torch.bmm(do, v.mT)
-    call("softmax_backward", dtype, p, ds, B * H * N, N)
-    dq, dk = torch.bmm(ds, k), torch.bmm(ds.mT, q)
-    dqkv, sums, shift = torch.empty_like(qkv), torch.empty(3 * D + 4 * K), _qkv_bias(w)
-    before, after = (dq, dk, dv, qkv, shift, head_stats, _head_weights(w)), (dqkv, sums, B, N, H, K, K**-0.5)
-    call("split_heads_backward", dtype, *before, *after)
+    dmerged = product_backward(half, merged, "attn.proj")
+    dqkv, sums = torch.empty_like(qkv), torch.empty(3 * D + 4 * K)
+    before = (dmerged, p, qkv, _qkv_bias(w), head_stats, _head_weights(w))
+    call("attend_backward", dtype, *before, dqkv, sums, B, N, H, K, K**-0.5)
     d["attn.qkv.bias"] = sums[: 3 * D]
     d |= zip(HEAD_NORMS, sums[3 * D :].view(4, K), strict=True)
     dh = product_backward(dqkv, h1, "attn.qkv")
@@ -221,7 +215,8 @@ class Stem(torch.autograd.Function):
         dtype, (B, _, S, _) = activation_dtype(), x.shape
         a, saved = torch.empty(B, S - 1, S - 1, len(whitening), dtype=dtype), []
         place, strides = ctypes.c_void_p(x.data_ptr()), (ctypes.c_int64 * 4)(*x.stride())
-        call("whiten", dtype, place, strides, whitening.flatten(1).mT.contiguous(), a, B, S, a.shape[-1])
+        directions = F.pad(whitening[:12].flatten(1).mT, (0, LANES - 12)).contiguous()
+        call("whiten", dtype, place, strides, directions, a, B, S)
         for i in range(0, len(weights), 3):
             conv, weight, bias = weights[i : i + 3]
             last = i + 3 == len(weights)

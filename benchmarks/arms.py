@@ -133,15 +133,16 @@ def ours(
     bf16 = machine.precision == "bf16"
     model = create_model(arm["net"])
 
+    train = arm["task"] == "train"
+
     def step(path: str) -> None:
         model.set_attention(path)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            logits = model(images[:32])
-        F.cross_entropy(logits.float(), labels[:32]).backward()
+        with torch.inference_mode(not train), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = F.cross_entropy(model(images[:32]).float(), labels[:32])
+        if train:
+            loss.backward()
 
-    native = arm["task"] == "train" and supports(
-        model.architecture, torch.bfloat16 if bf16 else torch.float32
-    )
+    native = supports(model.architecture, torch.bfloat16 if bf16 else torch.float32)
     paths = ATTENTION_PATHS if native else ATTENTION_PATHS[:2]
     model.set_attention(machines.choose_attention(machine, step, paths).attention)
     return model, make_optimizer(model, OptimizerSection(), bf16=bf16), bf16

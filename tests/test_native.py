@@ -134,10 +134,11 @@ def test_without_a_compiler_there_are_none(monkeypatch: pytest.MonkeyPatch, tmp_
         kernels.library.cache_clear()
 
 
-def test_evaluation_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, pictures = network("compact")
-    monkeypatch.setattr("vitreous.model.native.call", None)
-    with torch.no_grad():
-        expected = model.eval()(pictures)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_evaluation_gives_the_same(name: str) -> None:
+    model, pictures = network(name)
+    model.eval()
+    with torch.inference_mode():
+        expected = model(pictures)
         model.set_attention("native")
-        torch.testing.assert_close(model(pictures), expected)
+        torch.testing.assert_close(model(pictures), expected, atol=1e-5, rtol=1e-5)

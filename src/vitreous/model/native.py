@@ -1,4 +1,4 @@
-"""The training step's encoder and stem on a CPU, written out: torch's matrix products, our passes between them.
+"""Encoder and stem on a CPU, written out: torch's matrix products, our passes between them.
 
 torch runs a network operator by operator, and for narrow networks half of a step goes into what stands between the
 products: casts, norms, activations, copies. Here each such stretch is one pass over memory (`kernels.cpp`), forward
@@ -49,11 +49,14 @@ Weights = dict[str, Any]  # tensors, or None for what a layer lacks
 Branch = tuple[Tensor | None, Tensor | None]  # what is to be added to the stream: [T, D], and its bias [D]
 
 
-def encode(x: Tensor, blocks: Sequence[nn.Module]) -> Tensor:
-    """Tokens float [B, N, D] through the layers of `vit.Block`, without dropout, to the same."""
+def encode(x: Tensor, blocks: Sequence[nn.Module], wanted: int) -> Tensor:
+    """Tokens float [B, N, D] through the layers of `vit.Block`, without dropout, to the first `wanted` [B, wanted, D].
+
+    The last layer lets all tokens be attended to, and does the rest of its work for those that are wanted only.
+    """
     weights = [parameters.get(name) for parameters in map(_parameters, blocks) for name in LAYER]
     first: Any = blocks[0]
-    return Encoder.apply(x, first.attn.num_heads, first.norm1.eps, *weights)
+    return Encoder.apply(x, first.attn.num_heads, first.norm1.eps, wanted, torch.is_grad_enabled(), *weights)
 
 
 def _parameters(module: nn.Module) -> dict[str, Tensor]:
@@ -64,19 +67,23 @@ class Encoder(torch.autograd.Function):
     """All layers of the encoder: `_layer` forward, `_layer_backward` backward, which read in parallel."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, heads: int, eps: float, *weights: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, heads: int, eps: float, wanted: int, keep: bool, *weights: Tensor | None
+    ) -> Tensor:
         dtype, (B, N, D) = activation_dtype(), x.shape
         assert x.dtype == torch.float32
         stream, saved = x.detach().reshape(B * N, D).contiguous(), []
         branch: Branch = (None, None)
-        for layer in _layers(weights):
-            stream, branch, kept = _layer(stream, branch, layer, dtype, (B, N, heads), eps)
-            saved += kept
+        layers = _layers(weights)
+        for i, layer in enumerate(layers):
+            count = wanted if i + 1 == len(layers) else N
+            stream, branch, kept = _layer(stream, branch, layer, dtype, (B, N, heads), count, eps)
+            saved += kept if keep else []
         out = torch.empty_like(stream)
-        call("add_norm", dtype, stream, *branch, out, None, None, None, None, B * N, D, eps)
+        call("add_norm", dtype, stream, *branch, out, None, None, None, None, len(out), D, eps)
         ctx.save_for_backward(*weights, *saved)
-        ctx.sizes, ctx.dtype, ctx.count = (B, N, heads), dtype, len(weights)
-        return out.view(B, N, D)
+        ctx.sizes, ctx.wanted, ctx.dtype, ctx.count = (B, N, heads), wanted, dtype, len(weights)
+        return out.view(B, wanted, D)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -89,9 +96,13 @@ class Encoder(torch.autograd.Function):
         grads: list[Tensor | None] = []
         for i, layer in reversed(list(enumerate(layers))):
             kept = saved[per * i : per * (i + 1)]
-            found, bias = _layer_backward(stream, half, bias, layer, kept, ctx.dtype, ctx.sizes)
+            count = ctx.wanted if i + 1 == len(layers) else ctx.sizes[1]
+            stream, half, bias, found = _layer_backward(
+                stream, half, bias, layer, kept, ctx.dtype, ctx.sizes, count
+            )
             grads[:0] = [None if layer[name] is None else found[name].to(layer[name].dtype) for name in LAYER]
-        return stream.view_as(grad), None, None, *grads
+        B, N, _ = ctx.sizes
+        return stream.view(B, N, -1), None, None, None, None, *grads
 
 
 def _layers(weights: Sequence[Tensor | None]) -> list[Weights]:
@@ -115,21 +126,28 @@ def _head_weights(w: Weights) -> Tensor | None:
 
 
 def _layer(
-    stream: Tensor, branch: Branch, w: Weights, dtype: torch.dtype, sizes: tuple[int, int, int], eps: float
+    stream: Tensor,
+    branch: Branch,
+    w: Weights,
+    dtype: torch.dtype,
+    sizes: tuple[int, int, int],
+    wanted: int,
+    eps: float,
 ) -> tuple[Tensor, Branch, list[Tensor]]:
     """One layer: the stream before its last branch, that branch, and what the backward pass needs.
 
-    Branches and biases are added in the pass that comes next: `branch` is that of the layer before.
+    Branches and biases are added in the pass that comes next: `branch` is that of the layer before. Of each picture
+    the first `wanted` tokens come out.
     """
     (T, D), (B, N, H) = stream.shape, sizes
     K = D // H
 
     def add_norm(stream: Tensor, branch: Branch, name: str) -> tuple[Tensor, Tensor, Tensor]:
         """The stream with the branch added; the same normalised; its rows' mean and 1/deviation."""
-        out = stream if branch[0] is None else torch.empty_like(stream)
-        h, stats = torch.empty(T, D, dtype=dtype), torch.empty(T, 2)
+        out, rows = stream if branch[0] is None else torch.empty_like(stream), len(stream)
+        h, stats = torch.empty(rows, D, dtype=dtype), torch.empty(rows, 2)
         weight, bias = w[f"{name}.weight"], w[f"{name}.bias"]
-        call("add_norm", dtype, stream, *branch, out, h, stats, weight, bias, T, D, eps)
+        call("add_norm", dtype, stream, *branch, out, h, stats, weight, bias, rows, D, eps)
         return out, h, stats
 
     x1, h1, stats1 = add_norm(stream, branch, "norm1")
@@ -139,10 +157,13 @@ def _layer(
     before, after = (qkv, _qkv_bias(w)), (merged, p, head_stats)
     call("attend", dtype, *before, *after, _head_weights(w), B, N, H, K, K**-0.5, eps)
 
-    x2, h2, stats2 = add_norm(x1, (_product(merged, w, "attn.proj"), w["attn.proj.bias"]), "norm2")
+    skip = x1
+    if wanted < N:
+        skip, merged = (t.view(B, N, D)[:, :wanted].reshape(-1, D).contiguous() for t in (x1, merged))
+    x2, h2, stats2 = add_norm(skip, (_product(merged, w, "attn.proj"), w["attn.proj.bias"]), "norm2")
     slope = _product(h2, w, "mlp.fc1")  # [T, mlp_dim]; before the GELU at first, its slope afterwards
     g = torch.empty_like(slope)
-    call("gelu_forward", dtype, slope, w["mlp.fc1.bias"], g, T, g.shape[1])
+    call("gelu_forward", dtype, slope, w["mlp.fc1.bias"], g, *g.shape)
     branch = _product(g, w, "mlp.fc2"), w["mlp.fc2.bias"]
     return x2, branch, [x1, stats1, h1, qkv, head_stats, p, merged, x2, stats2, h2, slope, g]
 
@@ -155,12 +176,14 @@ def _layer_backward(
     kept: Sequence[Tensor],
     dtype: torch.dtype,
     sizes: tuple[int, int, int],
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Brings `stream` and `half`, its copy for products, to before the layer, in place.
+    wanted: int,
+) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    """Brings `stream` and `half`, its copy for products, to before the layer, mostly in place.
 
-    Returns the gradients by name, and the next earlier layer's `bias`: that of the bias that it adds last.
+    Returns both, the next earlier layer's `bias`, which is that of the bias that it adds last, and the gradients by
+    name.
     """
-    (T, D), (B, N, H) = stream.shape, sizes
+    D, (B, N, H) = stream.shape[1], sizes
     K = D // H
     x1, stats1, h1, qkv, head_stats, p, merged, x2, stats2, h2, slope, g = kept
     d: dict[str, Tensor] = {}
@@ -172,25 +195,30 @@ def _layer_backward(
     def add_norm_backward(x: Tensor, dh: Tensor, stats: Tensor, name: str) -> Tensor:
         """Adds what came through a norm to the stream; returns the gradient of the bias that was added before."""
         sums = torch.empty(3, D)
-        call("add_norm_backward", dtype, x, dh, stats, w[f"{name}.weight"], stream, half, sums, T, D)
+        call("add_norm_backward", dtype, x, dh, stats, w[f"{name}.weight"], stream, half, sums, *stream.shape)
         d[f"{name}.weight"], d[f"{name}.bias"], before = sums
         return before
 
     d["mlp.fc2.bias"] = bias
     du = product_backward(half, g, "mlp.fc2")
     d["mlp.fc1.bias"] = torch.empty(g.shape[1])
-    call("gelu_backward", dtype, slope, du, d["mlp.fc1.bias"], T, g.shape[1])
+    call("gelu_backward", dtype, slope, du, d["mlp.fc1.bias"], *g.shape)
     dh = product_backward(du, h2, "mlp.fc1")
     d["attn.proj.bias"] = add_norm_backward(x2, dh, stats2, "norm2")
 
     dmerged = product_backward(half, merged, "attn.proj")
+    if wanted < N:  # nothing comes from the other tokens
+        dmerged, stream, half = (
+            F.pad(t.view(B, wanted, D), (0, 0, 0, N - wanted)).view(-1, D) for t in (dmerged, stream, half)
+        )
     dqkv, sums = torch.empty_like(qkv), torch.empty(3 * D + 4 * K)
     before = (dmerged, p, qkv, _qkv_bias(w), head_stats, _head_weights(w))
     call("attend_backward", dtype, *before, dqkv, sums, B, N, H, K, K**-0.5)
     d["attn.qkv.bias"] = sums[: 3 * D]
     d |= zip(HEAD_NORMS, sums[3 * D :].view(4, K), strict=True)
     dh = product_backward(dqkv, h1, "attn.qkv")
-    return d, add_norm_backward(x1, dh, stats1, "norm1")
+    bias = add_norm_backward(x1, dh, stats1, "norm1")
+    return stream, half, bias, d
 
 
 def tokens(x: Tensor, stem: nn.Module) -> Tensor:

@@ -109,17 +109,12 @@ class VisionTransformer(nn.Module):
         S is `image_size`, or another at which positions are interpolated.
         """
         x = self.embed(x)
-        if self._native and x.shape[1] >= native.LANES:
-            x = native.encode(x, self.blocks)
+        if self.attention_path == "native" and x.shape[1] >= native.LANES:
+            x = native.encode(x, self.blocks, 1 if self.cls_token is not None else x.shape[1])
         else:
             for block in self.blocks:
                 x = block(x)
         return self.head(self.pool(self.norm(x)))
-
-    @property
-    def _native(self) -> bool:
-        """Whether our own kernels compute this pass: those are for training."""
-        return self.attention_path == "native" and self.training and torch.is_grad_enabled()
 
     def embed(self, x: Tensor) -> Tensor:
         """Pictures [B, 3, S, S] to the encoder's input, tokens [B, N, D]."""
@@ -133,7 +128,7 @@ class VisionTransformer(nn.Module):
                 f"The model takes square pictures as [B, 3, {self.image_size}, {self.image_size}], not "
                 f"{list(x.shape)}; resize them."
             )
-        if self._native and isinstance(self.patch_embed, ConvStem):
+        if self.attention_path == "native" and isinstance(self.patch_embed, ConvStem):
             x = native.tokens(x, self.patch_embed)
         else:
             x = self.patch_embed(x)
@@ -165,8 +160,8 @@ class VisionTransformer(nn.Module):
     def set_attention(self, path: str) -> None:
         """Chooses how attention is computed, with the same results: "explicit" products, or torch's "fused" kernel.
 
-        With "native" our own kernels for CPUs do all of a training pass (`native.py`), which must support the
-        network; other passes are "explicit".
+        With "native" our own kernels for CPUs do all of stem and encoder (`native.py`), which must support the
+        network.
         """
         if path not in ATTENTION_PATHS:
             raise unknown("attention path", path, ATTENTION_PATHS)

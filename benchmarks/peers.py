@@ -3,7 +3,7 @@
     make bench-peers
 
 Runs in an environment of its own, which has the peers. Each runs as shipped (eager float32, torch's AdamW as it
-comes), and in its best mode here, which a first, shorter race finds: our memory settings, fused AdamW, and with and
+comes), and in its best mode here, which shorter races find first: our memory settings, fused AdamW, and with and
 without autocast to bf16, its fused attention, and compilation. Leave the machine alone meanwhile.
 """
 
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--nets", nargs="+", default=["vit-xs4", "vit-ti16"], choices=list(NETS))
     parser.add_argument("--tasks", nargs="+", default=["train", "infer"], choices=["train", "infer"])
     parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=PEERS)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--name", default="peers", help="of the record (default: peers)")
     args = parser.parse_args()
     machine = machines.look("cpu")
@@ -80,19 +80,27 @@ def compare(net: str, task: str, peers: list[str], rounds: int, bf16: bool) -> d
 
 
 def best_mode(base: dict[str, Any], bf16: bool) -> dict[str, Any]:
-    """The fastest of a peer's modes, by a race of two rounds."""
-    modes = {
-        f"fused={fused} bf16={half} compile={compiled}": {"fused": fused, "bf16": half, "compile": compiled}
-        for fused in ((True, False) if base["by"] in TWO_ATTENTIONS else (True,))
-        for half in ((True, False) if bf16 else (False,))
-        for compiled in (False, True)
-    }
-    times = race(
-        {name: {**base, "mode": "best", **mode} for name, mode in modes.items()}, 2, say=lambda line: None
+    """The fastest of a peer's modes: first a precision and an attention, then with and without compilation."""
+    attentions = (True, False) if base["by"] in TWO_ATTENTIONS else (True,)
+    eager = [{"fused": fused, "bf16": half} for fused in attentions for half in {False, bf16}]
+    half = fastest(base, eager)["bf16"]
+    mode = fastest(
+        base,
+        [
+            {"fused": fused, "bf16": half, "compile": compiled}
+            for fused in attentions
+            for compiled in (False, True)
+        ],
     )
-    fastest = min(times, key=lambda name: statistics.median(times[name]))
-    print(f"{base['by']}: best is {fastest}")
-    return modes[fastest]
+    print(f"{base['by']}: best is {mode}")
+    return mode
+
+
+def fastest(base: dict[str, Any], modes: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of these modes, by a race of two rounds."""
+    arms = {str(mode): {**base, "mode": "best", **mode} for mode in modes}
+    times = race(arms, 2, say=lambda line: None)
+    return modes[list(arms).index(min(times, key=lambda name: statistics.median(times[name])))]
 
 
 def plot(results: dict[str, Any], path: Any) -> None:

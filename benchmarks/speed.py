@@ -8,6 +8,7 @@ Leave the machine alone meanwhile. Writes `records/speed-…/record.json` and `s
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import subprocess
 import sys
@@ -28,10 +29,12 @@ from race import race, ratio
 from record import RECORDS, write
 from torch.utils.flop_counter import FlopCounterMode
 
+from vitreous import dial
 from vitreous import machine as machines
 from vitreous import recipe as recipes
 from vitreous.data.augment import normalize, resized
 from vitreous.machine import instruction_sets
+from vitreous.model.vit import VisionTransformer
 from vitreous.prepare import Request, build_model, choose_attention, open_module
 from vitreous.training.classifier import make_optimizer
 from vitreous.training.schedule import phases
@@ -89,56 +92,63 @@ def flops_of_notebook() -> int:
 
 
 def default_step(machine: machines.Machine, rate: float) -> list[dict[str, float]]:
-    """The default recipe's step on CIFAR-10, phase by phase: its time, its products', its augmentation's."""
+    """The default recipe's step on CIFAR-10, for each of the dial's sizes phase by phase: its time, its products'."""
     recipe = recipes.load("default")
     data = open_module(recipe, Request("cifar10"), print)
-    model = build_model(recipe, data, 42)
     loader = iter(data.train_dataloader())
     batch = next(loader)
-    assert data.augment is not None
 
     def prepared() -> torch.Tensor:
         assert data.augment is not None
-        return normalize(
-            data.augment(batch["image"], batch["index"], batch["epoch"]), data.store.mean, data.store.std
-        )
+        image = data.augment(batch["image"], batch["index"], batch["epoch"])
+        return normalize(image, data.store.mean, data.store.std)
 
     images, labels = prepared(), batch["label"]
-    machine = choose_attention(machine, model, (images, labels))
-    model.set_attention(machine.attention)
-    model.train()
-    optimizer = make_optimizer(model, recipe.optimizer, bf16=machine.precision == "bf16")
     fetching = timed(lambda: next(loader)) + timed(prepared)
     found = []
-    for phase in phases(recipe.schedule, data.store.image_size):
-        small = resized(images, phase.side)
-        shrinking = timed(lambda side=phase.side: resized(images, side))
-
-        def step(small: torch.Tensor = small) -> None:
-            with torch.autocast("cpu", torch.bfloat16, enabled=machine.precision == "bf16"):
-                logits = model(small)
-            F.cross_entropy(logits.float(), labels).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-        with FlopCounterMode(display=False) as counter:
-            step()
-        seconds = timed(step)
-        products, kinds = product_seconds(step)
-        found.append(
-            {
-                "side": phase.side,
-                "embed_dim": recipe.model.embed_dim,
-                "ms": 1000 * seconds,
-                "gflop": counter.get_total_flops() / 1e9,
-                "share_of_product_rate": counter.get_total_flops() / seconds / rate,
-                "share_of_own_products": products / seconds,
-                "share_of_data_and_augmentation": (fetching + shrinking) / seconds,
-            }
+    for _, size in dial.SIZES:
+        model = build_model(
+            dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, **size)), data, 42
         )
-        print(", ".join(f"{key} {value:.3g}" for key, value in found[-1].items()))
-        for each, times, what in kinds[:8]:
-            print(f"    {1000 * each * times:6.1f} ms  {times} x {what}")
+        attention = choose_attention(machine, model, (images, labels)).attention
+        model.set_attention(attention)
+        model.train()
+        optimizer = make_optimizer(model, recipe.optimizer, bf16=machine.precision == "bf16")
+        for phase in phases(recipe.schedule, data.store.image_size):
+            small = resized(images, phase.side)
+            shrinking = timed(lambda side=phase.side: resized(images, side))
+
+            def step(
+                small: torch.Tensor = small,
+                model: VisionTransformer = model,
+                optimizer: torch.optim.Optimizer = optimizer,
+            ) -> None:
+                with torch.autocast("cpu", torch.bfloat16, enabled=machine.precision == "bf16"):
+                    logits = model(small)
+                F.cross_entropy(logits.float(), labels).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+
+            seconds = timed(step)
+            model.set_attention("explicit")  # our own kernels have the products of attention inside
+            with FlopCounterMode(display=False) as counter:
+                step()
+            products, kinds = product_seconds(step)
+            model.set_attention(attention)
+            found.append(
+                {
+                    "side": phase.side,
+                    "embed_dim": size["embed_dim"],
+                    "ms": 1000 * seconds,
+                    "gflop": counter.get_total_flops() / 1e9,
+                    "share_of_product_rate": counter.get_total_flops() / seconds / rate,
+                    "share_of_own_products": products / seconds,
+                    "share_of_data_and_augmentation": (fetching + shrinking) / seconds,
+                }
+            )
+            print(", ".join(f"{key} {value:.3g}" for key, value in found[-1].items()))
+            for each, times, what in kinds[:8]:
+                print(f"    {1000 * each * times:6.1f} ms  {times} x {what}")
     return found
 
 

@@ -7,8 +7,9 @@ BUDGET ?= 6e13
 DATA ?= cifar10
 SEEDS ?= 42 43 44
 FINAL ?=
+MINUTES ?= 5
 
-.PHONY: train test test-slow lint format notebook bench-speed bench-peers bench-accuracy leaderboard clean
+.PHONY: train test test-slow lint format notebook bench-speed bench-peers bench-peer-recipe bench-accuracy leaderboard clean
 
 train: .venv/ready  ## fetch CIFAR-10, train for five minutes, evaluate
 	$(BIN)/vitreous data fetch cifar10
@@ -37,6 +38,9 @@ bench-speed: .venv/ready  ## training speed beside the notebook's network as it 
 
 bench-peers: .venv-peers/ready  ## a plain ViT beside timm's, transformers', torchvision's and vit-pytorch's
 	$(PEERS)/python benchmarks/peers.py
+
+bench-peer-recipe: .venv-peers/ready  ## a peer by its own published recipe, e.g. MINUTES=10
+	$(PEERS)/python benchmarks/peer_recipe.py --minutes $(MINUTES)
 
 bench-accuracy: .venv/ready  ## e.g. BUDGET=6e13 DATA=cifar100 SEEDS="42 43" FINAL=1
 	$(BIN)/python benchmarks/accuracy.py --data $(DATA) --flops $(BUDGET) --seeds $(SEEDS) $(if $(FINAL),--final)

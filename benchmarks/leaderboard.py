@@ -127,10 +127,12 @@ def plot(
             accuracy = median(records, "test_acc")
             if key[0] == data.lower().replace("-", "") and accuracy is not None:
                 recipe = records[0]["name"].split("-")[1].replace("make", "default")  # make train
-                series[recipe].append(((median(records, figure) or 0) / unit, 100 * accuracy))
+                series[records[0].get("peer", f"vitreous, {recipe}")].append(
+                    ((median(records, figure) or 0) / unit, 100 * accuracy)
+                )
         for number, (name, points) in enumerate(sorted(series.items())):
             points.sort()
-            axis.plot(*zip(*points, strict=True), "o", color=f"C{number}", label=f"vitreous, {name}")
+            axis.plot(*zip(*points, strict=True), "o", color=f"C{number}", label=name)
         if published:
             for row in PUBLISHED:
                 if row[column] is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -66,6 +67,11 @@ def test_what_a_person_sets_stays() -> None:
     assert recipe.augment.crop == 5 and recipe.augment.cutout > 0
     assert "crop" not in " ".join(said)
     assert not recipe.dial and turned()[0].tables() == recipes.parse(turned()[0].tables()).tables()
+
+
+def test_another_stem_still_gets_its_size() -> None:
+    recipe, _ = turned({"stem": "linear", "stem_dims": ()}, flops=1e18)
+    assert recipe.model == dataclasses.replace(turned(flops=1e18)[0].model, stem="linear", stem_dims=())
 
 
 def test_a_recipe_without_a_dial_is_left_alone() -> None:

@@ -2,7 +2,7 @@
 
 One number turns it, the training FLOPs that the budget amounts to. The sizes and where one takes over from another
 were found by a scaling study on CIFAR-10's validation split, checked on CIFAR-100 (`docs/log.md`, "The dial's law").
-What a person sets by hand stays as set.
+What a person sets by hand stays as set; of what makes the size, one value is enough to leave all of it alone.
 """
 
 from __future__ import annotations
@@ -48,12 +48,13 @@ def turn(
         return recipe, []
     said = []
     model = recipe.model
-    if not any(key.startswith("model.") for key in recipe.pinned):
+    sizes = [key for key in SIZES[0][1] if key != "stem_dims" or model.stem == "conv"]
+    if not {f"model.{key}" for key in ("variant", *sizes)} & set(recipe.pinned):
         for start, size in SIZES:
-            candidate = dataclasses.replace(model, **size)
+            candidate = dataclasses.replace(model, **{key: size[key] for key in sizes})
             if flops(candidate) >= start:
                 model = candidate
-        values = ", ".join(f"{key} {getattr(model, key)}" for key in SIZES[0][1])
+        values = ", ".join(f"{key} {getattr(model, key)}" for key in sizes)
         said.append(f"dial: {flops(model):.2g} training FLOPs call for {values}")
     passes = flops(model) / step(model) * recipe.training.batch_size / pictures
     augment: Mapping[str, Any] = {}

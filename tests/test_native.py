@@ -6,10 +6,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitreous.errors import VitreousError
 from vitreous.model import kernels
@@ -89,6 +90,56 @@ def test_bfloat16_is_no_less_exact_than_torch_under_autocast(name: str) -> None:
     assert max(ours_error.values()) < 2 * max(torchs_error.values())
 
 
+def left_out(seed: int, count: int, rate: float) -> np.ndarray:
+    """Which of `count` elements dropout leaves out: Wellons' lowbias32 of their places, as numpy has it."""
+    x = np.arange(count, dtype=np.uint32) * np.uint32(0x9E3779B1) + np.uint32(seed)
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        x = (x ^ (x >> np.uint32(shift))) * np.uint32(factor)
+    return (x ^ (x >> np.uint32(16))) < rate * 2**32
+
+
+class Masked(nn.Module):
+    """Dropout by those masks: of the first call, and of the second. In the last layer only `wanted` tokens have one."""
+
+    def __init__(self, seeds: list[int], rate: float, wanted: int | None) -> None:
+        super().__init__()
+        self.seeds, self.rate, self.wanted, self.calls = seeds, rate, wanted, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        seed = self.seeds[self.calls % 2]
+        self.calls += 1
+        first = x[:, : self.wanted]
+        mask = torch.from_numpy(left_out(seed, first.numel(), self.rate)).view(first.shape)
+        return torch.cat([torch.where(mask, 0, first / (1 - self.rate)), x[:, first.shape[1] :]], dim=1)
+
+
+@pytest.mark.parametrize("name", ["compact", "odd widths", "linear stem, class token"])
+def test_dropout_leaves_out_the_same_forward_and_backward(name: str) -> None:
+    model, pictures = network(name)
+    for block in model.blocks:
+        block.mlp.dropout.rate = 0.3
+    torch.manual_seed(7)
+    seeds = torch.randint(2**32, (len(model.blocks), 2)).tolist()
+    torch.manual_seed(7)
+    found = gradients(model, "native", pictures)
+    wanted = 1 if model.cls_token is not None else None
+    for block, own in zip(model.blocks, seeds, strict=True):
+        block.mlp.dropout = Masked(own, 0.3, wanted if block is model.blocks[-1] else None)
+    truth = gradients(model.double(), "explicit", pictures.double())
+    assert max(error(found, truth).values()) < 2e-5
+
+
+def test_dropout_leaves_out_its_share_evenly() -> None:
+    masks = np.stack([left_out(seed, 256 * 512, 0.2).reshape(256, 512) for seed in range(8)])
+    assert abs(masks.mean() - 0.2) < 4 * (0.16 / masks.size) ** 0.5
+    for axis in (1, 2):  # each row, and each column: as often as chance has it
+        count = masks.shape[axis]
+        z = (masks.mean(axis=axis) - 0.2) / (0.16 / count) ** 0.5
+        assert 0.9 < z.std() < 1.1 and abs(z).max() < 5.5
+    pairs = np.corrcoef(masks.reshape(8, -1)) - np.eye(8)  # of one seed and the next
+    assert abs(pairs).max() < 5 / (256 * 512) ** 0.5
+
+
 def test_pictures_in_any_memory_order_give_the_same() -> None:
     model, pictures = network("compact")
     plain = gradients(model, "native", pictures)
@@ -110,7 +161,7 @@ def test_too_few_tokens_for_a_register_go_the_explicit_way() -> None:
     assert max(error(found, truth).values()) < 2e-5
 
 
-@pytest.mark.parametrize("change", [{"dropout": 0.1}, {"drop_path": 0.1}, {"embed_dim": 24, "num_heads": 3}])
+@pytest.mark.parametrize("change", [{"drop_path": 0.1}, {"embed_dim": 24, "num_heads": 3}])
 def test_a_network_that_they_do_not_know_is_refused(change: dict[str, Any]) -> None:
     assert not supports(dataclasses.replace(COMPACT, **change), torch.float32)
     with pytest.raises(VitreousError, match="do not know this network"):

@@ -127,6 +127,23 @@ inline Curve gelu_curve(V x) {
     return {x * share, share + x * density * 0.39894228f};
 }
 
+// Dropout. What is left out is a hash of a seed and an element's place (C. Wellons' lowbias32), so that the backward
+// pass finds it again; nothing is where `rate` is 0.
+struct Dropout {
+    uint32_t seed, below;
+    float scale;
+    Dropout(int64_t seed, float rate)
+        : seed(uint32_t(seed)), below(uint32_t(double(rate) * 4294967296.0)), scale(1.0f / (1.0f - rate)) {}
+    V operator()(V v, int64_t place) const {
+        if (!below) return v;
+        Bits x = ((Bits)LANE + uint32_t(place)) * 0x9e3779b1u + seed;
+        x = (x ^ (x >> 16)) * 0x7feb352du;
+        x = (x ^ (x >> 15)) * 0x846ca68bu;
+        x ^= x >> 16;
+        return x >= below ? v * scale : all(0.0f);
+    }
+};
+
 // Runs `body(first, last, sums)` on equal shares of [0, count), one for each thread; `sums` is a thread's own room
 // for `width` sums. They are then added up in order of the threads, so that a run can be repeated to the bit.
 template <class F> void share(int64_t count, int64_t width, float *sum, F body) {
@@ -350,15 +367,19 @@ void split_heads(Picture at, const T *qkv, const float *shift, Statistics *stats
 
 extern "C" {
 
-// out = x + branch + its `shift` [D], where there is a branch; h = layer norm of it, where it is wanted. [R, D]
+// out = x + branch + its `shift` [D], after dropout, where there is a branch; h = layer norm of it, where it is wanted. [R, D]
 void add_norm(const float *x, const T *branch, const float *shift, float *out, T *h, Statistics *stats,
-              const float *weight, const float *bias, int64_t R, int64_t D, float eps) {
+              const float *weight, const float *bias, int64_t R, int64_t D, float eps, int64_t seed, float rate) {
+    Dropout drop(seed, rate);
 #pragma omp parallel for schedule(static)
     for (int64_t r = 0; r < R; r++) {
         const float *from = x + r * D;
         if (branch) {
             float *to = out + r * D;
-            row(D, [&](int64_t i, auto) { store(to + i, load(from + i) + (load(branch + r * D + i) + load(shift + i))); });
+            row(D, [&](int64_t i, auto) {
+                V added = load(branch + r * D + i) + load(shift + i);
+                store(to + i, load(from + i) + drop(added, r * D + i));
+            });
             from = to;
         }
         if (!h) continue;
@@ -369,10 +390,12 @@ void add_norm(const float *x, const T *branch, const float *shift, float *out, T
     }
 }
 
-// Adds the gradient that came through the norm to the stream's, of which `half` is a copy. `sums` [3, D]: of the
-// norm's weight, of its bias, and the stream's own, which is the gradient of the bias that was added before.
+// Adds the gradient that came through the norm to the stream's, of which `half` is a copy, after the dropout of the
+// branch that was added before. `sums` [3, D]: of the norm's weight, of its bias, and of `half`, which is the
+// gradient of the bias that was added before.
 void add_norm_backward(const float *x, const T *dh, const Statistics *stats, const float *weight, float *stream,
-                       T *half, float *sums, int64_t R, int64_t D) {
+                       T *half, float *sums, int64_t R, int64_t D, int64_t seed, float rate) {
+    Dropout drop(seed, rate);
     share(R, 3 * D, sums, [&](int64_t first, int64_t last, float *sum) {
         for (int64_t r = first; r < last; r++) {
             float *to = stream + r * D, *own = sum + 2 * D;
@@ -382,10 +405,24 @@ void add_norm_backward(const float *x, const T *dh, const Statistics *stats, con
                 [&](int64_t i, auto done, V dx) {
                     V v = load(to + i) + fresh(dx, done);
                     store(to + i, v);
+                    v = drop(v, r * D + i);
                     store(half + r * D + i, v);
                     add(own + i, v, done);
                 });
         }
+    });
+}
+
+// The gradient of the stream's end, to `half` after the dropout of its last branch; `sums` [D] of that.
+void end_backward(const float *stream, T *half, float *sums, int64_t R, int64_t D, int64_t seed, float rate) {
+    Dropout drop(seed, rate);
+    share(R, D, sums, [&](int64_t first, int64_t last, float *sum) {
+        for (int64_t r = first; r < last; r++)
+            row(D, [&](int64_t i, auto done) {
+                V v = drop(load(stream + r * D + i), r * D + i);
+                store(half + r * D + i, v);
+                add(sum + i, v, done);
+            });
     });
 }
 
@@ -477,15 +514,16 @@ void attend_backward(const T *dout, const T *p, const T *qkv, const float *shift
     });
 }
 
-// g = gelu(u + shift), [R, D]; its slope takes the place of u.
-void gelu_forward(T *u, const float *shift, T *g, int64_t R, int64_t D) {
+// g = gelu(u + shift), [R, D], after dropout; its slope, after the same, takes the place of u.
+void gelu_forward(T *u, const float *shift, T *g, int64_t R, int64_t D, int64_t seed, float rate) {
+    Dropout drop(seed, rate);
 #pragma omp parallel for schedule(static)
     for (int64_t r = 0; r < R; r++)
         row(D, [&](int64_t i, auto done) {
             T *at = u + r * D + i;
             Curve curve = gelu_curve(load(at) + load(shift + i));
-            replace(g + r * D + i, curve.value, done);
-            replace(at, curve.slope, done);
+            replace(g + r * D + i, drop(curve.value, r * D + i), done);
+            replace(at, drop(curve.slope, r * D + i), done);
         });
 }
 

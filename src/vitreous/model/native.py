@@ -22,10 +22,10 @@ from vitreous.model.variants import Architecture
 
 
 def fits(a: Architecture) -> bool:
-    """Whether the kernels know such a network: nothing left out at random, and no row shorter than a register."""
+    """Whether the kernels know such a network: no stochastic depth, and no row shorter than a register."""
     widths = (a.embed_dim, a.embed_dim // a.num_heads, a.mlp_dim, *a.stem_dims)
     even = a.embed_dim // a.num_heads % 2 == 0
-    return a.dropout == 0 and a.drop_path == 0 and min(widths) >= LANES and even
+    return a.drop_path == 0 and min(widths) >= LANES and even
 
 
 def supports(a: Architecture, dtype: torch.dtype) -> bool:
@@ -46,17 +46,26 @@ LAYER = (
     *("mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias"),
 )
 Weights = dict[str, Any]  # tensors, or None for what a layer lacks
-Branch = tuple[Tensor | None, Tensor | None]  # what is to be added to the stream: [T, D], and its bias [D]
+Noise = tuple[int, float]  # of dropout: a seed, and the rate
+STILL: Noise = (0, 0.0)
+Branch = tuple[
+    Tensor | None, Tensor | None, Noise
+]  # to be added to the stream: [T, D], its bias [D], its dropout
 
 
 def encode(x: Tensor, blocks: Sequence[nn.Module], wanted: int) -> Tensor:
-    """Tokens float [B, N, D] through the layers of `vit.Block`, without dropout, to the first `wanted` [B, wanted, D].
+    """Tokens float [B, N, D] through the layers of `vit.Block` to the first `wanted` [B, wanted, D].
 
     The last layer lets all tokens be attended to, and does the rest of its work for those that are wanted only.
     """
     weights = [parameters.get(name) for parameters in map(_parameters, blocks) for name in LAYER]
     first: Any = blocks[0]
-    return Encoder.apply(x, first.attn.num_heads, first.norm1.eps, wanted, torch.is_grad_enabled(), *weights)
+    rate = first.mlp.dropout.rate if first.training else 0.0
+    seeds = torch.randint(2**32, (len(blocks), 2)).tolist() if rate else [[0, 0]] * len(blocks)
+    noises = [[(seed, rate) for seed in layer] for layer in seeds]  # inside each MLP, and of what it adds
+    return Encoder.apply(
+        x, first.attn.num_heads, first.norm1.eps, wanted, noises, torch.is_grad_enabled(), *weights
+    )
 
 
 def _parameters(module: nn.Module) -> dict[str, Tensor]:
@@ -68,21 +77,31 @@ class Encoder(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, heads: int, eps: float, wanted: int, keep: bool, *weights: Tensor | None
+        ctx: Any,
+        x: Tensor,
+        heads: int,
+        eps: float,
+        wanted: int,
+        noises: Sequence[Sequence[Noise]],
+        keep: bool,
+        *weights: Tensor | None,
     ) -> Tensor:
         dtype, (B, N, D) = activation_dtype(), x.shape
         assert x.dtype == torch.float32
         stream, saved = x.detach().reshape(B * N, D).contiguous(), []
-        branch: Branch = (None, None)
+        branch: Branch = (None, None, STILL)
         layers = _layers(weights)
         for i, layer in enumerate(layers):
             count = wanted if i + 1 == len(layers) else N
-            stream, branch, kept = _layer(stream, branch, layer, dtype, (B, N, heads), count, eps)
+            stream, branch, kept = _layer(stream, branch, layer, dtype, (B, N, heads), count, noises[i], eps)
             saved += kept if keep else []
         out = torch.empty_like(stream)
-        call("add_norm", dtype, stream, *branch, out, None, None, None, None, len(out), D, eps)
+        added, shift, noise = branch
+        nothing = (None, None, None, None)
+        call("add_norm", dtype, stream, added, shift, out, *nothing, len(out), D, eps, *noise)
         ctx.save_for_backward(*weights, *saved)
         ctx.sizes, ctx.wanted, ctx.dtype, ctx.count = (B, N, heads), wanted, dtype, len(weights)
+        ctx.noises = noises
         return out.view(B, wanted, D)
 
     @staticmethod
@@ -92,17 +111,26 @@ class Encoder(torch.autograd.Function):
         per = len(saved) // len(layers)
         # The gradient of the residual stream, float [T, D]; then the same for products, and of the last bias.
         stream = grad.detach().reshape(-1, grad.shape[-1]).clone()
-        half, bias = stream.to(ctx.dtype), stream.sum(0)
+        half, bias = torch.empty_like(stream, dtype=ctx.dtype), torch.empty(stream.shape[1])
+        call("end_backward", ctx.dtype, stream, half, bias, *stream.shape, *ctx.noises[-1][1])
         grads: list[Tensor | None] = []
         for i, layer in reversed(list(enumerate(layers))):
             kept = saved[per * i : per * (i + 1)]
             count = ctx.wanted if i + 1 == len(layers) else ctx.sizes[1]
             stream, half, bias, found = _layer_backward(
-                stream, half, bias, layer, kept, ctx.dtype, ctx.sizes, count
+                stream,
+                half,
+                bias,
+                layer,
+                kept,
+                ctx.dtype,
+                ctx.sizes,
+                count,
+                ctx.noises[i - 1][1] if i else STILL,
             )
             grads[:0] = [None if layer[name] is None else found[name].to(layer[name].dtype) for name in LAYER]
         B, N, _ = ctx.sizes
-        return stream.view(B, N, -1), None, None, None, None, *grads
+        return stream.view(B, N, -1), None, None, None, None, None, *grads
 
 
 def _layers(weights: Sequence[Tensor | None]) -> list[Weights]:
@@ -132,6 +160,7 @@ def _layer(
     dtype: torch.dtype,
     sizes: tuple[int, int, int],
     wanted: int,
+    noises: Sequence[Noise],
     eps: float,
 ) -> tuple[Tensor, Branch, list[Tensor]]:
     """One layer: the stream before its last branch, that branch, and what the backward pass needs.
@@ -147,7 +176,8 @@ def _layer(
         out, rows = stream if branch[0] is None else torch.empty_like(stream), len(stream)
         h, stats = torch.empty(rows, D, dtype=dtype), torch.empty(rows, 2)
         weight, bias = w[f"{name}.weight"], w[f"{name}.bias"]
-        call("add_norm", dtype, stream, *branch, out, h, stats, weight, bias, rows, D, eps)
+        added, shift, noise = branch
+        call("add_norm", dtype, stream, added, shift, out, h, stats, weight, bias, rows, D, eps, *noise)
         return out, h, stats
 
     x1, h1, stats1 = add_norm(stream, branch, "norm1")
@@ -160,11 +190,11 @@ def _layer(
     skip = x1
     if wanted < N:
         skip, merged = (t.view(B, N, D)[:, :wanted].reshape(-1, D).contiguous() for t in (x1, merged))
-    x2, h2, stats2 = add_norm(skip, (_product(merged, w, "attn.proj"), w["attn.proj.bias"]), "norm2")
+    x2, h2, stats2 = add_norm(skip, (_product(merged, w, "attn.proj"), w["attn.proj.bias"], STILL), "norm2")
     slope = _product(h2, w, "mlp.fc1")  # [T, mlp_dim]; before the GELU at first, its slope afterwards
     g = torch.empty_like(slope)
-    call("gelu_forward", dtype, slope, w["mlp.fc1.bias"], g, *g.shape)
-    branch = _product(g, w, "mlp.fc2"), w["mlp.fc2.bias"]
+    call("gelu_forward", dtype, slope, w["mlp.fc1.bias"], g, *g.shape, *noises[0])
+    branch = _product(g, w, "mlp.fc2"), w["mlp.fc2.bias"], noises[1]
     return x2, branch, [x1, stats1, h1, qkv, head_stats, p, merged, x2, stats2, h2, slope, g]
 
 
@@ -177,8 +207,12 @@ def _layer_backward(
     dtype: torch.dtype,
     sizes: tuple[int, int, int],
     wanted: int,
+    before: Noise,
 ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
     """Brings `stream` and `half`, its copy for products, to before the layer, mostly in place.
+
+    `half` is what the branch that was added last is given: the stream's gradient after the dropout of that branch.
+    For the layer before this one, that is `before`.
 
     Returns both, the next earlier layer's `bias`, which is that of the bias that it adds last, and the gradients by
     name.
@@ -192,10 +226,11 @@ def _layer_backward(
         d[f"{name}.weight"] = dy.mT @ x
         return dy @ w[f"{name}.weight"].to(dtype)
 
-    def add_norm_backward(x: Tensor, dh: Tensor, stats: Tensor, name: str) -> Tensor:
+    def add_norm_backward(x: Tensor, dh: Tensor, stats: Tensor, name: str, noise: Noise) -> Tensor:
         """Adds what came through a norm to the stream; returns the gradient of the bias that was added before."""
         sums = torch.empty(3, D)
-        call("add_norm_backward", dtype, x, dh, stats, w[f"{name}.weight"], stream, half, sums, *stream.shape)
+        weight, sizes = w[f"{name}.weight"], stream.shape
+        call("add_norm_backward", dtype, x, dh, stats, weight, stream, half, sums, *sizes, *noise)
         d[f"{name}.weight"], d[f"{name}.bias"], before = sums
         return before
 
@@ -204,7 +239,7 @@ def _layer_backward(
     d["mlp.fc1.bias"] = torch.empty(g.shape[1])
     call("gelu_backward", dtype, slope, du, d["mlp.fc1.bias"], *g.shape)
     dh = product_backward(du, h2, "mlp.fc1")
-    d["attn.proj.bias"] = add_norm_backward(x2, dh, stats2, "norm2")
+    d["attn.proj.bias"] = add_norm_backward(x2, dh, stats2, "norm2", STILL)
 
     dmerged = product_backward(half, merged, "attn.proj")
     if wanted < N:  # nothing comes from the other tokens
@@ -212,12 +247,12 @@ def _layer_backward(
             F.pad(t.view(B, wanted, D), (0, 0, 0, N - wanted)).view(-1, D) for t in (dmerged, stream, half)
         )
     dqkv, sums = torch.empty_like(qkv), torch.empty(3 * D + 4 * K)
-    before = (dmerged, p, qkv, _qkv_bias(w), head_stats, _head_weights(w))
-    call("attend_backward", dtype, *before, dqkv, sums, B, N, H, K, K**-0.5)
+    given = (dmerged, p, qkv, _qkv_bias(w), head_stats, _head_weights(w))
+    call("attend_backward", dtype, *given, dqkv, sums, B, N, H, K, K**-0.5)
     d["attn.qkv.bias"] = sums[: 3 * D]
     d |= zip(HEAD_NORMS, sums[3 * D :].view(4, K), strict=True)
     dh = product_backward(dqkv, h1, "attn.qkv")
-    bias = add_norm_backward(x1, dh, stats1, "norm1")
+    bias = add_norm_backward(x1, dh, stats1, "norm1", before)
     return stream, half, bias, d
 
 

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from vitreous.bundle import EVAL_BATCH, Bundle, load_bundle, save_bundle
 from vitreous.errors import VitreousError
+from vitreous.model.kernels import library
 from vitreous.model.variants import Architecture
-from vitreous.model.vit import VisionTransformer
+from vitreous.model.vit import VisionTransformer, create_model
 
 ARCHITECTURES = {
     "linear": Architecture(4, 16, 2, 2, 32, dropout=0.3),
@@ -54,6 +55,21 @@ def test_the_same_logits_after_a_round_trip(name: str, images: np.ndarray, tmp_p
         "model.safetensors",
         "config.json",
     }
+
+
+@pytest.mark.skipif(library(torch.float32) is None, reason="no C++ compiler")
+def test_our_own_kernels_are_used_where_there_are_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
+    model = create_model("compact", image_size=32, num_classes=3)
+    model.set_attention("native")
+    save_bundle(Bundle(model, ("a", "b", "c"), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), "32"), tmp_path)
+    with_kernels = load_bundle(tmp_path)
+    monkeypatch.setattr("vitreous.bundle.supports", lambda architecture, dtype: False)
+    without = load_bundle(tmp_path)
+    assert (with_kernels.model.attention_path, without.model.attention_path) == ("native", "explicit")
+    torch.testing.assert_close(with_kernels.logits(images), without.logits(images), atol=1e-5, rtol=1e-5)
 
 
 def test_logits_are_those_of_the_network_on_normalised_pictures(images: np.ndarray) -> None:

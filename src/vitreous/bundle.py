@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vitreous.errors import VitreousError
 from vitreous.files import atomic_write
+from vitreous.model.native import supports
 from vitreous.model.variants import Architecture
 from vitreous.model.vit import VisionTransformer
 
@@ -76,13 +77,11 @@ class Bundle:
 
 def save_bundle(bundle: Bundle, path: Path) -> None:
     """Writes a bundle into the folder `path`; each file whole or not at all."""
-    # The path "native" is for training only.
-    attention = "fused" if bundle.model.attention_path == "fused" else "explicit"
     config = {
         "format": FORMAT,
         "architecture": dataclasses.asdict(bundle.model.architecture),
         "image_size": bundle.model.image_size,
-        "attention": attention,
+        "attention": bundle.model.attention_path,
         "classes": bundle.classes,
         "mean": bundle.mean,
         "std": bundle.std,
@@ -128,7 +127,12 @@ def _assemble(config: dict[str, Any], weights: dict[str, Tensor], device: str) -
         try:
             architecture = Architecture(**config["architecture"])
             model = VisionTransformer(architecture, config["image_size"], len(classes))
-            model.set_attention(config["attention"])
+            attention = config["attention"]
+            if attention == "native":  # on a machine that cannot compile, or a GPU, torch will do
+                dtype = torch.bfloat16 if config["precision"] == "bf16" else torch.float32
+                if device != "cpu" or not supports(architecture, dtype):
+                    attention = "explicit" if device == "cpu" else "fused"
+            model.set_attention(attention)
         except VitreousError as error:
             raise ValueError(str(error).rstrip(".")) from None
     model.load_state_dict(weights)

@@ -1,6 +1,7 @@
-// What stands between the matrix products of a training step on a CPU, each as one pass over memory.
+// What stands between the matrix products of stem and encoder on a CPU, each as one pass over memory; and attention,
+// whose products are small enough for a core's own cache.
 //
-// Compiled on the user's machine for its own vector unit, and called by native.py, which holds the products and
+// Compiled on the user's machine for its own vector unit, and called by native.py, which holds the other products and
 // says what is computed. T is the type of activations, float or bfloat16; sums and the residual stream are float.
 //
 // Letters: R rows, D their width, B pictures, N tokens, H heads, K width of a head, S side, C channels.
@@ -248,11 +249,11 @@ void tile(Left a, const Unit *b, int64_t bi, int64_t depth, float *c, int64_t cm
         for (int w = 0; w < W; w++) store(c + m * cm + w * LANES, sums[m][w]);
 }
 
-// The same for any number of rows, `share` of them at a time; the last share overlaps the one before.
+// The same for any number of rows, `some` of them at a time; the last ones overlap those before.
 template <int W, int M>
-void tiles(int64_t rows, int64_t share, Left a, const Unit *b, int64_t bi, int64_t depth, float *c, int64_t cm) {
+void tiles(int64_t rows, int64_t some, Left a, const Unit *b, int64_t bi, int64_t depth, float *c, int64_t cm) {
     if constexpr (2 * M * W > HELD)
-        if (share < M) return tiles<W, M - 1>(rows, share, a, b, bi, depth, c, cm);
+        if (some < M) return tiles<W, M - 1>(rows, some, a, b, bi, depth, c, cm);
     for (int64_t m = 0; m < rows; m += M) {
         m = std::min(m, rows - M);
         tile<W, M>({a.at + m * a.am, a.am, a.ai}, b, bi, depth, c + m * cm, cm);
@@ -263,9 +264,9 @@ void tiles(int64_t rows, int64_t share, Left a, const Unit *b, int64_t bi, int64
 void product(int64_t rows, Left a, const Unit *b, int64_t bi, int64_t depth, float *c) {
     for (int64_t left = bi / LANES; left > 0;) {
         int64_t pieces = (left + ABREAST - 1) / ABREAST, width = (left + pieces - 1) / pieces;
-        int64_t most = std::min<int64_t>(HELD / width, 12), shares = (rows + most - 1) / most;
-        int64_t share = (rows + shares - 1) / shares, at = bi - left * LANES;
-        auto go = [&](auto tiles) { tiles(rows, share, a, b + at, bi, depth, c + at, bi); };
+        int64_t most = std::min<int64_t>(HELD / width, 12), times = (rows + most - 1) / most;
+        int64_t some = (rows + times - 1) / times, at = bi - left * LANES;  // as evenly as can be
+        auto go = [&](auto tiles) { tiles(rows, some, a, b + at, bi, depth, c + at, bi); };
         if (width == 1)
             go(tiles<1, std::min(HELD, 12)>);
         else if constexpr (ABREAST > 1)

@@ -213,7 +213,7 @@ def normalize(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Ten
 def resized(images: Tensor, side: int) -> Tensor:
     """Pictures [B, 3, S, S] made smaller, to [B, 3, side, side]: bilinear, each target pixel a mean of what it covers.
 
-    That is linear in rows and in columns, so it is two matrix products: ten times as fast on a CPU as `interpolate`,
+    That is linear in rows and in columns, so it is two matrix products: six times as fast on a CPU as `interpolate`,
     which here only says what the matrix is. The result is channels last in memory.
     """
     size = images.shape[-1]

@@ -29,6 +29,7 @@ NETWORKS: dict[str, tuple[Architecture, int, int]] = {  # with image_size and th
         32,
         32,
     ),
+    "odd channels": (dataclasses.replace(COMPACT, stem_dims=(17, 35, 21), depth=1), 64, 53),
     "linear stem, class token": (Architecture(4, 64, 3, 2, 128), 32, 32),
     "no bias of q, k, v; heads normalised": (
         Architecture(4, 48, 2, 3, 96, qkv_bias=False, qk_norm=True),

@@ -1,5 +1,5 @@
-// What stands between the matrix products of stem and encoder on a CPU, each as one pass over memory; and attention,
-// whose products are small enough for a core's own cache.
+// What stands between the matrix products of stem and encoder on a CPU, each as one pass over memory; and attention and
+// the convolutions' backward pass, whose products are small enough for a core's own cache.
 //
 // Compiled on the user's machine for its own vector unit, and called by native.py, which holds the other products and
 // says what is computed. T is the type of activations, float or bfloat16; sums and the residual stream are float.
@@ -20,13 +20,19 @@
 
 namespace {
 
-// Sixteen lanes, which the compiler maps to the registers that there are. No row is shorter (native.py sees to it).
+// Vectors are as wide as registers are, for compilers do badly with wider ones. Rows have ROOM at least (native.py sees
+// to it), and room for rows is a multiple of it where that is said.
+constexpr int ROOM = 16;
+#ifdef __AVX512F__
 constexpr int LANES = 16;
-typedef float V __attribute__((vector_size(64)));
-typedef int32_t Int __attribute__((vector_size(64)));
-typedef uint32_t Bits __attribute__((vector_size(64)));
-typedef uint16_t Half __attribute__((vector_size(32)));
-typedef uint8_t Bytes __attribute__((vector_size(16)));
+#else
+constexpr int LANES = 8;
+#endif
+typedef float V __attribute__((vector_size(4 * LANES)));
+typedef int32_t Int __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));
+typedef uint16_t Half __attribute__((vector_size(2 * LANES)));
+typedef uint8_t Bytes __attribute__((vector_size(LANES)));
 
 inline V load(const float *from) {
     V v;
@@ -65,7 +71,11 @@ template <class F> inline void row(int64_t D, F body) {
     for (; i + LANES <= D; i += LANES) body(i, None());
     if (i < D) body(D - LANES, int(i + LANES - D));
 }
+#ifdef __AVX512F__
 constexpr Int LANE = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#else
+constexpr Int LANE = {0, 1, 2, 3, 4, 5, 6, 7};
+#endif
 inline V fresh(V v, None) { return v; }
 inline V fresh(V v, int done) { return (V)((Int)v & (LANE >= done)); }
 template <class E> inline void replace(E *at, V v, None) { store(at, v); }
@@ -79,9 +89,9 @@ template <class W> inline W larger(W a, W b) { return a > b ? a : b; }
 template <class F> inline float fold(V v, F both) {
     typedef float V8 __attribute__((vector_size(32)));
     typedef float V4 __attribute__((vector_size(16)));
-    V8 a[2];
-    std::memcpy(a, &v, 64);
-    V8 eight = both(a[0], a[1]);
+    V8 a[2] = {};
+    std::memcpy(a, &v, sizeof v);
+    V8 eight = LANES == 16 ? both(a[0], a[1]) : a[0];
     V4 b[2];
     std::memcpy(b, &eight, 32);
     V4 four = both(b[0], b[1]);
@@ -196,7 +206,7 @@ inline void norm_backward(int64_t D, Statistics s, const float *weight, float *d
     });
 }
 
-// ---- attention: the small products of one head, inside a core's own cache
+// ---- small products, inside a core's own cache
 
 // What products are made of, 32 bits: a float, or two bfloat16 that are neighbours along the dimension summed over.
 typedef int32_t Unit;
@@ -209,7 +219,7 @@ constexpr int PAIR = 1;
 #ifdef __AVX512F__
 constexpr int HELD = 24, ABREAST = 4;
 #else
-constexpr int HELD = 6, ABREAST = 1;
+constexpr int HELD = 12, ABREAST = 2;
 #endif
 
 inline V multiply_add(V sum, Unit a, Int b) {
@@ -224,43 +234,48 @@ inline V multiply_add(V sum, Unit a, Int b) {
 #endif
 }
 
-// Units [rows, depth], `am` apart along rows and `ai` along depth.
+// Units [rows, depth], `am` apart along rows and `ai` along depth, which may be cut into `lines`, `jump` apart.
 struct Left {
     const Unit *at;
-    int64_t am, ai;
+    int64_t am, ai, lines = 1, jump = 0;
 };
 
-// c [M, W * LANES] = a [M, depth] b [depth, W * LANES]; rows of b and c are `bi` and `cm` apart.
-template <int W, int M>
+// c [M, W * LANES] = a [M, depth] b [depth, W * LANES], or that added to it; rows of b and c are `bi` and `cm` apart.
+template <bool ADD, int W, int M>
 void tile(Left a, const Unit *b, int64_t bi, int64_t depth, float *c, int64_t cm) {
     V sums[M][W] = {};
-    for (int64_t i = 0; i < depth; i++) {
-        Int right[W];
+    for (int64_t line = 0; line < a.lines; line++, a.at += a.jump)
+        for (int64_t i = 0; i < depth; i++, b += bi) {
+            Int right[W];
 #pragma GCC unroll 4
-        for (int w = 0; w < W; w++) std::memcpy(&right[w], b + i * bi + w * LANES, sizeof right[w]);
+            for (int w = 0; w < W; w++) std::memcpy(&right[w], b + w * LANES, sizeof right[w]);
 #pragma GCC unroll 24
-        for (int m = 0; m < M; m++)
+            for (int m = 0; m < M; m++)
 #pragma GCC unroll 4
-            for (int w = 0; w < W; w++) sums[m][w] = multiply_add(sums[m][w], a.at[m * a.am + i * a.ai], right[w]);
-    }
+                for (int w = 0; w < W; w++)
+                    sums[m][w] = multiply_add(sums[m][w], a.at[m * a.am + i * a.ai], right[w]);
+        }
 #pragma GCC unroll 24
     for (int m = 0; m < M; m++)
 #pragma GCC unroll 4
-        for (int w = 0; w < W; w++) store(c + m * cm + w * LANES, sums[m][w]);
+        for (int w = 0; w < W; w++) {
+            float *at = c + m * cm + w * LANES;
+            store(at, ADD ? load(at) + sums[m][w] : sums[m][w]);
+        }
 }
 
-// The same for any number of rows, `some` of them at a time; the last ones overlap those before.
-template <int W, int M>
+// The same for any number of rows, `some` of them at a time.
+template <bool ADD, int W, int M>
 void tiles(int64_t rows, int64_t some, Left a, const Unit *b, int64_t bi, int64_t depth, float *c, int64_t cm) {
-    if constexpr (2 * M * W > HELD)
-        if (some < M) return tiles<W, M - 1>(rows, some, a, b, bi, depth, c, cm);
-    for (int64_t m = 0; m < rows; m += M) {
-        m = std::min(m, rows - M);
-        tile<W, M>({a.at + m * a.am, a.am, a.ai}, b, bi, depth, c + m * cm, cm);
-    }
+    if constexpr (M > 1)
+        if (some < M) return tiles<ADD, W, M - 1>(rows, some, a, b, bi, depth, c, cm);
+    for (; rows >= M; rows -= M, a.at += M * a.am, c += M * cm) tile<ADD, W, M>(a, b, bi, depth, c, cm);
+    if constexpr (M > 1)
+        if (rows) tiles<ADD, W, M - 1>(rows, rows, a, b, bi, depth, c, cm);
 }
 
-// c [rows, bi] = a [rows, depth] b [depth, bi], where LANES divide bi; rows are no fewer than LANES.
+// c [rows, bi] = a [rows, depth] b [depth, bi], or that added to it; LANES divide bi, `depth` is that of a line.
+template <bool ADD = false>
 void product(int64_t rows, Left a, const Unit *b, int64_t bi, int64_t depth, float *c) {
     for (int64_t left = bi / LANES; left > 0;) {
         int64_t pieces = (left + ABREAST - 1) / ABREAST, width = (left + pieces - 1) / pieces;
@@ -268,29 +283,34 @@ void product(int64_t rows, Left a, const Unit *b, int64_t bi, int64_t depth, flo
         int64_t some = (rows + times - 1) / times, at = bi - left * LANES;  // as evenly as can be
         auto go = [&](auto tiles) { tiles(rows, some, a, b + at, bi, depth, c + at, bi); };
         if (width == 1)
-            go(tiles<1, std::min(HELD, 12)>);
-        else if constexpr (ABREAST > 1)
-            go(width == 2 ? tiles<2, HELD / 2> : width == 3 ? tiles<3, HELD / 3> : tiles<4, HELD / 4>);
+            go(tiles<ADD, 1, 12>);
+        else if (width == 2)
+            go(tiles<ADD, 2, HELD / 2>);
+        else if constexpr (ABREAST > 2)
+            go(width == 3 ? tiles<ADD, 3, HELD / 3> : tiles<ADD, 4, HELD / 4>);
         left -= width;
     }
+}
+
+// Two rows of `width` T to units of both; the second may be missing. For floats the first alone.
+inline void pair(const T *first, const T *second, int64_t width, Unit *to) {
+    row(width, [&](int64_t c, auto) {
+#ifdef BFLOAT16
+        Half low, high = {};
+        std::memcpy(&low, first + c, sizeof low);
+        if (second) std::memcpy(&high, second + c, sizeof high);
+        Bits both = __builtin_convertvector(low, Bits) | __builtin_convertvector(high, Bits) << 16;
+        std::memcpy(to + c, &both, sizeof both);
+#else
+        store(reinterpret_cast<float *>(to) + c, load(first + c));
+#endif
+    });
 }
 
 // Rows of `width` T to units along the rows: [N / PAIR, rounded up, width].
 void pair_rows(const T *from, int64_t N, int64_t width, Unit *to) {
     for (int64_t n = 0; n < N; n += PAIR)
-        for (int64_t c = 0; c < width; c += LANES) {
-            const T *at = from + n * width + c;
-            Unit *out = to + n / PAIR * width + c;
-#ifdef BFLOAT16
-            Half low, high = {};
-            std::memcpy(&low, at, sizeof low);
-            if (n + 1 < N) std::memcpy(&high, at + width, sizeof high);
-            Bits both = __builtin_convertvector(low, Bits) | __builtin_convertvector(high, Bits) << 16;
-            std::memcpy(out, &both, sizeof both);
-#else
-            std::memcpy(out, at, LANES * sizeof *out);
-#endif
-        }
+        pair(from + n * width, n + 1 < N ? from + (n + 1) * width : nullptr, width, to + n / PAIR * width);
 }
 
 // Rows of `width` T to their transpose, [width / PAIR, room] units.
@@ -300,7 +320,7 @@ void turn(const T *from, int64_t N, int64_t width, Unit *to, int64_t room) {
         for (int64_t i = 0; i < width / PAIR; i++) to[i * room + n] = units[n * (width / PAIR) + i];
 }
 
-inline int64_t rounded(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
+inline int64_t rounded(int64_t count) { return (count + ROOM - 1) / ROOM * ROOM; }
 
 inline Left by_row(const T *rows, int64_t width) {
     return {reinterpret_cast<const Unit *>(rows), width / PAIR, 1};
@@ -542,7 +562,7 @@ void gelu_backward(const T *slope, T *grad, float *sums, int64_t R, int64_t D) {
     });
 }
 
-// Pictures, by strides, to [B, S - 1, S - 1, 24]: 2x2 patches along twelve directions `weight` [12, LANES], which the
+// Pictures, by strides, to [B, S - 1, S - 1, 24]: 2x2 patches along twelve directions `weight` [12, ROOM], which the
 // last lanes leave empty, and along their negatives; GELU, of which gelu(-x) = gelu(x) - x.
 void whiten(const float *x, const int64_t *stride, const float *weight, T *out, int64_t B, int64_t S) {
 #pragma omp parallel for schedule(static) collapse(2)
@@ -550,15 +570,19 @@ void whiten(const float *x, const int64_t *stride, const float *weight, T *out, 
         for (int64_t i = 0; i < S - 1; i++)
             for (int64_t j = 0; j < S - 1; j++) {
                 const float *corner = x + b * stride[0] + i * stride[2] + j * stride[3];
-                V along = {};
-                for (int64_t t = 0; t < 12; t++)
-                    along += corner[(t / 4) * stride[1] + (t / 2 % 2) * stride[2] + (t % 2) * stride[3]] *
-                             load(weight + t * LANES);
-                V value = gelu(along);
-                T pixel[12 + LANES];
-                store(pixel, value);
-                store(pixel + 12, value - along);
-                std::memcpy(out + ((b * (S - 1) + i) * (S - 1) + j) * 24, pixel, 24 * sizeof(T));
+                T plus[ROOM], minus[ROOM];
+                for (int c = 0; c < ROOM; c += LANES) {
+                    V along = {};
+                    for (int64_t t = 0; t < 12; t++)
+                        along += corner[(t / 4) * stride[1] + (t / 2 % 2) * stride[2] + (t % 2) * stride[3]] *
+                                 load(weight + t * ROOM + c);
+                    V value = gelu(along);
+                    store(plus + c, value);
+                    store(minus + c, value - along);
+                }
+                T *pixel = out + ((b * (S - 1) + i) * (S - 1) + j) * 24;
+                std::memcpy(pixel, plus, 12 * sizeof(T));
+                std::memcpy(pixel + 12, minus, 12 * sizeof(T));
             }
 }
 
@@ -594,37 +618,78 @@ void stage(const T *y, const T *skip, T *out, T *pooled, uint8_t *which, Statist
             }
 }
 
-// dout [B, G, G, C] to dy [B, S, S, C]; `sums` [2, C] of the norm's weight and bias.
+// The backward pass of a convolution of 3x3, padded by one, x [B, S, S, I] to [B, S, S, C], and of the stage behind it,
+// from dout [B, G, G, C] to dx, if there is `turned`: the convolution's weight [3, 3, C, I], its taps in reverse, as
+// units along C, I rounded up to ROOM. With `skip`, dout is added to dx. `sums`: C of the norm's weight, C of its bias,
+// and [C, 3, 3, I] of the convolution's weight, rows rounded up to ROOM.
 void stage_backward(const T *dout, const T *pooled, const uint8_t *which, const Statistics *stats, const float *weight,
-                    const float *bias, T *dy, float *sums, int64_t B, int64_t S, int64_t C, int64_t W) {
-    int64_t G = S / W;
-    share(B, 2 * C, sums, [&](int64_t first, int64_t last, float *sum) {
-        std::vector<float> room(C);
+                    const float *bias, const T *x, const Unit *turned, T *dx, float *sums, int64_t B, int64_t S,
+                    int64_t I, int64_t C, int64_t W, int64_t skip) {
+    int64_t G = S / W, P = S + 2;  // P: with a border of zeros
+    int64_t units = (C + PAIR - 1) / PAIR, across = rounded(I), rows = rounded(C), columns = rounded(9 * I);
+    constexpr int64_t SOME = 128;  // units summed over at a time, so that they stay in the cache
+    share(B, 2 * C + C * columns, sums, [&](int64_t first, int64_t last, float *sum) {
+        std::vector<float> room(C), line(S * across);
+        std::vector<T> dy(P * P * units * PAIR), padded(P * P * I);
+        std::vector<Unit> left(SOME * rows), right(SOME * columns);
+        int64_t depth = 0;
+        auto sum_up = [&] {
+            product<true>(C, {left.data(), 1, rows}, right.data(), columns, depth, sum + 2 * C);
+            depth = 0;
+        };
         float *through = room.data();  // the gradient before the GELU
+        auto pixel = [&](int64_t q) { return (q / S + 1) * P + q % S + 1; };
         for (int64_t b = first; b < last; b++) {
-            if (S % W) std::memset(static_cast<void *>(dy + b * S * S * C), 0, S * S * C * sizeof(T));
             for (int64_t i = 0; i < G; i++)
                 for (int64_t j = 0; j < G; j++) {
                     int64_t at = (b * G + i) * G + j;
-                    T *corner = dy + ((b * S + i * W) * S + j * W) * C;
-                    const T *x = pooled + at * C;
+                    T *corner = &dy[((i * W + 1) * P + j * W + 1) * units * PAIR];
+                    const T *max = pooled + at * C;
                     Statistics s = stats[at];
                     row(C, [&](int64_t c, auto) {
-                        V before = (load(x + c) - s.mean) * s.rstd * load(weight + c) + load(bias + c);
+                        V before = (load(max + c) - s.mean) * s.rstd * load(weight + c) + load(bias + c);
                         store(through + c, load(dout + at * C + c) * gelu_curve(before).slope);
                     });
                     norm_backward(
-                        C, s, weight, sum, sum + C, [&](int64_t c) { return load(x + c); },
+                        C, s, weight, sum, sum + C, [&](int64_t c) { return load(max + c); },
                         [&](int64_t c) { return load(through + c); },
-                        [&](int64_t c, auto, V dx) {
+                        [&](int64_t c, auto, V d) {
                             Bytes bytes;
                             std::memcpy(&bytes, which + at * C + c, sizeof bytes);
                             Int place = __builtin_convertvector(bytes, Int);
                             for (int w = 0; w < W * W; w++)
-                                store(corner + (w / W * S + w % W) * C + c, (V)((Int)dx & (place == w)));
+                                store(corner + (w / W * P + w % W) * units * PAIR + c,
+                                      (V)((Int)d & (place == w)));
                         });
                 }
+            const Unit *lines = reinterpret_cast<const Unit *>(dy.data());
+            if (turned)
+                for (int64_t i = 0; i < S; i++) {
+                    Left three{lines + i * P * units, units, 1, 3, P * units};
+                    product(S, three, turned, across, 3 * units, line.data());
+                    for (int64_t j = 0; j < S; j++) {
+                        int64_t at = ((b * S + i) * S + j) * I;
+                        row(I, [&](int64_t c, auto) {
+                            V v = load(&line[j * across + c]);
+                            store(dx + at + c, skip ? v + load(dout + at + c) : v);
+                        });
+                    }
+                }
+            for (int64_t i = 0; i < S; i++)
+                std::memcpy(&padded[((i + 1) * P + 1) * I], x + (b * S + i) * S * I, S * I * sizeof(T));
+            for (int64_t q = 0; q < S * S; q += PAIR) {
+                int64_t here = pixel(q), next = q + 1 < S * S ? pixel(q + 1) : 0;
+                // Pixel 0 is border.
+                pair(&dy[here * units * PAIR], &dy[next * units * PAIR], C, &left[depth * rows]);
+                for (int64_t t = 0; t < 9; t++) {
+                    int64_t off = (t / 3 - 1) * P + t % 3 - 1;
+                    pair(&padded[(here + off) * I], next ? &padded[(next + off) * I] : nullptr, I,
+                         &right[depth * columns + t * I]);
+                }
+                if (++depth == SOME) sum_up();
+            }
         }
+        sum_up();
     });
 }
 

@@ -28,7 +28,7 @@ FLAGS = (
     "-shared",
     "-fPIC",
 )
-LANES = 16  # as in kernels.cpp: no row may be shorter
+ROOM = 16  # as in kernels.cpp: no row may be shorter
 
 
 def cpp_compiler() -> str | None:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitreous.model.kernels import LANES, call, library
+from vitreous.model.kernels import ROOM, call, library
 from vitreous.model.variants import Architecture
 
 
@@ -25,7 +25,7 @@ def fits(a: Architecture) -> bool:
     """Whether the kernels know such a network: no stochastic depth, and no row shorter than a register."""
     widths = (a.embed_dim, a.embed_dim // a.num_heads, a.mlp_dim, *a.stem_dims)
     even = a.embed_dim // a.num_heads % 2 == 0
-    return a.drop_path == 0 and min(widths) >= LANES and even
+    return a.drop_path == 0 and min(widths) >= ROOM and even
 
 
 def supports(a: Architecture, dtype: torch.dtype) -> bool:
@@ -182,7 +182,7 @@ def _layer(
 
     x1, h1, stats1 = add_norm(stream, branch, "norm1")
     qkv = _product(h1, w, "attn.qkv")  # [T, 3D]
-    p = torch.empty(B, H, N, -(-N // LANES) * LANES, dtype=dtype)  # attention's weights, and zeros
+    p = torch.empty(B, H, N, -(-N // ROOM) * ROOM, dtype=dtype)  # attention's weights, and zeros
     merged, head_stats = torch.empty(T, D, dtype=dtype), torch.empty(B, N, 2, H, 2)
     before, after = (qkv, _qkv_bias(w)), (merged, p, head_stats)
     call("attend", dtype, *before, *after, _head_weights(w), B, N, H, K, K**-0.5, eps)
@@ -278,7 +278,7 @@ class Stem(torch.autograd.Function):
         dtype, (B, _, S, _) = activation_dtype(), x.shape
         a, saved = torch.empty(B, S - 1, S - 1, len(whitening), dtype=dtype), []
         place, strides = ctypes.c_void_p(x.data_ptr()), (ctypes.c_int64 * 4)(*x.stride())
-        directions = F.pad(whitening[:12].flatten(1).mT, (0, LANES - 12)).contiguous()
+        directions = F.pad(whitening[:12].flatten(1).mT, (0, ROOM - 12)).contiguous()
         call("whiten", dtype, place, strides, directions, a, B, S)
         for i in range(0, len(weights), 3):
             conv, weight, bias = weights[i : i + 3]
@@ -311,21 +311,29 @@ class Stem(torch.autograd.Function):
             before, pooled, which, stats = saved[i // 3 * 4 : i // 3 * 4 + 4]
             last = i + 3 == ctx.count
             window, side, C = (1 if last else 2), before.shape[1], len(conv)
-            dy, sums = torch.empty(B, side, side, C, dtype=dtype), torch.empty(2, C)
+            into, wide = conv.shape[1], -(-9 * conv.shape[1] // ROOM) * ROOM
+            through = torch.empty_like(before) if i > 0 else None  # the whitening is frozen
+            turned = _paired(conv.to(dtype).flip(2, 3).permute(2, 3, 0, 1)) if i > 0 else None
+            sums = torch.empty(2 * C + C * wide)
+            known = (pooled, which, stats, weight, bias, before)
             call(
-                "stage_backward", dtype, da, pooled, which, stats, weight, bias, dy, sums, B, side, C, window
+                "stage_backward",
+                dtype,
+                da,
+                *known,
+                turned,
+                through,
+                sums,
+                B,
+                side,
+                into,
+                C,
+                window,
+                int(last),
             )
-            through, dconv, _ = torch.ops.aten.convolution_backward(
-                dy.permute(0, 3, 1, 2),
-                before.permute(0, 3, 1, 2),
-                conv.to(dtype),
-                *(None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1),
-                [i > 0, True, False],
-            )
-            if i > 0:  # the whitening is frozen
-                through = through.permute(0, 2, 3, 1)
-                da = da + through if last else through.contiguous()
-            grads[:0] = [dconv.to(conv.dtype), sums[0].to(weight.dtype), sums[1].to(bias.dtype)]
+            taps = sums[2 * C :].view(C, wide)[:, : 9 * into].reshape(C, 3, 3, into)
+            dconv, dnorm, da = taps.permute(0, 3, 1, 2), sums[: 2 * C].view(2, C), through
+            grads[:0] = [dconv.to(conv.dtype), dnorm[0].to(weight.dtype), dnorm[1].to(bias.dtype)]
         return None, None, None, dproj, grad.sum((0, 1)).to(proj.dtype), *grads
 
 
@@ -333,3 +341,10 @@ def _convolution(a: Tensor, weight: Tensor) -> Tensor:
     """3x3, padded by one, [B, S, S, C] to [B, S, S, O]."""
     y = torch.conv2d(a.permute(0, 3, 1, 2), weight, padding=1)
     return y.permute(0, 2, 3, 1).contiguous()
+
+
+def _paired(w: Tensor) -> Tensor:
+    """Rows [..., R, C] to units of 32 bits along R, [..., R / 2, C, 2] in bf16, both rounded up; C to ROOM."""
+    pair = 4 // w.dtype.itemsize
+    w = F.pad(w, (0, -w.shape[-1] % ROOM, 0, -w.shape[-2] % pair))
+    return w.unflatten(-2, (-1, pair)).transpose(-1, -2).contiguous()

@@ -109,7 +109,7 @@ class VisionTransformer(nn.Module):
         S is `image_size`, or another at which positions are interpolated.
         """
         x = self.embed(x)
-        if self.attention_path == "native" and x.shape[1] >= native.LANES:
+        if self.attention_path == "native" and x.shape[1] >= native.ROOM:
             x = native.encode(x, self.blocks, 1 if self.cls_token is not None else x.shape[1])
         else:
             for block in self.blocks:

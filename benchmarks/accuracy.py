@@ -10,6 +10,7 @@ that is settled: all 50,000 are trained on and each run reads test once.
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 
 import leaderboard
@@ -32,7 +33,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="default")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for vitreous train")
     args = parser.parse_args()
-    changes = "".join(f"-{word.rpartition('.')[2]}" for word in args.overrides).replace("=", "")
+    changes = re.sub(r"[^\w.-]", "", "".join(f"-{word.rpartition('.')[2]}" for word in args.overrides))
     found = []
     for seed in args.seeds:
         judge = "test" if args.final else "val"

@@ -126,7 +126,9 @@ def plot(
         for key, records in groups.items():
             accuracy = median(records, "test_acc")
             if key[0] == data.lower().replace("-", "") and accuracy is not None:
-                recipe = records[0]["name"].split("-")[1].replace("make", "default")  # make train
+                recipe = key[1].partition("-")[0].replace("make", "default")  # make train
+                if "stemlinear" in key[1]:
+                    recipe += ", linear patches"
                 series[records[0].get("peer", f"vitreous, {recipe}")].append(
                     ((median(records, figure) or 0) / unit, 100 * accuracy)
                 )

@@ -1,4 +1,4 @@
-"""Encoder and stem on a CPU, written out: torch's matrix products, our passes between them.
+"""Encoder and stem on a CPU, written out: torch's large matrix products, and our passes between them.
 
 torch runs a network operator by operator, and for narrow networks half of a step goes into what stands between the
 products: casts, norms, activations, copies. Here each such stretch is one pass over memory (`kernels.cpp`), forward

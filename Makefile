@@ -53,6 +53,10 @@ clean:
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
+	@# Without a GPU on Linux PyPI's torch brings gigabytes of CUDA. Where torch's own index is out of reach, PyPI's it is.
+	[ "$$(uname)" != Linux ] || command -v nvidia-smi >/dev/null || \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --retries 0 --timeout 15 \
+	    -c constraints.txt --index-url https://download.pytorch.org/whl/cpu torch || true
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 

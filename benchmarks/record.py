@@ -3,8 +3,8 @@
     python benchmarks/record.py cifar10-default-5min -- cifar10 --minutes 5
 
 What stands behind `--` is given to `vitreous train`. A record holds `record.json` (command, commit, versions,
-machine, seed, figures), the run's `recipe.toml`, `metrics.csv` and `log.txt`. A commit that does not hold the code
-that ran is marked as such.
+machine, seed, figures), the run's `recipe.toml`, `metrics.csv` and `log.txt`. Files that differed from the
+commit when the run began are named.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def training(
     name: str, words: Sequence[str], command: str, more: Callable[[Run], dict[str, Any]] = lambda run: {}
 ) -> dict[str, Any]:
     """Runs `vitreous train` with `words` and writes its record; `more` adds figures while the run is there."""
-    target = RECORDS / name
+    target, source_state = RECORDS / name, state()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         process = subprocess.Popen([sys.executable, "-m", "vitreous", "train", *words, "--out", str(path)])
@@ -72,6 +72,7 @@ def training(
     return write(
         target,
         command,
+        **source_state,
         machine=resolved["machine"] | {"instruction_sets": instruction_sets()},
         versions=resolved["versions"],
         figures=figures,
@@ -79,16 +80,11 @@ def training(
 
 
 def write(target: Path, command: str, **content: Any) -> dict[str, Any]:
-    """Writes `record.json`: the command, the commit, and what is given."""
+    """Writes `record.json`: the command, the commit and what differs from it (as now, unless given), and the rest."""
     record = {
         "command": command,
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": git("rev-parse", "HEAD"),
-        "changed_since": [
-            line[3:]
-            for line in git("status", "--porcelain", "--", "../src", ".").splitlines()
-            if ".py" in line
-        ],
+        **state(),
         **content,
     }
     target.mkdir(parents=True, exist_ok=True)
@@ -97,10 +93,14 @@ def write(target: Path, command: str, **content: Any) -> dict[str, Any]:
     return record
 
 
+def state() -> dict[str, Any]:
+    """The commit, and the files of `src` and of the benchmarks that differ from it."""
+    changed = git("status", "--porcelain", "--", "../src", ":(glob)*.py").splitlines()
+    return {"commit": git("rev-parse", "HEAD").strip(), "changed_since": [line[3:] for line in changed]}
+
+
 def git(*words: str) -> str:
-    return subprocess.run(
-        ["git", *words], cwd=HERE, capture_output=True, text=True, check=True
-    ).stdout.strip()
+    return subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True, check=True).stdout
 
 
 if __name__ == "__main__":

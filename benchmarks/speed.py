@@ -2,7 +2,7 @@
 
     make bench-speed
 
-Leave the machine alone meanwhile. Writes `records/speed-…/record.json` and `speed.svg` beside it.
+Leave the machine alone meanwhile. Writes `records/speed/record.json` and `speed.svg` beside it.
 """
 
 from __future__ import annotations
@@ -92,7 +92,11 @@ def flops_of_notebook() -> int:
 
 
 def default_step(machine: machines.Machine, rate: float) -> list[dict[str, float]]:
-    """The default recipe's step on CIFAR-10, for each of the dial's sizes phase by phase: its time, its products'."""
+    """The default recipe's step on CIFAR-10, for each of the dial's sizes phase by phase: its time, its products'.
+
+    `share_of_own_products` is what torch takes for each of the step's products alone, those of attention and of the
+    convolutions' backward pass included, which our kernels do themselves.
+    """
     recipe = recipes.load("default")
     data = open_module(recipe, Request("cifar10"), print)
     loader = iter(data.train_dataloader())

@@ -113,7 +113,8 @@ def plot_law() -> None:
             title=data.upper().replace("CIFAR", "CIFAR-"),
         )
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        if mine:
+            axis.legend(fontsize=8)
     chart.savefig(DOCS / "law.svg", metadata={"Date": None})
     plt.close(chart)
 

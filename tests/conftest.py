@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pytest
 
-TINY = {"embed_dim": 32, "num_heads": 2, "mlp_dim": 32, "depth": 1, "stem_dims": [8, 16], "batch_size": 32}
+TINY = {"embed_dim": 32, "num_heads": 2, "mlp_dim": 32, "depth": 1, "stem_dims": [16, 16], "batch_size": 16}
 
 
 @pytest.fixture

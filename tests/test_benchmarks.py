@@ -40,7 +40,7 @@ def test_the_leaderboard_takes_the_median_of_seeds(tmp_path: Path, monkeypatch: 
     record(tmp_path, "cifar10-default-3e13-val-seed1", seed=1, val_acc=0.7, data="cifar10")
     found = leaderboard.text(leaderboard.grouped())
     assert "82.0 (81.0 to 85.0)" in found and "| 70.0 | – |" in found
-    assert "Test was read 3 times" in found
+    assert "Test was read by the 3 runs" in found
     row = next(line for line in found.splitlines() if line.startswith("| default-3e13-test "))
     assert [cell.strip() for cell in row.split("|")][3:6] == ["3e+13", "2.0", "900"]
 

@@ -63,6 +63,8 @@ def test_our_own_kernels_are_used_where_there_are_any(
 ) -> None:
     images = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
     model = create_model("compact", image_size=32, num_classes=3)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)  # layers that begin at zero would say nothing
     model.set_attention("native")
     save_bundle(Bundle(model, ("a", "b", "c"), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), "32"), tmp_path)
     with_kernels = load_bundle(tmp_path)

@@ -69,6 +69,16 @@ def test_what_a_person_sets_stays() -> None:
     assert not recipe.dial and turned()[0].tables() == recipes.parse(turned()[0].tables()).tables()
 
 
+def test_what_stands_in_a_recipe_of_ones_own_stays(tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text(
+        'dial = true\n[model]\nvariant = "compact"\ndepth = 6\n[augment]\ncrop = 3\n[budget]\nminutes = 1\n'
+    )
+    recipe, _ = dial.turn(recipes.load(str(own)), 100, 32, lambda a: 1e18, lambda a: 1e9)
+    assert (recipe.model.depth, recipe.augment.crop) == (6, 3)
+    assert recipe.augment.cutout > 0  # which it does not name
+
+
 def test_another_stem_still_gets_its_size() -> None:
     recipe, _ = turned({"stem": "linear", "stem_dims": ()}, flops=1e18)
     assert recipe.model == dataclasses.replace(turned(flops=1e18)[0].model, stem="linear", stem_dims=())

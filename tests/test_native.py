@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,14 @@ NETWORKS: dict[str, tuple[Architecture, int, int]] = {  # with image_size and th
 pytestmark = pytest.mark.skipif(kernels.library(torch.float32) is None, reason="no C++ compiler")
 
 
+@pytest.fixture(params=[1, 3], ids=["a thread", "three threads"])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
 def network(name: str) -> tuple[VisionTransformer, Tensor]:
     """A network no part of which is zero, and pictures for it."""
     architecture, image_size, side = NETWORKS[name]
@@ -72,6 +83,7 @@ def error(found: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, float
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.usefixtures("threads")
 def test_float32_gives_the_gradients_of_double_precision(name: str) -> None:
     model, pictures = network(name)
     assert supports(model.architecture, torch.float32)
@@ -130,8 +142,16 @@ def test_dropout_leaves_out_the_same_forward_and_backward(name: str) -> None:
     assert max(error(found, truth).values()) < 2e-5
 
 
+def dropped(seed: int, rows: int, width: int, rate: float) -> np.ndarray:
+    """Where the kernels' own dropout leaves a one out."""
+    u, g = torch.ones(rows, width), torch.empty(rows, width)
+    kernels.call("gelu_forward", torch.float32, u, torch.zeros(width), g, rows, width, seed, rate)
+    assert set(g.unique().tolist()) == {0.0, g.max().item()}
+    return (g == 0).numpy()
+
+
 def test_dropout_leaves_out_its_share_evenly() -> None:
-    masks = np.stack([left_out(seed, 256 * 512, 0.2).reshape(256, 512) for seed in range(8)])
+    masks = np.stack([dropped(seed, 256, 512, 0.2) for seed in range(8)])
     assert abs(masks.mean() - 0.2) < 4 * (0.16 / masks.size) ** 0.5
     for axis in (1, 2):  # each row, and each column: as often as chance has it
         count = masks.shape[axis]
@@ -148,10 +168,56 @@ def test_pictures_in_any_memory_order_give_the_same() -> None:
     assert all(torch.equal(plain[name], last[name]) for name in plain)
 
 
+@pytest.mark.usefixtures("threads")
 def test_repeated_to_the_bit() -> None:
     model, pictures = network("compact")
     first, second = (gradients(model, "native", pictures, bf16=True) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_what_they_do_not_take_goes_the_explicit_way() -> None:
+    model, pictures = network("compact")
+    model.eval().set_attention("native")
+    pictures.requires_grad_()  # as for a saliency map
+    model(pictures).sum().backward()
+    found, pictures.grad = pictures.grad, None
+    empty = model(pictures[:0])
+    doubled = model.double()(pictures.detach().double())
+    model.set_attention("explicit")
+    model(pictures.double()).sum().backward()
+    assert found is not None and pictures.grad is not None
+    torch.testing.assert_close(found, pictures.grad, atol=1e-4, rtol=1e-4)
+    assert empty.shape == (0, 10)
+    assert torch.equal(doubled, model(pictures.double()))
+    with pytest.raises(RuntimeError):  # torch's own words, as for any network
+        model.float().set_attention("native")
+        model(pictures.to(torch.uint8))
+
+
+def test_rates_that_are_whole_numbers_are_numbers() -> None:
+    model, pictures = network("compact")
+    expected = gradients(model, "native", pictures)
+    for block in model.blocks:
+        block.mlp.dropout.rate = 0
+    found = gradients(model, "native", pictures)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="a flag of that processor's")
+@pytest.mark.parametrize("name", ["compact", "odd channels", "odd widths"])
+def test_without_avx512_the_results_are_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "FLAGS", (*kernels.FLAGS, "-mno-avx512f"))
+    kernels.made.cache_clear()
+    try:
+        model, pictures = network(name)
+        assert isinstance(kernels.made(torch.float32), ctypes.CDLL)
+        found = gradients(model, "native", pictures)
+        ours, torchs = (gradients(model, path, pictures, bf16=True) for path in ("native", "explicit"))
+        truth = gradients(model.double(), "explicit", pictures.double())
+        assert max(error(found, truth).values()) < 2e-5
+        assert sum(error(ours, truth).values()) < 1.2 * sum(error(torchs, truth).values())
+    finally:
+        kernels.made.cache_clear()
 
 
 def test_too_few_tokens_for_a_register_go_the_explicit_way() -> None:
@@ -176,14 +242,14 @@ def test_without_a_compiler_there_are_none(monkeypatch: pytest.MonkeyPatch, tmp_
     broken.chmod(0o755)
     try:
         for compiler in ("", str(broken)):
-            kernels.library.cache_clear()
+            kernels.made.cache_clear()
             monkeypatch.setattr(kernels, "cpp_compiler", lambda compiler=compiler: compiler or None)
             assert not supports(model.architecture, torch.float32)
             with pytest.raises(VitreousError, match=r"install g\+\+ or clang"):
                 gradients(model, "native", pictures)
     finally:
         monkeypatch.undo()
-        kernels.library.cache_clear()
+        kernels.made.cache_clear()
 
 
 @pytest.mark.parametrize("name", NETWORKS)

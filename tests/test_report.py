@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -20,7 +21,7 @@ from PIL import Image
 
 from vitreous.errors import VitreousError
 from vitreous.metrics import Figures, SplitMetrics
-from vitreous.report import _round_marks, _thin, write_report
+from vitreous.report import _command, _round_marks, _thin, write_report
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 HUNDRED = tuple(f"kind {i:02}" for i in range(100))
@@ -432,3 +433,15 @@ def test_a_browser_draws_it_without_complaint(tmp_path: Path) -> None:
     # A refused request, a broken policy or any script would be said here.
     assert "CONSOLE" not in done.stderr
     assert len(Image.open(tmp_path / "page.png").convert("RGB").getcolors(1 << 20) or []) > 50
+
+
+@pytest.mark.parametrize(
+    ("request_", "options"),
+    [
+        ({"judge": "test", "device": "cpu"}, ["--device", "cpu", "--judge", "test"]),
+        ({"judge": "both", "device": "auto", "precision": "32"}, ["--precision", "32"]),
+    ],
+)
+def test_the_command_repeats_what_was_asked(request_: dict[str, Any], options: list[str]) -> None:
+    words = shlex.split(_command(Path("r.toml"), {"data": "cifar10", **request_}, 1))
+    assert words == ["vitreous", "train", "cifar10", "--recipe", "r.toml", *options, "--seed", "1"]

@@ -25,6 +25,7 @@ from vitreous.data.augment import Augment
 from vitreous.data.module import ImageData
 from vitreous.data.store import from_arrays
 from vitreous.errors import VitreousError
+from vitreous.model.kernels import library
 from vitreous.model.vit import VisionTransformer
 from vitreous.prepare import Request, open_module
 from vitreous.training import budget as budgets
@@ -45,14 +46,17 @@ def same(a: vitreous.Run, b: vitreous.Run) -> bool:
     return all(torch.equal(x, y) for x, y in zip(weights(a).values(), weights(b).values(), strict=True))
 
 
-@pytest.fixture
-def explicit(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=["explicit", "native"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Takes away the one choice that two runs on a busy machine may make differently."""
+    if request.param == "native" and library(torch.float32) is None:
+        pytest.skip("no C++ compiler")
     monkeypatch.setattr(
         machines,
         "choose_attention",
-        lambda machine, step, paths: machine.decided("as the test asks", attention="explicit"),
+        lambda machine, step, paths: machine.decided("as the test asks", attention=request.param),
     )
+    return str(request.param)
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
@@ -116,7 +120,7 @@ def test_it_learns_and_the_folder_explains_itself(
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(
-    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, explicit: None
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, path: str
 ) -> None:
     a, b, c = (
         vitreous.train(arrays, steps=6, out=tmp_path / name, seed=seed, **tiny)
@@ -127,7 +131,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(
 
 
 def test_a_run_is_repeated_from_its_own_recipe(
-    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, explicit: None
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, path: str
 ) -> None:
     a = vitreous.train(arrays, steps=6, out=tmp_path / "a", **tiny)
     again = vitreous.train(
@@ -144,10 +148,10 @@ def test_an_interrupted_run_continues_to_the_same_bits(
     tiny: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    explicit: None,
+    path: str,
     step: int,
 ) -> None:
-    tiny["overrides"] |= {"dropout": 0.1, "drop_path": 0.2, "crop": 2}
+    tiny["overrides"] |= {"dropout": 0.1, "crop": 2} | ({"drop_path": 0.2} if path == "explicit" else {})
     whole = vitreous.train(arrays, steps=33, out=tmp_path / "whole", **tiny)
     with monkeypatch.context() as patch:
         interrupt_at(patch, step)
@@ -171,7 +175,7 @@ def test_an_interrupted_run_continues_to_the_same_bits(
 
 
 def test_a_damaged_checkpoint_is_passed_over(
-    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, explicit: None
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     whole = vitreous.train(arrays, steps=20, out=tmp_path / "whole", **tiny)
     with monkeypatch.context() as patch:
@@ -511,3 +515,30 @@ def test_mixed_pictures_count_both_labels(tiny: dict[str, Any]) -> None:
     target = 0.9 * target + 0.1 / 3
     expected = -(target * model(images).log_softmax(dim=1)).sum(dim=1).mean()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_patch_size_and_batch_size_stay_as_they_are_set(
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    tiny["overrides"] |= {"patch_size": 4, "batch_size": 64}  # 16 pixels would have 2, 240 pictures 16
+    run = vitreous.train(arrays, steps=2, out=tmp_path / "run", **tiny)
+    assert (run.recipe.model.patch_size, run.recipe.training.batch_size) == (4, 64)
+    with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, 1)
+        vitreous.train(arrays, steps=2, out=tmp_path / "cut", **tiny)
+    assert vitreous.resume(tmp_path / "cut", arrays).recipe.model.patch_size == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"minutes": "five"}, "minutes is a number, not 'five'"),
+        ({"recipe": recipes.load("default"), "overrides": {"depth": 2}}, "recipe that is given by name"),
+    ],
+)
+def test_wrong_arguments_are_told_in_a_sentence(
+    arguments: dict[str, Any], words: str, arrays: Arrays, tmp_path: Path
+) -> None:
+    with pytest.raises(VitreousError, match=words):
+        vitreous.train(arrays, out=tmp_path / "run", device="cpu", **arguments)
+    assert not (tmp_path / "run").exists()

@@ -94,8 +94,10 @@ def train(
     asked = Request(data, **request)
     if not isinstance(recipe, Recipe):
         recipe = recipes.load(notebook_for(data) if recipe == "notebook" else recipe, overrides)
+    elif overrides:
+        raise VitreousError("Overrides are laid over a recipe that is given by name; change a Recipe itself.")
     given = {"minutes": minutes, "epochs": epochs, "steps": steps, "flops": flops}
-    amounts = {unit: float(amount) for unit, amount in given.items() if amount is not None}
+    amounts = {unit: _number(unit, amount) for unit, amount in given.items() if amount is not None}
     if len(amounts) > 1:
         raise VitreousError(f"Give one budget, not {' and '.join(amounts)}.")
     for unit, amount in amounts.items():
@@ -104,6 +106,13 @@ def train(
     machine = machines.look(asked.device, asked.precision)
     with runs.created(out, data_name(data), recipe.name) as path:
         return _train(path, recipe, asked, machine)
+
+
+def _number(unit: str, amount: Any) -> float:
+    try:
+        return float(amount)
+    except (TypeError, ValueError):
+        raise VitreousError(f"A budget of {unit} is a number, not {amount!r}.") from None
 
 
 def resume(path: Path | str, data: Any = None) -> Run:

@@ -18,7 +18,8 @@ from vitreous.data.module import ImageData
 from vitreous.data.sources import NAMES
 from vitreous.errors import VitreousError, unknown
 from vitreous.machine import Machine
-from vitreous.model.native import supports
+from vitreous.model.kernels import made
+from vitreous.model.native import fits, supports
 from vitreous.model.variants import VARIANTS, Architecture
 from vitreous.model.vit import ATTENTION_PATHS, VisionTransformer, count_flops
 from vitreous.recipe import Recipe
@@ -110,13 +111,13 @@ def fit_to_data(recipe: Recipe, data: ImageData, say: Say) -> Recipe:
     """The recipe with what pictures of another size, or few of them, ask for; each change is said."""
     size = data.store.image_size
     table = VARIANTS[recipe.variant].architecture
-    if recipe.model.stem == "conv" and recipe.model.patch_size == table.patch_size:
+    if recipe.model.stem == "conv" and "model.patch_size" not in recipe.pinned:
         patch = max(2, table.patch_size * 2 ** round(math.log2(size / VARIANTS[recipe.variant].image_size)))
-        if patch != table.patch_size:
+        if patch != recipe.model.patch_size:
             say(f"patch_size: {patch}, for about as many tokens from {size}-pixel pictures")
             recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, patch_size=patch))
     most = max(8, 2 ** int(math.log2(max(len(data.splits.train) / 8, 1))))
-    if recipe.training.batch_size > most:
+    if recipe.training.batch_size > most and "training.batch_size" not in recipe.pinned:
         say(f"batch_size: {most}, so that {len(data.splits.train):,} pictures make at least 8 steps an epoch")
         recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, batch_size=most))
     data.batch_size = recipe.training.batch_size
@@ -200,9 +201,11 @@ def choose_attention(
     """The machine with the attention path that is fastest on it, by forward and backward of this network."""
     twin = copy.deepcopy(model).to(machine.device)
     bf16 = machine.precision == "bf16"
-    native = machine.device == "cpu" and supports(
-        model.architecture, torch.bfloat16 if bf16 else torch.float32
-    )
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    native = machine.device == "cpu" and supports(model.architecture, dtype)
+    if machine.device == "cpu" and not native:
+        why = made(dtype) if fits(model.architecture) else "they do not know this network"
+        machine = machine.decided(f"our own kernels: none, {why}")
 
     def step(path: str) -> None:
         twin.set_attention(path)

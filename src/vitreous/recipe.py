@@ -220,13 +220,19 @@ def load(name: str, overrides: Mapping[str, Any] | Iterable[str] = ()) -> Recipe
         tables = tomllib.loads(source)
     except tomllib.TOMLDecodeError as error:
         raise VitreousError(f"The recipe {name} is not valid TOML ({error}); mend it there.") from None
-    return parse(tables, overrides, default_name=Path(name).stem)
+    return parse(tables, overrides, default_name=Path(name).stem, own=name not in names())
 
 
 def parse(
-    tables: Mapping[str, Any], overrides: Mapping[str, Any] | Iterable[str] = (), default_name: str = "custom"
+    tables: Mapping[str, Any],
+    overrides: Mapping[str, Any] | Iterable[str] = (),
+    default_name: str = "custom",
+    own: bool = False,
 ) -> Recipe:
-    """Builds a `Recipe` from nested tables; see `load` for `overrides` and errors."""
+    """Builds a `Recipe` from nested tables; see `load` for `overrides` and errors.
+
+    What stands in `own` tables, a person's or a run's, is not derived from the data and the budget any more.
+    """
     sections = keys()
     for key, value in tables.items():
         if key in sections and not isinstance(value, Mapping):
@@ -239,6 +245,7 @@ def parse(
             if key not in sections[section]:
                 raise unknown(f"key in [{section}]", key, sections[section])
     changes = _overrides(overrides)
+    pinned = [f"{s}.{key}" for s, values in given.items() for key in values if own and key != "variant"]
     for section, key, _ in changes:
         if section == "budget" or (section, key) == ("model", "variant"):
             given[section].clear()  # another unit, another network: what the recipe says of its own is void
@@ -260,7 +267,7 @@ def parse(
         model=_build(Architecture, {**base, **given["model"]}, "model"),
         budget=Budget(_convert(float, amount, f"budget.{unit}"), unit),
         dial=_convert(bool, tables.get("dial", False), "dial"),
-        pinned=tuple(f"{section}.{key}" for section, key, _ in changes),
+        pinned=(*pinned, *(f"{section}.{key}" for section, key, _ in changes)),
         **{name: _build(kind, given[name], name) for name, kind in SECTIONS.items()},
     )
 

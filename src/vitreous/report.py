@@ -329,8 +329,9 @@ def _command(recipe: Path, request: Mapping[str, Any], seed: Any) -> str:
     if data == "arrays":
         return f"vitreous.train((images, labels), {str(recipe)!r}, seed={seed})  # in Python"
     command = ["vitreous", "train", str(data), "--recipe", str(recipe)]
-    for option in ("data_dir", "image_size"):
-        if request.get(option) is not None:
+    usual = {"device": "auto", "precision": "auto", "judge": "both"}
+    for option in ("data_dir", "image_size", *usual):
+        if request.get(option, usual.get(option)) != usual.get(option):
             command += [f"--{option.replace('_', '-')}", str(request[option])]
     command += ["--skip-bad"] if request.get("skip_bad") else []
     return shlex.join(command if seed is None else [*command, "--seed", str(seed)])

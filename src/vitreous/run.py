@@ -4,7 +4,7 @@ recipe.toml      the recipe, complete, and [resolved]: data, machine, versions, 
 summary.json     the figures, flat
 metrics.csv      one row for each logged step or validation
 evaluation.json  figures, per-class figures and confusion matrix of val and test
-mistakes.npz     the most confident mistakes on test, as pictures
+mistakes.npz     the most confident mistakes on test (or validation, where test stays unread), as pictures
 split.json       which pictures were cut off for validation and test
 log.txt          what was said
 report.html      all of it for a person
@@ -62,7 +62,7 @@ class Run:
 
     @cached_property
     def recipe(self) -> recipes.Recipe:
-        return recipes.parse(self._tables)
+        return recipes.parse(self._tables, own=True)
 
     @property
     def resolved(self) -> dict[str, Any]:

@@ -332,13 +332,13 @@ void softmax(float *scores, T *weights, int64_t N) {
     auto inside = [&](int64_t c, V v, float other) { return c + LANES <= N ? v : LANE < int(N - c) ? v : all(other); };
     for (int64_t c = LANES; c < N; c += LANES) most = larger(most, inside(c, load(scores + c), -INFINITY));
     float peak = largest(most);
-    for (int64_t c = 0; c < N; c += LANES) {
+    for (int64_t c = 0; c < rounded(N); c += LANES) {
         V v = inside(c, exponential(load(scores + c) - peak), 0.0f);
         store(scores + c, v);
         sum += v;
     }
     float factor = 1.0f / total(sum);
-    for (int64_t c = 0; c < N; c += LANES) store(weights + c, load(scores + c) * factor);
+    for (int64_t c = 0; c < rounded(N); c += LANES) store(weights + c, load(scores + c) * factor);
 }
 
 // ds = p (dp - the row's mean of dp by p); zeros in `p` stay.
@@ -346,7 +346,7 @@ void softmax_backward(const T *p, const float *dp, T *ds, int64_t N) {
     V sum = {};
     for (int64_t c = 0; c < N; c += LANES) sum += load(p + c) * load(dp + c);
     float mean = total(sum);
-    for (int64_t c = 0; c < N; c += LANES) store(ds + c, load(p + c) * (load(dp + c) - mean));
+    for (int64_t c = 0; c < rounded(N); c += LANES) store(ds + c, load(p + c) * (load(dp + c) - mean));
 }
 
 // Where things of a picture's heads lie; each goes over memory in its own order, which a core reads ahead.

@@ -22,6 +22,7 @@ FLAGS = (
     "-O3",
     "-march=native",
     "-fno-math-errno",
+    "-fno-strict-aliasing",
     "-fno-trapping-math",
     "-fopenmp",
     "-std=c++17",
@@ -39,16 +40,24 @@ def cpp_compiler() -> str | None:
     return None
 
 
-@functools.cache
 def library(dtype: torch.dtype) -> ctypes.CDLL | None:
-    """The kernels for activations of `dtype`, or None where they cannot be compiled.
+    """The kernels for activations of `dtype`, or None where there are none."""
+    found = made(dtype)
+    return None if isinstance(found, str) else found
+
+
+@functools.cache
+def made(dtype: torch.dtype) -> ctypes.CDLL | str:
+    """The kernels for activations of `dtype`, or why there are none.
 
     They lie in `~/.cache/vitreous` under a name that says what they were made of, by which compiler and for which
     processor; so they are made once, in some three seconds.
     """
     compiler = cpp_compiler()
-    if compiler is None or dtype not in (torch.float32, torch.bfloat16):
-        return None
+    if compiler is None:
+        return "there is no C++ compiler; installing g++ or clang++ makes training faster"
+    if dtype not in (torch.float32, torch.bfloat16):
+        return f"they do not know {dtype}"
     command = [compiler, *FLAGS, *(["-DBFLOAT16"] if dtype == torch.bfloat16 else [])]
     try:
         about = [
@@ -72,12 +81,11 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
                 subprocess.run([*command, str(SOURCE), "-o", str(made)], check=True, capture_output=True)
                 made.replace(target)  # whole or not at all
         return ctypes.CDLL(str(target))
-    except (
-        OSError,
-        RuntimeError,
-        subprocess.CalledProcessError,
-    ):  # no home, a full disk, no OpenMP: torch will do
-        return None
+    except subprocess.CalledProcessError as error:  # no OpenMP, say: torch will do
+        told = (error.stderr or b"").decode(errors="replace").strip().splitlines()
+        return f"{compiler} could not make them ({next((line for line in told if 'error' in line), error)})"
+    except (OSError, RuntimeError) as error:  # no home, a full disk
+        return f"they could not be kept in ~/.cache/vitreous ({getattr(error, 'strerror', None) or error})"
 
 
 def call(name: str, dtype: torch.dtype, *arguments: Any) -> None:

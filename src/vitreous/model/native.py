@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from vitreous.model.kernels import ROOM, call, library
 from vitreous.model.variants import Architecture
@@ -31,6 +32,12 @@ def fits(a: Architecture) -> bool:
 def supports(a: Architecture, dtype: torch.dtype) -> bool:
     """Whether there are kernels for such a network here, with activations of `dtype`."""
     return fits(a) and library(dtype) is not None
+
+
+def takes(x: Tensor, weight: Tensor) -> bool:
+    """Whether the kernels can read such pictures or tokens, and weights: float32 on a CPU, and not empty."""
+    ours = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in (x, weight))
+    return ours and len(x) > 0 and activation_dtype() in (torch.float32, torch.bfloat16)
 
 
 def activation_dtype() -> torch.dtype:
@@ -60,11 +67,11 @@ def encode(x: Tensor, blocks: Sequence[nn.Module], wanted: int) -> Tensor:
     """
     weights = [parameters.get(name) for parameters in map(_parameters, blocks) for name in LAYER]
     first: Any = blocks[0]
-    rate = first.mlp.dropout.rate if first.training else 0.0
+    rate = float(first.mlp.dropout.rate) if first.training else 0.0  # C takes an int's bits for a float
     seeds = torch.randint(2**32, (len(blocks), 2)).tolist() if rate else [[0, 0]] * len(blocks)
     noises = [[(seed, rate) for seed in layer] for layer in seeds]  # inside each MLP, and of what it adds
     return Encoder.apply(
-        x, first.attn.num_heads, first.norm1.eps, wanted, noises, torch.is_grad_enabled(), *weights
+        x, first.attn.num_heads, float(first.norm1.eps), wanted, noises, torch.is_grad_enabled(), *weights
     )
 
 
@@ -87,7 +94,6 @@ class Encoder(torch.autograd.Function):
         *weights: Tensor | None,
     ) -> Tensor:
         dtype, (B, N, D) = activation_dtype(), x.shape
-        assert x.dtype == torch.float32
         stream, saved = x.detach().reshape(B * N, D).contiguous(), []
         branch: Branch = (None, None, STILL)
         layers = _layers(weights)
@@ -105,6 +111,7 @@ class Encoder(torch.autograd.Function):
         return out.view(B, wanted, D)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         layers = _layers(ctx.saved_tensors[: ctx.count])
         saved = ctx.saved_tensors[ctx.count :]
@@ -264,7 +271,12 @@ def tokens(x: Tensor, stem: nn.Module) -> Tensor:
         named[f"{stage}.{part}"] for stage in stages for part in ("conv.weight", "norm.weight", "norm.bias")
     ]
     return Stem.apply(
-        x, anyone.whiten.weight, anyone.mix.norm.eps, named["proj.weight"], named["proj.bias"], *weights
+        x,
+        anyone.whiten.weight,
+        float(anyone.mix.norm.eps),
+        named["proj.weight"],
+        named["proj.bias"],
+        *weights,
     )
 
 
@@ -298,6 +310,7 @@ class Stem(torch.autograd.Function):
         return torch.addmm(proj_bias.to(dtype), flat, proj.flatten(1).to(dtype).mT).view(B, -1, len(proj))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         dtype = ctx.dtype
         proj, a, *rest = ctx.saved_tensors

@@ -81,7 +81,7 @@ class VisionTransformer(nn.Module):
         if grid < 1:
             raise VitreousError(
                 f"Pictures of {image_size} pixels are too small for stem 'conv' with patch_size {a.patch_size}; "
-                "choose a smaller patch_size."
+                "choose a smaller patch_size, stem 'linear', or larger pictures (--image-size)."
             )
         self.grid, self.num_tokens = grid, grid * grid + (a.pool == "cls")
         self.patch_embed: PatchEmbed | ConvStem = ConvStem(a) if a.stem == "conv" else PatchEmbed(a)
@@ -109,7 +109,7 @@ class VisionTransformer(nn.Module):
         S is `image_size`, or another at which positions are interpolated.
         """
         x = self.embed(x)
-        if self.attention_path == "native" and x.shape[1] >= native.ROOM:
+        if self.attention_path == "native" and native.takes(x, self.pos_embed) and x.shape[1] >= native.ROOM:
             x = native.encode(x, self.blocks, 1 if self.cls_token is not None else x.shape[1])
         else:
             for block in self.blocks:
@@ -128,7 +128,8 @@ class VisionTransformer(nn.Module):
                 f"The model takes square pictures as [B, 3, {self.image_size}, {self.image_size}], not "
                 f"{list(x.shape)}; resize them."
             )
-        if self.attention_path == "native" and isinstance(self.patch_embed, ConvStem):
+        ours = self.attention_path == "native" and isinstance(self.patch_embed, ConvStem)
+        if ours and native.takes(x, self.patch_embed.proj.weight) and not x.requires_grad:
             x = native.tokens(x, self.patch_embed)
         else:
             x = self.patch_embed(x)
@@ -160,8 +161,9 @@ class VisionTransformer(nn.Module):
     def set_attention(self, path: str) -> None:
         """Chooses how attention is computed, with the same results: "explicit" products, or torch's "fused" kernel.
 
-        With "native" our own kernels for CPUs do all of stem and encoder (`native.py`), which must support the
-        network.
+        With "native" our own kernels for CPUs do stem and encoder (`native.py`), which must support the network;
+        what they do not take (on a GPU, of another type, too few tokens, gradients of the pictures) goes the
+        explicit way.
         """
         if path not in ATTENTION_PATHS:
             raise unknown("attention path", path, ATTENTION_PATHS)

@@ -157,6 +157,9 @@ def plot(
                     )
             axis.plot([], [], "o", color="grey", mfc="none", label="published, not measured here")
         axis.set(xscale="log", xlabel=label, ylabel="test accuracy, %", title=data)
+        if not published:  # minutes
+            axis.set_xticks([2, 5, 10, 20, 50], ["2", "5", "10", "20", "50"])
+            axis.minorticks_off()
         axis.margins(0.12)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8, loc="best")

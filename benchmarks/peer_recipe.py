@@ -3,10 +3,11 @@
     make bench-peer-recipe MINUTES=5
 
 The network is vit-pytorch's, the recipe that of its paper for CIFAR-10 (Hassani et al., arXiv 2104.05704, and the
-authors' configuration for 300 epochs, `cct_7-3x1_cifar10_300epochs.yml`), by timm's augmentation, as theirs: AdamW, RandAugment, crops of 80 % and more, mixup and cutmix
-until 175/300 of the run, label smoothing, cosine with warm-up over 10/300. Its 300 epochs are shrunk to what fits:
-everything is a function of the share of the minutes that is gone. It runs uncompiled, in bf16 where the machine is
-faster in it, with fused AdamW and our memory settings; one process augments beside it.
+authors' configuration for 300 epochs, `cct_7-3x1_cifar10_300epochs.yml`), by timm's augmentation, as theirs: AdamW,
+RandAugment, crops of 80 % and more, mixup and cutmix until 175/300 of the run, label smoothing, cosine with warm-up
+over 10/300. Its 300 epochs are shrunk to what fits: everything is a function of the share of the minutes that is
+gone. It runs uncompiled, in bf16 where the machine is faster in it, with fused AdamW and our memory settings; one
+process augments beside it.
 """
 
 from __future__ import annotations

@@ -100,11 +100,16 @@ def plot_law() -> None:
     chart, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for axis, data in zip(axes, ("cifar10", "cifar100"), strict=True):
         mine = sorted((int(wide), sorted(points)) for (of, wide), points in lines.items() if of == data)
-        for wide, points in mine:
+        for number, (wide, points) in enumerate(mine):
             axis.plot([p[0] for p in points], [p[1] for p in points], "o-", label=f"{wide} wide")
             for flops, accuracy, epochs in points:
                 axis.annotate(
-                    f"{epochs:.0f}", (flops, accuracy), xytext=(4, -9), textcoords="offset points", fontsize=7
+                    f"{epochs:.0f}",
+                    (flops, accuracy),
+                    xytext=(5, 4 - 9 * number),
+                    textcoords="offset points",
+                    fontsize=7,
+                    color=f"C{number}",
                 )
         axis.set(
             xscale="log",
@@ -112,6 +117,8 @@ def plot_law() -> None:
             ylabel="validation accuracy, %",
             title=data.upper().replace("CIFAR", "CIFAR-"),
         )
+        axis.set_xticks([float(budget) for budget in BUDGETS], BUDGETS)
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
         if mine:
             axis.legend(fontsize=8)

@@ -77,9 +77,9 @@ def made(dtype: torch.dtype) -> ctypes.CDLL | str:
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-                made = Path(folder) / "kernels.so"
-                subprocess.run([*command, str(SOURCE), "-o", str(made)], check=True, capture_output=True)
-                made.replace(target)  # whole or not at all
+                fresh = Path(folder) / "kernels.so"
+                subprocess.run([*command, str(SOURCE), "-o", str(fresh)], check=True, capture_output=True)
+                fresh.replace(target)  # whole or not at all
         return ctypes.CDLL(str(target))
     except subprocess.CalledProcessError as error:  # no OpenMP, say: torch will do
         told = (error.stderr or b"").decode(errors="replace").strip().splitlines()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import statistics
 import subprocess
 import sys
@@ -117,15 +118,14 @@ def default_step(machine: machines.Machine, rate: float) -> list[dict[str, float
         attention = choose_attention(machine, model, (images, labels)).attention
         model.set_attention(attention)
         model.train()
-        optimizer = make_optimizer(model, recipe.optimizer, bf16=machine.precision == "bf16")
         for phase in phases(recipe.schedule, data.store.image_size):
             small = resized(images, phase.side)
             shrinking = timed(lambda side=phase.side: resized(images, side))
 
             def step(
+                optimizer: torch.optim.Optimizer,
                 small: torch.Tensor = small,
                 model: VisionTransformer = model,
-                optimizer: torch.optim.Optimizer = optimizer,
             ) -> None:
                 with torch.autocast("cpu", torch.bfloat16, enabled=machine.precision == "bf16"):
                     logits = model(small)
@@ -133,11 +133,15 @@ def default_step(machine: machines.Machine, rate: float) -> list[dict[str, float
                 optimizer.step()
                 optimizer.zero_grad()
 
-            seconds = timed(step)
-            model.set_attention("explicit")  # our own kernels have the products of attention inside
+            def fresh(model: VisionTransformer = model) -> torch.optim.Optimizer:
+                return make_optimizer(model, recipe.optimizer, bf16=machine.precision == "bf16")
+
+            seconds = timed(functools.partial(step, fresh()))
+            model.set_attention("explicit")  # our own kernels have products inside
+            torchs = functools.partial(step, fresh())
             with FlopCounterMode(display=False) as counter:
-                step()
-            products, kinds = product_seconds(step)
+                torchs()
+            products, kinds = product_seconds(torchs)
             model.set_attention(attention)
             found.append(
                 {

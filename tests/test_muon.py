@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from vitreous.model.kernels import library
 from vitreous.training.muon import Muon, orthogonalize
 
 
@@ -96,3 +97,25 @@ def test_state_survives_saving() -> None:
     steps(second, other, range(3, 6))
     for p, q in zip(whole, second, strict=True):
         assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_our_kernel_takes_the_same_steps(dtype: torch.dtype) -> None:
+    if library(dtype) is None:
+        pytest.skip("no C++ compiler")
+    shapes = [(12, 8), (8, 12), (33, 70), (70, 33), (48, 48), (24, 5, 3, 3), (4, 4)]
+    torch.manual_seed(0)
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    settings = {"muon_learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.1, "dtype": dtype}
+    a, b = Muon(ours, [], native=True, **settings), Muon(theirs, [], **settings)
+    for _ in range(5):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        a.step()
+        b.step()
+    close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.02, "atol": 1e-2}
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, **close)
+        torch.testing.assert_close(a.state[p]["momentum"], b.state[q]["momentum"])

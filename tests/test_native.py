@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vitreous.errors import VitreousError
 from vitreous.model import kernels
+from vitreous.model.kernels import ROOM
 from vitreous.model.native import supports
 from vitreous.model.variants import Architecture, variant
 from vitreous.model.vit import VisionTransformer, create_model
@@ -143,9 +144,12 @@ def test_dropout_leaves_out_the_same_forward_and_backward(name: str) -> None:
 
 
 def dropped(seed: int, rows: int, width: int, rate: float) -> np.ndarray:
-    """Where the kernels' own dropout leaves a one out."""
-    u, g = torch.ones(rows, width), torch.empty(rows, width)
-    kernels.call("gelu_forward", torch.float32, u, torch.zeros(width), g, rows, width, seed, rate)
+    """Where the kernels' own dropout leaves out what an MLP without weights, but with a bias, has inside."""
+    x, stats, slope, g = (torch.zeros(rows, n) for n in (ROOM, 2, width, width))
+    norm, fc1, fc2 = torch.ones(2, ROOM), torch.zeros(width, ROOM), torch.zeros(ROOM, width)
+    kept = (x, torch.empty_like(x), stats, slope, g)
+    given = (*norm, fc1, torch.ones(width), fc2, torch.zeros(ROOM))
+    kernels.call("mlp", torch.float32, *kept, *given, rows, ROOM, width, 1e-6, seed, 0, rate)
     assert set(g.unique().tolist()) == {0.0, g.max().item()}
     return (g == 0).numpy()
 

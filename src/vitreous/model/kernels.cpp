@@ -1,10 +1,11 @@
-// What stands between the matrix products of stem and encoder on a CPU, each as one pass over memory; and attention and
-// the convolutions' backward pass, whose products are small enough for a core's own cache.
+// Encoder and stem on a CPU: some rows or pictures at a time go from one end of a branch to the other inside a core's
+// own cache, products and all; what the backward pass needs is written on the way.
 //
-// Compiled on the user's machine for its own vector unit, and called by native.py, which holds the other products and
-// says what is computed. T is the type of activations, float or bfloat16; sums and the residual stream are float.
+// Compiled on the user's machine for its own vector unit, and called by native.py, which says what is computed. T is the
+// type of activations, float or bfloat16; sums and the residual stream are float.
 //
-// Letters: R rows, D their width, B pictures, N tokens, H heads, K width of a head, S side, C channels.
+// Letters: R rows, D their width, M that of the MLP, B pictures, N tokens, H heads, K width of a head, S side,
+// C channels.
 
 #include <algorithm>
 #include <cmath>
@@ -165,10 +166,12 @@ template <class F> void share(int64_t count, int64_t width, float *sum, F body) 
         std::vector<float> own(width, 0.0f);
         body(count * me / threads, count * (me + 1) / threads, own.data());
         sums[me].swap(own);
+#pragma omp barrier
+        int64_t from = width * me / threads, to = width * (me + 1) / threads;
+        for (int64_t i = from; i < to; i++) sum[i] = sums[0][i];
+        for (int64_t t = 1; t < threads; t++)
+            for (int64_t i = from; i < to; i++) sum[i] += sums[t][i];
     }
-    std::memset(sum, 0, width * sizeof(float));
-    for (auto &own : sums)
-        for (size_t i = 0; i < own.size(); i++) sum[i] += own[i];
 }
 
 struct Statistics {
@@ -206,7 +209,7 @@ inline void norm_backward(int64_t D, Statistics s, const float *weight, float *d
     });
 }
 
-// ---- small products, inside a core's own cache
+// ---- products, inside a core's own cache
 
 // What products are made of, 32 bits: a float, or two bfloat16 that are neighbours along the dimension summed over.
 typedef int32_t Unit;
@@ -307,23 +310,61 @@ inline void pair(const T *first, const T *second, int64_t width, Unit *to) {
     });
 }
 
-// Rows of `width` T to units along the rows: [N / PAIR, rounded up, width].
-void pair_rows(const T *from, int64_t N, int64_t width, Unit *to) {
+// Rows of `width` T to units along the rows: [N / PAIR, rounded up, room].
+void pair_rows(const T *from, int64_t N, int64_t width, Unit *to, int64_t room) {
     for (int64_t n = 0; n < N; n += PAIR)
-        pair(from + n * width, n + 1 < N ? from + (n + 1) * width : nullptr, width, to + n / PAIR * width);
+        pair(from + n * width, n + 1 < N ? from + (n + 1) * width : nullptr, width, to + n / PAIR * room);
 }
 
-// Rows of `width` T to their transpose, [width / PAIR, room] units.
-void turn(const T *from, int64_t N, int64_t width, Unit *to, int64_t room) {
+// Rows of `width` T, of which `depth` units are wanted, to their transpose: [depth, room].
+void turn(const T *from, int64_t N, int64_t width, int64_t depth, Unit *to, int64_t room) {
     const Unit *units = reinterpret_cast<const Unit *>(from);
     for (int64_t n = 0; n < N; n++)
-        for (int64_t i = 0; i < width / PAIR; i++) to[i * room + n] = units[n * (width / PAIR) + i];
+        for (int64_t i = 0; i < depth; i++) to[i * room + n] = units[n * (width / PAIR) + i];
 }
 
 inline int64_t rounded(int64_t count) { return (count + ROOM - 1) / ROOM * ROOM; }
 
+inline int64_t units(int64_t count) { return (count + PAIR - 1) / PAIR; }
+
 inline Left by_row(const T *rows, int64_t width) {
     return {reinterpret_cast<const Unit *>(rows), width / PAIR, 1};
+}
+
+// The weight [out, in] of a linear layer as units: `turned` along `in` for the forward pass, [in / PAIR, out], and else
+// along `out`, [out / PAIR, in]; both rounded up.
+struct Weight {
+    int64_t depth, width;
+    std::vector<Unit> at;
+    Weight(const float *w, int64_t out, int64_t in, bool turned) {
+        int64_t wide = rounded(in);
+        std::vector<T> rows(out * wide);
+        for (int64_t o = 0; o < out; o++)
+            row(in, [&](int64_t i, auto) { store(&rows[o * wide + i], load(w + o * in + i)); });
+        depth = units(turned ? in : out);
+        width = turned ? rounded(out) : wide;
+        at.resize(depth * width);
+        if (turned)
+            turn(rows.data(), out, wide, depth, at.data(), width);
+        else
+            pair_rows(rows.data(), out, wide, at.data(), width);
+    }
+};
+
+// y [rows, rounded up] = x [rows, `room` apart] times that weight.
+inline void product(int64_t rows, const T *x, int64_t room, const Weight &w, float *y) {
+    product(rows, by_row(x, room), w.at.data(), w.width, w.depth, y);
+}
+
+// Adds to the gradient of a weight, [out, in rounded up], what rows of dy and x, `dy_room` and `x_room` apart, have in
+// common; `room` is for both as units.
+void add_products(int64_t rows, const T *dy, int64_t out, int64_t dy_room, const T *x, int64_t x_room, Unit *room,
+                  float *dw) {
+    int64_t high = rounded(dy_room), wide = rounded(x_room);
+    Unit *left = room, *right = room + units(rows) * high;
+    pair_rows(dy, rows, dy_room, left, high);
+    pair_rows(x, rows, x_room, right, wide);
+    product<true>(out, {left, 1, high}, right, wide, units(rows), dw);
 }
 
 // Of a row of N scores, whose room is whole registers; zeros follow.
@@ -358,19 +399,19 @@ struct Picture {
     int64_t apart(int64_t part, int64_t n, int64_t h) const { return ((part * H + h) * N + n) * width; }
 };
 
-// q, k and v of all heads, `apart`, from qkv + `shift`: q and k normalised where there are `weights` [2, 2, K] (of q
-// and k: weight and bias), q scaled. `stats` are found where `eps` is given, else known.
-void split_heads(Picture at, const T *qkv, const float *shift, Statistics *stats, const float *weights, float scale,
-                 const float *eps, T *split) {
+// q, k and v of all heads, `apart`, from qkv: q and k normalised where there are `weights` [2, 2, K] (of q and k: weight
+// and bias), q scaled. `stats` are found where `eps` is given, else known.
+void split_heads(Picture at, const T *qkv, Statistics *stats, const float *weights, float scale, const float *eps,
+                 T *split) {
     int64_t K = at.K;
     for (int64_t n = 0; n < at.N; n++)
         for (int64_t part = 0; part < 3; part++)
             for (int64_t h = 0; h < at.H; h++) {
                 const T *from = qkv + at.joined(n, part, h);
                 T *to = split + at.apart(part, n, h);
-                const float *own = shift + (part * at.H + h) * K, *weight = weights + 2 * part * K;
+                const float *weight = weights + 2 * part * K;
                 float factor = part == 0 ? scale : 1.0f;
-                auto x = [&](int64_t i) { return load(from + i) + load(own + i); };
+                auto x = [&](int64_t i) { return load(from + i); };
                 if (part == 2 || !weights) {
                     row(K, [&](int64_t i, auto) { store(to + i, x(i) * factor); });
                     continue;
@@ -384,181 +425,247 @@ void split_heads(Picture at, const T *qkv, const float *shift, Statistics *stats
             }
 }
 
+// Layer norm of rows x [rows, D] to h [rows, `room` apart]; `stats` are found where `eps` is given, else known.
+void normalize(int64_t rows, int64_t D, const float *x, Statistics *stats, const float *weight, const float *bias,
+               const float *eps, T *h, int64_t room) {
+    for (int64_t r = 0; r < rows; r++, x += D, h += room, stats++) {
+        if (eps) *stats = statistics(D, *eps, [&](int64_t i) { return load(x + i); });
+        row(D, [&](int64_t i, auto) {
+            store(h + i, (load(x + i) - stats->mean) * stats->rstd * load(weight + i) + load(bias + i));
+        });
+    }
+}
+
+// Rows worked on at a time: their products are then large enough, and lie in the cache.
+constexpr int64_t SOME_ROWS = 96;
+
+// Runs `body(at, count)` on [first, last), `most` at a time or somewhat fewer, as evenly as can be.
+template <class F> void pieces(int64_t first, int64_t last, int64_t most, F body) {
+    int64_t times = (last - first + most - 1) / most;
+    for (int64_t i = 0; i < times; i++) {
+        int64_t at = first + (last - first) * i / times;
+        body(at, first + (last - first) * (i + 1) / times - at);
+    }
+}
+
 }  // namespace
 
 extern "C" {
 
-// out = x + branch + its `shift` [D], after dropout, where there is a branch; h = layer norm of it, where it is wanted. [R, D]
-void add_norm(const float *x, const T *branch, const float *shift, float *out, T *h, Statistics *stats,
-              const float *weight, const float *bias, int64_t R, int64_t D, float eps, int64_t seed, float rate) {
-    Dropout drop(seed, rate);
-#pragma omp parallel for schedule(static)
-    for (int64_t r = 0; r < R; r++) {
-        const float *from = x + r * D;
-        if (branch) {
-            float *to = out + r * D;
-            row(D, [&](int64_t i, auto) {
-                V added = load(branch + r * D + i) + load(shift + i);
-                store(to + i, load(from + i) + drop(added, r * D + i));
-            });
-            from = to;
-        }
-        if (!h) continue;
-        Statistics s = stats[r] = statistics(D, eps, [&](int64_t i) { return load(from + i); });
-        row(D, [&](int64_t i, auto) {
-            store(h + r * D + i, (load(from + i) - s.mean) * s.rstd * load(weight + i) + load(bias + i));
-        });
-    }
-}
-
-// Adds the gradient that came through the norm to the stream's, of which `half` is a copy, after the dropout of the
-// branch that was added before. `sums` [3, D]: of the norm's weight, of its bias, and of `half`, which is the
-// gradient of the bias that was added before.
-void add_norm_backward(const float *x, const T *dh, const Statistics *stats, const float *weight, float *stream,
-                       T *half, float *sums, int64_t R, int64_t D, int64_t seed, float rate) {
-    Dropout drop(seed, rate);
-    share(R, 3 * D, sums, [&](int64_t first, int64_t last, float *sum) {
-        for (int64_t r = first; r < last; r++) {
-            float *to = stream + r * D, *own = sum + 2 * D;
-            norm_backward(
-                D, stats[r], weight, sum, sum + D, [&](int64_t i) { return load(x + r * D + i); },
-                [&](int64_t i) { return load(dh + r * D + i); },
-                [&](int64_t i, auto done, V dx) {
-                    V v = load(to + i) + fresh(dx, done);
-                    store(to + i, v);
-                    v = drop(v, r * D + i);
-                    store(half + r * D + i, v);
-                    add(own + i, v, done);
-                });
-        }
-    });
-}
-
-// The gradient of the stream's end, to `half` after the dropout of its last branch; `sums` [D] of that.
-void end_backward(const float *stream, T *half, float *sums, int64_t R, int64_t D, int64_t seed, float rate) {
-    Dropout drop(seed, rate);
-    share(R, D, sums, [&](int64_t first, int64_t last, float *sum) {
-        for (int64_t r = first; r < last; r++)
-            row(D, [&](int64_t i, auto done) {
-                V v = drop(load(stream + r * D + i), r * D + i);
-                store(half + r * D + i, v);
-                add(sum + i, v, done);
-            });
-    });
-}
-
-// Attention of each head, from qkv [B, N, 3, H, K] without its bias `shift`, to [B, N, H, K]; `p` [B, H, N, N rounded
-// up] keeps its weights, zeros after them, `stats` [B, N, 2, H] those of the norms of q and k, if they have `weights`.
-void attend(const T *qkv, const float *shift, T *merged, T *p, Statistics *stats, const float *weights, int64_t B,
-            int64_t N, int64_t H, int64_t K, float scale, float eps) {
-    int64_t width = rounded(K), length = rounded(N), pairs = (N + PAIR - 1) / PAIR;
-#pragma omp parallel
-    {
+// x [B, N, D] plus attention of its layer norm: the first `wanted` tokens of each picture, to `out` [B, wanted, D]. Kept
+// are `stats` [B, N] of the norm; qkv [B, N, 3, H, K]; `head_stats` [B, N, 2, H], those of the norms of q and k, if they
+// have `head_norms`; p [B, H, wanted, N rounded up], attention's weights and zeros; `merged` [B, wanted, H, K].
+void attention(const float *x, float *out, Statistics *stats, T *qkv, Statistics *head_stats, T *p, T *merged,
+               const float *norm, const float *norm_bias, const float *weight, const float *bias,
+               const float *head_norms, const float *proj, const float *proj_bias, int64_t B, int64_t N,
+               int64_t wanted, int64_t H, int64_t K, float scale, float eps) {
+    int64_t D = H * K, wide = rounded(D), width = rounded(K), length = rounded(N), most = std::max<int64_t>(1, SOME_ROWS / N);
+    const Weight joined(weight, 3 * D, D, true), back(proj, D, D, true);
+    share(B, 0, nullptr, [&](int64_t first, int64_t last, float *) {
         // What pads rows and columns stays zero from picture to picture.
-        std::vector<T> split(3 * H * N * width);
-        std::vector<Unit> keys(width / PAIR * length), values(pairs * width);
-        std::vector<float> scores(N * length), out(H * N * width);
-#pragma omp for schedule(static)
-        for (int64_t b = 0; b < B; b++) {
-            Picture at{b, N, H, K, width};
-            split_heads(at, qkv, shift, stats, weights, scale, &eps, split.data());
-            for (int64_t h = 0; h < H; h++) {
-                const T *q = &split[at.apart(0, 0, h)], *k = &split[at.apart(1, 0, h)], *v = &split[at.apart(2, 0, h)];
-                T *own = p + (b * H + h) * N * length;
-                turn(k, N, width, keys.data(), length);
-                product(N, by_row(q, width), keys.data(), length, width / PAIR, scores.data());
-                for (int64_t n = 0; n < N; n++) softmax(&scores[n * length], own + n * length, N);
-                pair_rows(v, N, width, values.data());
-                product(N, by_row(own, length), values.data(), width, pairs, &out[at.apart(0, 0, h)]);
-            }
-            for (int64_t n = 0; n < N; n++)
+        std::vector<T> normal(most * N * wide), split(3 * H * N * width);
+        std::vector<Unit> keys(width / PAIR * length), values(units(N) * width);
+        std::vector<float> y(most * N * joined.width), scores(wanted * length), heads(H * N * width);
+        pieces(first, last, most, [&](int64_t start, int64_t pictures) {
+            int64_t rows = pictures * N, from = start * N;
+            normalize(rows, D, x + from * D, stats + from, norm, norm_bias, &eps, normal.data(), wide);
+            product(rows, normal.data(), wide, joined, y.data());
+            for (int64_t r = 0; r < rows; r++)
+                row(3 * D, [&](int64_t i, auto) {
+                    store(qkv + (from + r) * 3 * D + i, load(&y[r * joined.width + i]) + load(bias + i));
+                });
+            for (int64_t b = start; b < start + pictures; b++) {
+                Picture at{b, N, H, K, width};
+                split_heads(at, qkv, head_stats, head_norms, scale, &eps, split.data());
                 for (int64_t h = 0; h < H; h++) {
-                    const float *from = &out[at.apart(0, n, h)];
-                    T *to = merged + at.merged(n, h);
-                    row(K, [&](int64_t i, auto) { store(to + i, load(from + i)); });
+                    const T *q = &split[at.apart(0, 0, h)], *k = &split[at.apart(1, 0, h)], *v = &split[at.apart(2, 0, h)];
+                    T *own = p + (b * H + h) * wanted * length;
+                    turn(k, N, width, width / PAIR, keys.data(), length);
+                    product(wanted, by_row(q, width), keys.data(), length, width / PAIR, scores.data());
+                    for (int64_t n = 0; n < wanted; n++) softmax(&scores[n * length], own + n * length, N);
+                    pair_rows(v, N, width, values.data(), width);
+                    product(wanted, by_row(own, length), values.data(), width, units(N), &heads[at.apart(0, 0, h)]);
                 }
-        }
-    }
-}
-
-// `dout` [B, N, H, K] to `dqkv`; `sums`: 3 H K for `shift`, then [2, 2, K] for the norms.
-void attend_backward(const T *dout, const T *p, const T *qkv, const float *shift, Statistics *stats,
-                     const float *weights, T *dqkv, float *sums, int64_t B, int64_t N, int64_t H, int64_t K,
-                     float scale) {
-    int64_t width = rounded(K), length = rounded(N), pairs = (N + PAIR - 1) / PAIR;
-    share(B, 3 * H * K + 4 * K, sums, [&](int64_t first, int64_t last, float *sum) {
-        std::vector<T> split(3 * H * N * width), grad(H * N * width), ds(N * length);
-        std::vector<Unit> values(width / PAIR * length), right(pairs * width), left(pairs * length);
-        std::vector<float> scores(N * length), d(3 * H * N * width);
-        for (int64_t b = first; b < last; b++) {
-            Picture at{b, N, H, K, width};
-            split_heads(at, qkv, shift, stats, weights, scale, nullptr, split.data());
-            for (int64_t n = 0; n < N; n++)
-                for (int64_t h = 0; h < H; h++)
-                    std::memcpy(&grad[at.apart(0, n, h)], dout + at.merged(n, h), K * sizeof(T));
-            for (int64_t h = 0; h < H; h++) {
-                int64_t parts[3] = {at.apart(0, 0, h), at.apart(1, 0, h), at.apart(2, 0, h)};
-                const T *own = p + (b * H + h) * N * length, *dh = &grad[parts[0]];
-                turn(&split[parts[2]], N, width, values.data(), length);
-                product(N, by_row(dh, width), values.data(), length, width / PAIR, scores.data());
-                for (int64_t n = 0; n < N; n++) softmax_backward(own + n * length, &scores[n * length], &ds[n * length], N);
-                // dq = ds k, dk = transposed ds q, dv = transposed p dh
-                pair_rows(&split[parts[1]], N, width, right.data());
-                product(N, by_row(ds.data(), length), right.data(), width, pairs, &d[parts[0]]);
-                pair_rows(&split[parts[0]], N, width, right.data());
-                pair_rows(ds.data(), N, length, left.data());
-                product(N, {left.data(), 1, length}, right.data(), width, pairs, &d[parts[1]]);
-                pair_rows(dh, N, width, right.data());
-                pair_rows(own, N, length, left.data());
-                product(N, {left.data(), 1, length}, right.data(), width, pairs, &d[parts[2]]);
-            }
-            for (int64_t n = 0; n < N; n++)
-                for (int64_t part = 0; part < 3; part++)
+                for (int64_t n = 0; n < wanted; n++)
                     for (int64_t h = 0; h < H; h++) {
-                        int64_t place = at.joined(n, part, h);
-                        const float *own = shift + (part * H + h) * K, *from = &d[at.apart(part, n, h)];
-                        float *dshift = sum + (part * H + h) * K, *norm = sum + 3 * H * K + 2 * part * K;
-                        float factor = part == 0 ? scale : 1.0f;
-                        auto dy = [&](int64_t i) { return load(from + i) * factor; };
-                        auto take = [&](int64_t i, auto done, V dx) {
-                            add(dshift + i, dx, done);
-                            store(dqkv + place + i, dx);
-                        };
-                        if (part == 2 || !weights)
-                            row(K, [&](int64_t i, auto done) { take(i, done, dy(i)); });
-                        else
-                            norm_backward(
-                                K, stats[at.statistics(n, part, h)], weights + 2 * part * K, norm, norm + K,
-                                [&](int64_t i) { return load(qkv + place + i) + load(own + i); }, dy, take);
+                        const float *head = &heads[at.apart(0, n, h)];
+                        T *to = merged + ((b * wanted + n) * H + h) * K;
+                        row(K, [&](int64_t i, auto) { store(to + i, load(head + i)); });
                     }
-        }
+            }
+            product(pictures * wanted, merged + start * wanted * D, D, back, y.data());
+            for (int64_t b = 0; b < pictures; b++)
+                for (int64_t n = 0; n < wanted; n++) {
+                    const float *skip = x + (from + b * N + n) * D, *branch = &y[(b * wanted + n) * wide];
+                    float *to = out + ((start + b) * wanted + n) * D;
+                    row(D, [&](int64_t i, auto) {
+                        store(to + i, load(skip + i) + load(branch + i) + load(proj_bias + i));
+                    });
+                }
+        });
     });
 }
 
-// g = gelu(u + shift), [R, D], after dropout; its slope, after the same, takes the place of u.
-void gelu_forward(T *u, const float *shift, T *g, int64_t R, int64_t D, int64_t seed, float rate) {
-    Dropout drop(seed, rate);
-#pragma omp parallel for schedule(static)
-    for (int64_t r = 0; r < R; r++)
-        row(D, [&](int64_t i, auto done) {
-            T *at = u + r * D + i;
-            Curve curve = gelu_curve(load(at) + load(shift + i));
-            replace(g + r * D + i, drop(curve.value, r * D + i), done);
-            replace(at, drop(curve.slope, r * D + i), done);
+// From dout [B, wanted, D] to dx [B, N, D]. `sums`: the gradients of `weight` [3 D, D] and `proj` [D, D], rows rounded
+// up; of `bias`; of proj's; of the norm's weight and bias; of `head_norms`.
+void attention_backward(const float *dout, float *dx, const float *x, Statistics *stats, const T *qkv,
+                        Statistics *head_stats, const T *p, const T *merged, const float *norm,
+                        const float *norm_bias, const float *weight, const float *head_norms, const float *proj,
+                        float *sums, int64_t B, int64_t N, int64_t wanted, int64_t H, int64_t K, float scale) {
+    int64_t D = H * K, wide = rounded(D), width = rounded(K), length = rounded(N), most = std::max<int64_t>(1, SOME_ROWS / N);
+    const Weight joined(weight, 3 * D, D, false), back(proj, D, D, false);
+    share(B, 4 * D * wide + 6 * D + 4 * K, sums, [&](int64_t first, int64_t last, float *dweight) {
+        float *dproj = dweight + 3 * D * wide, *dbias = dproj + D * wide, *dproj_bias = dbias + 3 * D;
+        float *dnorm = dproj_bias + D, *dhead_norms = dnorm + 2 * D;
+        std::vector<T> half(most * N * wide), normal(most * N * wide), dqkv(most * N * 3 * D);
+        std::vector<T> split(3 * H * N * width), grad(wanted * width), ds(wanted * length);
+        std::vector<Unit> values(width / PAIR * length), right(units(N) * width), left(units(N) * length);
+        std::vector<Unit> room(units(most * N) * (rounded(3 * D) + wide));
+        std::vector<float> y(most * N * wide), scores(wanted * length), d(3 * H * N * width);
+        pieces(first, last, most, [&](int64_t start, int64_t pictures) {
+            int64_t rows = pictures * N, out_rows = pictures * wanted, from = start * N;
+            const float *given = dout + start * wanted * D;
+            for (int64_t r = 0; r < out_rows; r++)
+                row(D, [&](int64_t i, auto done) {
+                    V v = load(given + r * D + i);
+                    store(&half[r * wide + i], v);
+                    add(dproj_bias + i, v, done);
+                });
+            add_products(out_rows, half.data(), D, wide, merged + start * wanted * D, D, room.data(), dproj);
+            product(out_rows, half.data(), wide, back, y.data());
+            for (int64_t b = start; b < start + pictures; b++) {
+                Picture at{b, N, H, K, width};
+                split_heads(at, qkv, head_stats, head_norms, scale, nullptr, split.data());
+                for (int64_t h = 0; h < H; h++) {
+                    int64_t parts[3] = {at.apart(0, 0, h), at.apart(1, 0, h), at.apart(2, 0, h)};
+                    const T *own = p + (b * H + h) * wanted * length;
+                    for (int64_t n = 0; n < wanted; n++) {
+                        const float *mine = &y[((b - start) * wanted + n) * wide + h * K];
+                        row(K, [&](int64_t i, auto) { store(&grad[n * width + i], load(mine + i)); });
+                    }
+                    turn(&split[parts[2]], N, width, width / PAIR, values.data(), length);
+                    product(wanted, by_row(grad.data(), width), values.data(), length, width / PAIR, scores.data());
+                    for (int64_t n = 0; n < wanted; n++)
+                        softmax_backward(own + n * length, &scores[n * length], &ds[n * length], N);
+                    // dq = ds k, dk = transposed ds q, dv = transposed p times the gradient
+                    pair_rows(&split[parts[1]], N, width, right.data(), width);
+                    product(wanted, by_row(ds.data(), length), right.data(), width, units(N), &d[parts[0]]);
+                    pair_rows(&split[parts[0]], wanted, width, right.data(), width);
+                    pair_rows(ds.data(), wanted, length, left.data(), length);
+                    product(N, {left.data(), 1, length}, right.data(), width, units(wanted), &d[parts[1]]);
+                    pair_rows(grad.data(), wanted, width, right.data(), width);
+                    pair_rows(own, wanted, length, left.data(), length);
+                    product(N, {left.data(), 1, length}, right.data(), width, units(wanted), &d[parts[2]]);
+                }
+                for (int64_t n = 0; n < N; n++)
+                    for (int64_t part = 0; part < 3; part++)
+                        for (int64_t h = 0; h < H; h++) {
+                            const T *before = qkv + at.joined(n, part, h);
+                            const float *own = &d[at.apart(part, n, h)];
+                            T *to = &dqkv[at.joined(n, part, h) - from * 3 * D];
+                            float *sum = dbias + (part * H + h) * K, *dhead = dhead_norms + 2 * part * K;
+                            float factor = part == 0 ? scale : 1.0f;
+                            auto dy = [&](int64_t i) { return load(own + i) * factor; };
+                            auto take = [&](int64_t i, auto done, V v) {
+                                add(sum + i, v, done);
+                                store(to + i, v);
+                            };
+                            if (part == 2 || !head_norms)
+                                row(K, [&](int64_t i, auto done) { take(i, done, dy(i)); });
+                            else
+                                norm_backward(
+                                    K, head_stats[at.statistics(n, part, h)], head_norms + 2 * part * K, dhead,
+                                    dhead + K, [&](int64_t i) { return load(before + i); }, dy, take);
+                        }
+            }
+            normalize(rows, D, x + from * D, stats + from, norm, norm_bias, nullptr, normal.data(), wide);
+            add_products(rows, dqkv.data(), 3 * D, 3 * D, normal.data(), wide, room.data(), dweight);
+            product(rows, dqkv.data(), 3 * D, joined, y.data());
+            for (int64_t r = 0; r < rows; r++) {
+                const float *skip = given + (r / N * wanted + r % N) * D, *before = x + (from + r) * D;
+                float *to = dx + (from + r) * D;
+                bool skipped = r % N < wanted;
+                norm_backward(
+                    D, stats[from + r], norm, dnorm, dnorm + D, [&](int64_t i) { return load(before + i); },
+                    [&](int64_t i) { return load(&y[r * wide + i]); },
+                    [&](int64_t i, auto, V v) { store(to + i, skipped ? v + load(skip + i) : v); });
+            }
         });
+    });
 }
 
-// In place in `grad`; `sums` [D] for `shift`.
-void gelu_backward(const T *slope, T *grad, float *sums, int64_t R, int64_t D) {
-    share(R, D, sums, [&](int64_t first, int64_t last, float *sum) {
-        for (int64_t r = first; r < last; r++) {
-            T *g = grad + r * D;
-            row(D, [&](int64_t i, auto done) {
-                V v = load(g + i) * load(slope + r * D + i);
-                add(sum + i, v, done);
-                replace(g + i, v, done);
-            });
-        }
+// x [R, D] plus the MLP of its layer norm, to `out`; dropout inside, by the first seed, and of what is added. Kept are
+// `stats` [R] of the norm; g [R, M rounded up], the GELU after dropout, and its slope after the same.
+void mlp(const float *x, float *out, Statistics *stats, T *slope, T *g, const float *norm, const float *norm_bias,
+         const float *fc1, const float *bias1, const float *fc2, const float *bias2, int64_t R, int64_t D, int64_t M,
+         float eps, int64_t seed1, int64_t seed2, float rate) {
+    int64_t wide = rounded(D), deep = rounded(M);
+    Dropout inside(seed1, rate), after(seed2, rate);
+    const Weight up(fc1, M, D, true), down(fc2, D, M, true);
+    share(R, 0, nullptr, [&](int64_t first, int64_t last, float *) {
+        std::vector<T> normal(SOME_ROWS * wide);
+        std::vector<float> y(SOME_ROWS * std::max(wide, deep));
+        pieces(first, last, SOME_ROWS, [&](int64_t from, int64_t rows) {
+            normalize(rows, D, x + from * D, stats + from, norm, norm_bias, &eps, normal.data(), wide);
+            product(rows, normal.data(), wide, up, y.data());
+            for (int64_t r = 0; r < rows; r++) {
+                T *value = g + (from + r) * deep, *steep = slope + (from + r) * deep;
+                row(M, [&](int64_t i, auto) {
+                    Curve curve = gelu_curve(load(&y[r * deep + i]) + load(bias1 + i));
+                    store(value + i, inside(curve.value, (from + r) * M + i));
+                    store(steep + i, inside(curve.slope, (from + r) * M + i));
+                });
+                std::memset(value + M, 0, (deep - M) * sizeof(T));
+            }
+            product(rows, g + from * deep, deep, down, y.data());
+            for (int64_t r = 0; r < rows; r++)
+                row(D, [&](int64_t i, auto) {
+                    int64_t place = (from + r) * D + i;
+                    store(out + place, load(x + place) + after(load(&y[r * wide + i]) + load(bias2 + i), place));
+                });
+        });
+    });
+}
+
+// From dout [R, D] to dx. `sums`: the gradients of fc1 [M, D] and fc2 [D, M], rows rounded up; of their biases; of the
+// norm's weight and bias.
+void mlp_backward(const float *dout, float *dx, const float *x, Statistics *stats, const T *slope, const T *g,
+                  const float *norm, const float *norm_bias, const float *fc1, const float *fc2, float *sums, int64_t R,
+                  int64_t D, int64_t M, int64_t seed2, float rate) {
+    int64_t wide = rounded(D), deep = rounded(M);
+    Dropout after(seed2, rate);
+    const Weight up(fc1, M, D, false), down(fc2, D, M, false);
+    share(R, M * wide + D * deep + M + 3 * D, sums, [&](int64_t first, int64_t last, float *dfc1) {
+        float *dfc2 = dfc1 + M * wide, *dbias1 = dfc2 + D * deep, *dbias2 = dbias1 + M, *dnorm = dbias2 + D;
+        std::vector<T> half(SOME_ROWS * wide), normal(SOME_ROWS * wide), du(SOME_ROWS * deep);
+        std::vector<Unit> room(units(SOME_ROWS) * (wide + deep));
+        std::vector<float> y(SOME_ROWS * std::max(wide, deep));
+        pieces(first, last, SOME_ROWS, [&](int64_t from, int64_t rows) {
+            for (int64_t r = 0; r < rows; r++)
+                row(D, [&](int64_t i, auto done) {
+                    V v = after(load(dout + (from + r) * D + i), (from + r) * D + i);
+                    store(&half[r * wide + i], v);
+                    add(dbias2 + i, v, done);
+                });
+            add_products(rows, half.data(), D, wide, g + from * deep, deep, room.data(), dfc2);
+            product(rows, half.data(), wide, down, y.data());
+            for (int64_t r = 0; r < rows; r++)
+                row(M, [&](int64_t i, auto done) {
+                    V v = load(&y[r * deep + i]) * load(slope + (from + r) * deep + i);
+                    store(&du[r * deep + i], v);
+                    add(dbias1 + i, v, done);
+                });
+            normalize(rows, D, x + from * D, stats + from, norm, norm_bias, nullptr, normal.data(), wide);
+            add_products(rows, du.data(), M, deep, normal.data(), wide, room.data(), dfc1);
+            product(rows, du.data(), deep, up, y.data());
+            for (int64_t r = 0; r < rows; r++) {
+                int64_t place = (from + r) * D;
+                norm_backward(
+                    D, stats[from + r], norm, dnorm, dnorm + D, [&](int64_t i) { return load(x + place + i); },
+                    [&](int64_t i) { return load(&y[r * wide + i]); },
+                    [&](int64_t i, auto, V v) { store(dx + place + i, v + load(dout + place + i)); });
+            }
+        });
     });
 }
 
@@ -691,6 +798,60 @@ void stage_backward(const T *dout, const T *pooled, const uint8_t *which, const 
         }
         sum_up();
     });
+}
+
+// A step of Muon, one core for each matrix [rows, columns]: the momentum, the nearest semi-orthogonal matrix by
+// Newton-Schulz steps of the polynomial a x + b x^3 + c x^5, decay. `order` names the matrices, the dearest first.
+void muon(float *const *weights, const float *const *grads, float *const *momenta, const int64_t *rows,
+          const int64_t *columns, const int64_t *order, int64_t count, float rate, float momentum, float decay,
+          int64_t steps, float a, float b, float c) {
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t number = 0; number < count; number++) {
+        int64_t which = order[number], R = rows[which], C = columns[which], size = R * C;
+        const float *grad = grads[which];
+        float *weight = weights[which], *average = momenta[which];
+        std::vector<float> flat(size);
+        V square = {};
+        row(size, [&](int64_t i, auto done) {
+            V g = load(grad + i), m = load(average + i), now = m + (1.0f - momentum) * (g - m);
+            replace(average + i, now, done);
+            V v = g + momentum * (load(average + i) - g);
+            store(&flat[i], v);
+            square += fresh(v * v, done);
+        });
+        float factor = 1.0f / (__builtin_sqrtf(total(square)) + 1e-7f);
+        // x [low, wide]: the matrix, turned if it is high; zeros round both up, and stay.
+        bool high = R > C;
+        int64_t low = rounded(high ? C : R), wide = rounded(high ? R : C);
+        std::vector<float> x(low * wide), y(low * wide), gram(low * low), squared(low * low);
+        auto place = [&](int64_t r, int64_t i) { return high ? i * wide + r : r * wide + i; };
+        for (int64_t r = 0; r < R; r++)
+            for (int64_t i = 0; i < C; i++) x[place(r, i)] = flat[r * C + i] * factor;
+        std::vector<T> left(low * wide);
+        std::vector<Unit> right(std::max(low, wide) / PAIR * wide);
+        auto each = [&](int64_t count, auto to, auto value) {
+            for (int64_t i = 0; i < count; i += LANES) store(to + i, value(i));
+        };
+        for (int64_t step = 0; step < steps; step++) {
+            each(low * wide, left.data(), [&](int64_t i) { return load(&x[i]); });
+            turn(left.data(), low, wide, wide / PAIR, right.data(), low);
+            product(low, by_row(left.data(), wide), right.data(), low, wide / PAIR, gram.data());
+            each(low * low, left.data(), [&](int64_t i) { return load(&gram[i]); });
+            pair_rows(left.data(), low, low, right.data(), low);
+            product(low, by_row(left.data(), low), right.data(), low, low / PAIR, squared.data());
+            each(low * wide, left.data(), [&](int64_t i) { return load(&x[i]); });
+            pair_rows(left.data(), low, wide, right.data(), wide);
+            each(low * low, left.data(), [&](int64_t i) { return b * load(&gram[i]) + c * load(&squared[i]); });
+            product(low, by_row(left.data(), low), right.data(), wide, low / PAIR, y.data());
+            each(low * wide, x.data(), [&](int64_t i) { return a * load(&x[i]) + load(&y[i]); });
+        }
+        float scale = rate * __builtin_sqrtf(std::max(1.0f, float(R) / float(C)));
+        for (int64_t r = 0; r < R; r++)
+            for (int64_t i = 0; i < C; i++) {
+                float &w = weight[r * C + i];
+                w = w * (1.0f - rate * decay) - scale * x[place(r, i)];
+            }
+    }
 }
 
 }  // extern "C"

@@ -53,11 +53,6 @@ LAYER = (
     *("mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias"),
 )
 Weights = dict[str, Any]  # tensors, or None for what a layer lacks
-Noise = tuple[int, float]  # of dropout: a seed, and the rate
-STILL: Noise = (0, 0.0)
-Branch = tuple[
-    Tensor | None, Tensor | None, Noise
-]  # to be added to the stream: [T, D], its bias [D], its dropout
 
 
 def encode(x: Tensor, blocks: Sequence[nn.Module], wanted: int) -> Tensor:
@@ -69,9 +64,8 @@ def encode(x: Tensor, blocks: Sequence[nn.Module], wanted: int) -> Tensor:
     first: Any = blocks[0]
     rate = float(first.mlp.dropout.rate) if first.training else 0.0  # C takes an int's bits for a float
     seeds = torch.randint(2**32, (len(blocks), 2)).tolist() if rate else [[0, 0]] * len(blocks)
-    noises = [[(seed, rate) for seed in layer] for layer in seeds]  # inside each MLP, and of what it adds
     return Encoder.apply(
-        x, first.attn.num_heads, float(first.norm1.eps), wanted, noises, torch.is_grad_enabled(), *weights
+        x, first.attn.num_heads, float(first.norm1.eps), wanted, seeds, rate, torch.is_grad_enabled(), *weights
     )
 
 
@@ -80,7 +74,7 @@ def _parameters(module: nn.Module) -> dict[str, Tensor]:
 
 
 class Encoder(torch.autograd.Function):
-    """All layers of the encoder: `_layer` forward, `_layer_backward` backward, which read in parallel."""
+    """All layers of the encoder: attention and the MLP of each, forward and backward."""
 
     @staticmethod
     def forward(
@@ -89,26 +83,22 @@ class Encoder(torch.autograd.Function):
         heads: int,
         eps: float,
         wanted: int,
-        noises: Sequence[Sequence[Noise]],
+        seeds: Sequence[Sequence[int]],
+        rate: float,
         keep: bool,
         *weights: Tensor | None,
     ) -> Tensor:
         dtype, (B, N, D) = activation_dtype(), x.shape
-        stream, saved = x.detach().reshape(B * N, D).contiguous(), []
-        branch: Branch = (None, None, STILL)
-        layers = _layers(weights)
+        stream, saved, layers = x.detach().contiguous(), [], _layers(weights)
         for i, layer in enumerate(layers):
             count = wanted if i + 1 == len(layers) else N
-            stream, branch, kept = _layer(stream, branch, layer, dtype, (B, N, heads), count, noises[i], eps)
-            saved += kept if keep else []
-        out = torch.empty_like(stream)
-        added, shift, noise = branch
-        nothing = (None, None, None, None)
-        call("add_norm", dtype, stream, added, shift, out, *nothing, len(out), D, eps, *noise)
+            stream, of_attention = _attention(stream, layer, heads, count, dtype, eps)
+            stream, of_mlp = _mlp(stream, layer, dtype, eps, seeds[i], rate)
+            saved += [*of_attention, *of_mlp] if keep else []
         ctx.save_for_backward(*weights, *saved)
-        ctx.sizes, ctx.wanted, ctx.dtype, ctx.count = (B, N, heads), wanted, dtype, len(weights)
-        ctx.noises = noises
-        return out.view(B, wanted, D)
+        ctx.heads, ctx.wanted, ctx.dtype, ctx.count = heads, wanted, dtype, len(weights)
+        ctx.seeds, ctx.rate = seeds, rate
+        return stream
 
     @staticmethod
     @once_differentiable
@@ -116,28 +106,14 @@ class Encoder(torch.autograd.Function):
         layers = _layers(ctx.saved_tensors[: ctx.count])
         saved = ctx.saved_tensors[ctx.count :]
         per = len(saved) // len(layers)
-        # The gradient of the residual stream, float [T, D]; then the same for products, and of the last bias.
-        stream = grad.detach().reshape(-1, grad.shape[-1]).clone()
-        half, bias = torch.empty_like(stream, dtype=ctx.dtype), torch.empty(stream.shape[1])
-        call("end_backward", ctx.dtype, stream, half, bias, *stream.shape, *ctx.noises[-1][1])
-        grads: list[Tensor | None] = []
+        stream, grads = grad.detach().contiguous(), []
         for i, layer in reversed(list(enumerate(layers))):
             kept = saved[per * i : per * (i + 1)]
-            count = ctx.wanted if i + 1 == len(layers) else ctx.sizes[1]
-            stream, half, bias, found = _layer_backward(
-                stream,
-                half,
-                bias,
-                layer,
-                kept,
-                ctx.dtype,
-                ctx.sizes,
-                count,
-                ctx.noises[i - 1][1] if i else STILL,
-            )
-            grads[:0] = [None if layer[name] is None else found[name].to(layer[name].dtype) for name in LAYER]
-        B, N, _ = ctx.sizes
-        return stream.view(B, N, -1), None, None, None, None, None, *grads
+            stream, of_mlp = _mlp_backward(stream, layer, kept[ATTENTION:], ctx.dtype, ctx.seeds[i], ctx.rate)
+            stream, of_attention = _attention_backward(stream, layer, kept[:ATTENTION], ctx.dtype, ctx.heads)
+            found = of_attention | of_mlp
+            grads[:0] = [None if layer[name] is None else found[name] for name in LAYER]
+        return stream, None, None, None, None, None, None, *grads
 
 
 def _layers(weights: Sequence[Tensor | None]) -> list[Weights]:
@@ -145,14 +121,8 @@ def _layers(weights: Sequence[Tensor | None]) -> list[Weights]:
     return [dict(zip(LAYER, weights[i : i + per], strict=True)) for i in range(0, len(weights), per)]
 
 
-def _product(x: Tensor, w: Weights, name: str) -> Tensor:
-    """What `x` [T, in] gives in the linear layer of that name, in its own type, without the bias: [T, out]."""
-    return x @ w[f"{name}.weight"].to(x.dtype).mT
-
-
-def _qkv_bias(w: Weights) -> Tensor:
-    bias = w["attn.qkv.bias"]
-    return torch.zeros(len(w["attn.qkv.weight"])) if bias is None else bias
+def _room(width: int) -> int:
+    return -(-width // ROOM) * ROOM
 
 
 def _head_weights(w: Weights) -> Tensor | None:
@@ -160,107 +130,69 @@ def _head_weights(w: Weights) -> Tensor | None:
     return torch.cat([w[name] for name in HEAD_NORMS]) if w[HEAD_NORMS[0]] is not None else None
 
 
-def _layer(
-    stream: Tensor,
-    branch: Branch,
-    w: Weights,
-    dtype: torch.dtype,
-    sizes: tuple[int, int, int],
-    wanted: int,
-    noises: Sequence[Noise],
-    eps: float,
-) -> tuple[Tensor, Branch, list[Tensor]]:
-    """One layer: the stream before its last branch, that branch, and what the backward pass needs.
-
-    Branches and biases are added in the pass that comes next: `branch` is that of the layer before. Of each picture
-    the first `wanted` tokens come out.
-    """
-    (T, D), (B, N, H) = stream.shape, sizes
-    K = D // H
-
-    def add_norm(stream: Tensor, branch: Branch, name: str) -> tuple[Tensor, Tensor, Tensor]:
-        """The stream with the branch added; the same normalised; its rows' mean and 1/deviation."""
-        out, rows = stream if branch[0] is None else torch.empty_like(stream), len(stream)
-        h, stats = torch.empty(rows, D, dtype=dtype), torch.empty(rows, 2)
-        weight, bias = w[f"{name}.weight"], w[f"{name}.bias"]
-        added, shift, noise = branch
-        call("add_norm", dtype, stream, added, shift, out, h, stats, weight, bias, rows, D, eps, *noise)
-        return out, h, stats
-
-    x1, h1, stats1 = add_norm(stream, branch, "norm1")
-    qkv = _product(h1, w, "attn.qkv")  # [T, 3D]
-    p = torch.empty(B, H, N, -(-N // ROOM) * ROOM, dtype=dtype)  # attention's weights, and zeros
-    merged, head_stats = torch.empty(T, D, dtype=dtype), torch.empty(B, N, 2, H, 2)
-    before, after = (qkv, _qkv_bias(w)), (merged, p, head_stats)
-    call("attend", dtype, *before, *after, _head_weights(w), B, N, H, K, K**-0.5, eps)
-
-    skip = x1
-    if wanted < N:
-        skip, merged = (t.view(B, N, D)[:, :wanted].reshape(-1, D).contiguous() for t in (x1, merged))
-    x2, h2, stats2 = add_norm(skip, (_product(merged, w, "attn.proj"), w["attn.proj.bias"], STILL), "norm2")
-    slope = _product(h2, w, "mlp.fc1")  # [T, mlp_dim]; before the GELU at first, its slope afterwards
-    g = torch.empty_like(slope)
-    call("gelu_forward", dtype, slope, w["mlp.fc1.bias"], g, *g.shape, *noises[0])
-    branch = _product(g, w, "mlp.fc2"), w["mlp.fc2.bias"], noises[1]
-    return x2, branch, [x1, stats1, h1, qkv, head_stats, p, merged, x2, stats2, h2, slope, g]
+ATTENTION = 6  # tensors that its backward pass needs
 
 
-def _layer_backward(
-    stream: Tensor,
-    half: Tensor,
-    bias: Tensor,
-    w: Weights,
-    kept: Sequence[Tensor],
-    dtype: torch.dtype,
-    sizes: tuple[int, int, int],
-    wanted: int,
-    before: Noise,
-) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-    """Brings `stream` and `half`, its copy for products, to before the layer, mostly in place.
+def _attention(
+    x: Tensor, w: Weights, H: int, wanted: int, dtype: torch.dtype, eps: float
+) -> tuple[Tensor, list[Tensor]]:
+    """x [B, N, D] plus attention, of each picture the first `wanted` tokens; what the backward pass needs."""
+    B, N, D = x.shape
+    out, stats = torch.empty(B, wanted, D), torch.empty(B, N, 2)
+    qkv, head_stats = torch.empty(B, N, 3 * D, dtype=dtype), torch.empty(B, N, 2, H, 2)
+    p, merged = torch.empty(B, H, wanted, _room(N), dtype=dtype), torch.empty(B, wanted, D, dtype=dtype)
+    bias = torch.zeros(3 * D) if w["attn.qkv.bias"] is None else w["attn.qkv.bias"]
+    joined = (w["norm1.weight"], w["norm1.bias"], w["attn.qkv.weight"], bias, _head_weights(w))
+    proj, sizes = (w["attn.proj.weight"], w["attn.proj.bias"]), (B, N, wanted, H, D // H)
+    scale = (D // H) ** -0.5
+    call("attention", dtype, x, out, stats, qkv, head_stats, p, merged, *joined, *proj, *sizes, scale, eps)
+    return out, [x, stats, qkv, head_stats, p, merged]
 
-    `half` is what the branch that was added last is given: the stream's gradient after the dropout of that branch.
-    For the layer before this one, that is `before`.
 
-    Returns both, the next earlier layer's `bias`, which is that of the bias that it adds last, and the gradients by
-    name.
-    """
-    D, (B, N, H) = stream.shape[1], sizes
-    K = D // H
-    x1, stats1, h1, qkv, head_stats, p, merged, x2, stats2, h2, slope, g = kept
-    d: dict[str, Tensor] = {}
+def _attention_backward(
+    dout: Tensor, w: Weights, kept: Sequence[Tensor], dtype: torch.dtype, H: int
+) -> tuple[Tensor, Weights]:
+    """The gradient of the tokens [B, N, D], and those of the weights by name."""
+    (B, N, D), wanted, wide = kept[0].shape, dout.shape[1], _room(dout.shape[2])
+    dx, K = torch.empty(B, N, D), D // H
+    parts = torch.empty(4 * D * wide + 6 * D + 4 * K)
+    given = (w["norm1.weight"], w["norm1.bias"], w["attn.qkv.weight"], _head_weights(w), w["attn.proj.weight"])
+    call("attention_backward", dtype, dout, dx, *kept, *given, parts, B, N, wanted, H, K, K**-0.5)
+    sums = parts.split([3 * D * wide, D * wide, 3 * D, D, D, D, 4 * K])
+    d = {"attn.qkv.weight": _matrix(sums[0], D), "attn.proj.weight": _matrix(sums[1], D)}
+    d |= zip(("attn.qkv.bias", "attn.proj.bias", "norm1.weight", "norm1.bias"), sums[2:6], strict=True)
+    return dx, d | dict(zip(HEAD_NORMS, sums[6].view(4, K), strict=True))
 
-    def product_backward(dy: Tensor, x: Tensor, name: str) -> Tensor:
-        d[f"{name}.weight"] = dy.mT @ x
-        return dy @ w[f"{name}.weight"].to(dtype)
 
-    def add_norm_backward(x: Tensor, dh: Tensor, stats: Tensor, name: str, noise: Noise) -> Tensor:
-        """Adds what came through a norm to the stream; returns the gradient of the bias that was added before."""
-        sums = torch.empty(3, D)
-        weight, sizes = w[f"{name}.weight"], stream.shape
-        call("add_norm_backward", dtype, x, dh, stats, weight, stream, half, sums, *sizes, *noise)
-        d[f"{name}.weight"], d[f"{name}.bias"], before = sums
-        return before
+def _mlp(
+    x: Tensor, w: Weights, dtype: torch.dtype, eps: float, seeds: Sequence[int], rate: float
+) -> tuple[Tensor, list[Tensor]]:
+    """x [B, N, D] plus the MLP, and what the backward pass needs."""
+    R, D, M = x.shape[0] * x.shape[1], x.shape[2], len(w["mlp.fc1.weight"])
+    out, stats = torch.empty_like(x), torch.empty(R, 2)
+    slope, g = (torch.empty(R, _room(M), dtype=dtype) for _ in range(2))
+    given = [w[f"{layer}.{part}"] for layer in ("norm2", "mlp.fc1", "mlp.fc2") for part in ("weight", "bias")]
+    call("mlp", dtype, x, out, stats, slope, g, *given, R, D, M, eps, *seeds, rate)
+    return out, [x, stats, slope, g]
 
-    d["mlp.fc2.bias"] = bias
-    du = product_backward(half, g, "mlp.fc2")
-    d["mlp.fc1.bias"] = torch.empty(g.shape[1])
-    call("gelu_backward", dtype, slope, du, d["mlp.fc1.bias"], *g.shape)
-    dh = product_backward(du, h2, "mlp.fc1")
-    d["attn.proj.bias"] = add_norm_backward(x2, dh, stats2, "norm2", STILL)
 
-    dmerged = product_backward(half, merged, "attn.proj")
-    if wanted < N:  # nothing comes from the other tokens
-        dmerged, stream, half = (
-            F.pad(t.view(B, wanted, D), (0, 0, 0, N - wanted)).view(-1, D) for t in (dmerged, stream, half)
-        )
-    dqkv, sums = torch.empty_like(qkv), torch.empty(3 * D + 4 * K)
-    given = (dmerged, p, qkv, _qkv_bias(w), head_stats, _head_weights(w))
-    call("attend_backward", dtype, *given, dqkv, sums, B, N, H, K, K**-0.5)
-    d["attn.qkv.bias"] = sums[: 3 * D]
-    d |= zip(HEAD_NORMS, sums[3 * D :].view(4, K), strict=True)
-    dh = product_backward(dqkv, h1, "attn.qkv")
-    bias = add_norm_backward(x1, dh, stats1, "norm1", before)
-    return stream, half, bias, d
+def _mlp_backward(
+    dout: Tensor, w: Weights, kept: Sequence[Tensor], dtype: torch.dtype, seeds: Sequence[int], rate: float
+) -> tuple[Tensor, Weights]:
+    """The gradient of the tokens [B, N, D], and those of the weights by name."""
+    R, D, M = dout.shape[0] * dout.shape[1], dout.shape[2], len(w["mlp.fc1.weight"])
+    dx, sizes = torch.empty_like(dout), [M * _room(D), D * _room(M), M, D, D, D]
+    parts = torch.empty(sum(sizes))
+    given = (w["norm2.weight"], w["norm2.bias"], w["mlp.fc1.weight"], w["mlp.fc2.weight"])
+    call("mlp_backward", dtype, dout, dx, *kept, *given, parts, R, D, M, seeds[1], rate)
+    sums = parts.split(sizes)
+    d = {"mlp.fc1.weight": _matrix(sums[0], D), "mlp.fc2.weight": _matrix(sums[1], M)}
+    return dx, d | dict(zip(("mlp.fc1.bias", "mlp.fc2.bias", "norm2.weight", "norm2.bias"), sums[2:], strict=True))
+
+
+def _matrix(sums: Tensor, columns: int) -> Tensor:
+    """Without what rounds its rows up."""
+    return sums.view(-1, _room(columns))[:, :columns]
 
 
 def tokens(x: Tensor, stem: nn.Module) -> Tensor:

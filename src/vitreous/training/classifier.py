@@ -113,7 +113,8 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW on everything, or Muon on the matrices of stem and encoder and AdamW on the rest.
 
-    With `bf16` Muon's products are in that type, as those of the network then are.
+    With `bf16` Muon's products are in that type, as those of the network then are, and where our own kernels do the
+    network, they do Muon, too.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     betas = (section.beta1, section.beta2)
@@ -140,6 +141,7 @@ def make_optimizer(
             muon_learning_rate=section.muon_learning_rate,
             momentum=section.muon_momentum,
             dtype=torch.bfloat16 if bf16 else torch.float32,
+            native=model.attention_path == "native",
         )
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]

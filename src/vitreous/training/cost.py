@@ -65,9 +65,8 @@ def step_cost(
 ) -> StepCost:
     """Runs a real eager step on a copy of `model`, on the device of `images` [B, 3, H, W], normalised."""
     twin = copy.deepcopy(model).to(images.device).train()
-    optimizer = make_optimizer(twin, section, bf16=bf16)
 
-    def step() -> float:
+    def step(optimizer: torch.optim.Optimizer) -> float:
         start = time.perf_counter()
         loss = forward_loss(twin, images, labels, bf16=bf16)
         loss.backward()
@@ -80,12 +79,13 @@ def step_cost(
     with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
         twin.set_attention("explicit")  # the counter knows every one of its products
         with FlopCounterMode(display=False) as counter:
-            seconds = step()
+            seconds = step(make_optimizer(twin, section, bf16=bf16))
         twin.set_attention(path)
+        optimizer = make_optimizer(twin, section, bf16=bf16)
         if seconds < SHORT_SECONDS:
-            seconds = min(step(), step())
+            seconds = min(step(optimizer), step(optimizer))
         elif path != "explicit":
-            seconds = step()
+            seconds = step(optimizer)
     twin.eval()
     with torch.no_grad():
         evaluation = best_time(

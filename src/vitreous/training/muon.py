@@ -8,6 +8,7 @@ steps, counts and saves one without further ado.
 
 from __future__ import annotations
 
+import ctypes
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any, overload
@@ -16,11 +17,14 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from vitreous.model.kernels import call
+
 # Coefficients of the odd polynomial a x + b x^3 + c x^5: steepest at zero while singular values stay near 1.
 A, B, C = 3.4445, -4.7750, 2.0315
+STEPS = 5
 
 
-def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonalize(matrices: Tensor, steps: int = STEPS) -> Tensor:
     """Nearest semi-orthogonal matrices, roughly: singular values end between 0.7 and 1.2.
 
     Args:
@@ -43,6 +47,7 @@ class Muon(torch.optim.Optimizer):
         others: parameters for AdamW (biases, norms, positions, the head).
         muon_learning_rate: scaled for each matrix by sqrt(max(1, rows / columns)).
         dtype: type of the Newton-Schulz products; bfloat16 is enough where it is fast.
+        native: whether our own kernel for CPUs takes Muon's steps, which is then to be had for `dtype`.
     """
 
     def __init__(
@@ -56,13 +61,14 @@ class Muon(torch.optim.Optimizer):
         muon_learning_rate: float = 0.02,
         momentum: float = 0.95,
         dtype: torch.dtype = torch.float32,
+        native: bool = False,
     ) -> None:
         groups: list[dict[str, Any]] = [
             {"params": list(matrices), "muon": True, "lr": muon_learning_rate, "momentum": momentum},
             {"params": list(others), "muon": False, "lr": learning_rate, "betas": betas, "eps": 1e-8},
         ]
         super().__init__(groups, {"weight_decay": weight_decay})
-        self.dtype = dtype
+        self.dtype, self.native = dtype, native
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -87,6 +93,8 @@ class Muon(torch.optim.Optimizer):
             if "momentum" not in self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
         buffers = [self.state[p]["momentum"] for p in params]
+        if self.native:
+            return self._native_muon(group, params, [g.contiguous() for g in grads], buffers)
         torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
         nesterov = torch._foreach_lerp(grads, buffers, group["momentum"])
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
@@ -99,6 +107,22 @@ class Muon(torch.optim.Optimizer):
             scale = group["lr"] * max(1.0, rows / columns) ** 0.5
             for i, matrix in zip(indices, update, strict=True):
                 params[i].add_(matrix.view_as(params[i]), alpha=-scale)
+
+    def _native_muon(
+        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], buffers: list[Tensor]
+    ) -> None:
+        assert all(p.is_contiguous() and p.dtype == torch.float32 for p in (*params, *grads, *buffers))
+        shapes = [(p.size(0), p.numel() // p.size(0)) for p in params]
+        order = sorted(range(len(shapes)), key=lambda i: -min(shapes[i]) * shapes[i][0] * shapes[i][1])
+
+        def integers(values: Iterable[int]) -> ctypes.Array[ctypes.c_int64]:
+            return (ctypes.c_int64 * len(params))(*values)
+
+        addresses = [integers(t.data_ptr() for t in tensors) for tensors in (params, grads, buffers)]
+        rows, columns = (integers(sizes) for sizes in zip(*shapes, strict=True))
+        rates = (group["lr"], group["momentum"], group["weight_decay"])
+        sizes = (rows, columns, integers(order), len(params))
+        call("muon", self.dtype, *addresses, *sizes, *map(float, rates), STEPS, A, B, C)
 
     def _adamw(self, group: dict[str, Any], params: list[Tensor]) -> None:
         """AdamW (Loshchilov & Hutter, arXiv 1711.05101), as one kernel of torch's for all parameters."""

@@ -101,22 +101,26 @@ template <class F> inline float fold(V v, F both) {
 inline float total(V v) {
     return fold(v, [](auto a, auto b) { return a + b; });
 }
+struct Totals {
+    float a, b;
+};
+inline Totals totals(V a, V b) { return {total(a), total(b)}; }
 inline float largest(V v) {
     return fold(v, [](auto a, auto b) { return larger(a, b); });
 }
 
-// Of x up to 0.
+// Of x up to 0. 2^x log2(e): its whole part goes into the exponent's bits; for the rest, between -1/2 and 1/2, a
+// polynomial with a relative error below 1e-7.
 inline V exponential(V x) {
-    x = x < -87.0f ? all(-87.0f) : x;
-    V n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // rounded
-    V r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    V p = 1.9875691500e-4f * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    return p * (V)((__builtin_convertvector(n, Int) + 127) << 23);
+    constexpr float LOG2E = 1.44269504f, SHIFT = 12582912.0f;  // a float that large has no bits for fractions
+    x = larger(x, all(-87.0f));
+    V shifted = x * LOG2E + SHIFT, f = x * LOG2E - (shifted - SHIFT);
+    V p = 1.32764725e-3f * f + 9.67554189e-3f;
+    p = p * f + 5.55071309e-2f;
+    p = p * f + 2.40221202e-1f;
+    p = p * f + 6.93146944e-1f;
+    p = p * f + 1.0f;
+    return (V)((Int)p + ((Int)shifted << 23));
 }
 
 // The share of the normal distribution that lies below x, from exp(-x^2 / 2); Abramowitz and Stegun 7.1.26, whose
@@ -178,16 +182,18 @@ struct Statistics {
     float mean, rstd;
 };
 
-// Of a row whose block at i is `x(i)`.
+// Of a row whose block at i is `x(i)`; about its first element, lest digits cancel.
 template <class X> inline Statistics statistics(int64_t D, float eps, X x) {
     V sum = {}, square = {};
-    row(D, [&](int64_t i, auto done) { sum += fresh(x(i), done); });
-    float mean = total(sum) / D;
+    float about = x(0)[0];
     row(D, [&](int64_t i, auto done) {
-        V centred = fresh(x(i) - mean, done);
-        square += centred * centred;
+        V v = fresh(x(i) - about, done);
+        sum += v;
+        square += v * v;
     });
-    return {mean, 1.0f / __builtin_sqrtf(total(square) / D + eps)};
+    Totals all = totals(sum, square);
+    float mean = all.a / D;
+    return {about + mean, 1.0f / __builtin_sqrtf(std::max(all.b / D - mean * mean, 0.0f) + eps)};
 }
 
 // Through a layer norm of the row `x`: `dh(i)` is its output's gradient, `take(i, done, dx)` gets that of `x`.
@@ -202,7 +208,8 @@ inline void norm_backward(int64_t D, Statistics s, const float *weight, float *d
         a += g * w;
         b += product * w;
     });
-    float mean_a = total(a) / D, mean_b = total(b) / D;
+    Totals all = totals(a, b);
+    float mean_a = all.a / D, mean_b = all.b / D;
     row(D, [&](int64_t i, auto done) {
         V normal = (x(i) - s.mean) * s.rstd;
         take(i, done, (dh(i) * load(weight + i) - mean_a - normal * mean_b) * s.rstd);
@@ -369,17 +376,21 @@ void add_products(int64_t rows, const T *dy, int64_t out, int64_t dy_room, const
 
 // Of a row of N scores, whose room is whole registers; zeros follow.
 void softmax(float *scores, T *weights, int64_t N) {
-    V most = load(scores), sum = {};
-    auto inside = [&](int64_t c, V v, float other) { return c + LANES <= N ? v : LANE < int(N - c) ? v : all(other); };
-    for (int64_t c = LANES; c < N; c += LANES) most = larger(most, inside(c, load(scores + c), -INFINITY));
+    int64_t last = (N - 1) / LANES * LANES;
+    auto inside = LANE < int(N - last);
+    V end = inside ? load(scores + last) : all(-INFINITY), most = end, sum = {};
+    for (int64_t c = 0; c < last; c += LANES) most = larger(most, load(scores + c));
     float peak = largest(most);
-    for (int64_t c = 0; c < rounded(N); c += LANES) {
-        V v = inside(c, exponential(load(scores + c) - peak), 0.0f);
+    for (int64_t c = 0; c < last; c += LANES) {
+        V v = exponential(load(scores + c) - peak);
         store(scores + c, v);
         sum += v;
     }
-    float factor = 1.0f / total(sum);
-    for (int64_t c = 0; c < rounded(N); c += LANES) store(weights + c, load(scores + c) * factor);
+    end = inside ? exponential(end - peak) : all(0.0f);
+    float factor = 1.0f / total(sum + end);
+    for (int64_t c = 0; c < last; c += LANES) store(weights + c, load(scores + c) * factor);
+    store(weights + last, end * factor);
+    for (int64_t c = last + LANES; c < rounded(N); c += LANES) store(weights + c, V{});
 }
 
 // ds = p (dp - the row's mean of dp by p); zeros in `p` stay.

@@ -65,7 +65,14 @@ def encode(x: Tensor, blocks: Sequence[nn.Module], wanted: int) -> Tensor:
     rate = float(first.mlp.dropout.rate) if first.training else 0.0  # C takes an int's bits for a float
     seeds = torch.randint(2**32, (len(blocks), 2)).tolist() if rate else [[0, 0]] * len(blocks)
     return Encoder.apply(
-        x, first.attn.num_heads, float(first.norm1.eps), wanted, seeds, rate, torch.is_grad_enabled(), *weights
+        x,
+        first.attn.num_heads,
+        float(first.norm1.eps),
+        wanted,
+        seeds,
+        rate,
+        torch.is_grad_enabled(),
+        *weights,
     )
 
 
@@ -88,7 +95,7 @@ class Encoder(torch.autograd.Function):
         keep: bool,
         *weights: Tensor | None,
     ) -> Tensor:
-        dtype, (B, N, D) = activation_dtype(), x.shape
+        dtype, N = activation_dtype(), x.shape[1]
         stream, saved, layers = x.detach().contiguous(), [], _layers(weights)
         for i, layer in enumerate(layers):
             count = wanted if i + 1 == len(layers) else N
@@ -106,7 +113,8 @@ class Encoder(torch.autograd.Function):
         layers = _layers(ctx.saved_tensors[: ctx.count])
         saved = ctx.saved_tensors[ctx.count :]
         per = len(saved) // len(layers)
-        stream, grads = grad.detach().contiguous(), []
+        stream = grad.detach().contiguous()
+        grads: list[Tensor | None] = []
         for i, layer in reversed(list(enumerate(layers))):
             kept = saved[per * i : per * (i + 1)]
             stream, of_mlp = _mlp_backward(stream, layer, kept[ATTENTION:], ctx.dtype, ctx.seeds[i], ctx.rate)
@@ -134,10 +142,10 @@ ATTENTION = 6  # tensors that its backward pass needs
 
 
 def _attention(
-    x: Tensor, w: Weights, H: int, wanted: int, dtype: torch.dtype, eps: float
+    x: Tensor, w: Weights, heads: int, wanted: int, dtype: torch.dtype, eps: float
 ) -> tuple[Tensor, list[Tensor]]:
     """x [B, N, D] plus attention, of each picture the first `wanted` tokens; what the backward pass needs."""
-    B, N, D = x.shape
+    (B, N, D), H = x.shape, heads
     out, stats = torch.empty(B, wanted, D), torch.empty(B, N, 2)
     qkv, head_stats = torch.empty(B, N, 3 * D, dtype=dtype), torch.empty(B, N, 2, H, 2)
     p, merged = torch.empty(B, H, wanted, _room(N), dtype=dtype), torch.empty(B, wanted, D, dtype=dtype)
@@ -150,13 +158,19 @@ def _attention(
 
 
 def _attention_backward(
-    dout: Tensor, w: Weights, kept: Sequence[Tensor], dtype: torch.dtype, H: int
+    dout: Tensor, w: Weights, kept: Sequence[Tensor], dtype: torch.dtype, heads: int
 ) -> tuple[Tensor, Weights]:
     """The gradient of the tokens [B, N, D], and those of the weights by name."""
     (B, N, D), wanted, wide = kept[0].shape, dout.shape[1], _room(dout.shape[2])
-    dx, K = torch.empty(B, N, D), D // H
+    dx, H, K = torch.empty(B, N, D), heads, D // heads
     parts = torch.empty(4 * D * wide + 6 * D + 4 * K)
-    given = (w["norm1.weight"], w["norm1.bias"], w["attn.qkv.weight"], _head_weights(w), w["attn.proj.weight"])
+    given = (
+        w["norm1.weight"],
+        w["norm1.bias"],
+        w["attn.qkv.weight"],
+        _head_weights(w),
+        w["attn.proj.weight"],
+    )
     call("attention_backward", dtype, dout, dx, *kept, *given, parts, B, N, wanted, H, K, K**-0.5)
     sums = parts.split([3 * D * wide, D * wide, 3 * D, D, D, D, 4 * K])
     d = {"attn.qkv.weight": _matrix(sums[0], D), "attn.proj.weight": _matrix(sums[1], D)}
@@ -187,7 +201,9 @@ def _mlp_backward(
     call("mlp_backward", dtype, dout, dx, *kept, *given, parts, R, D, M, seeds[1], rate)
     sums = parts.split(sizes)
     d = {"mlp.fc1.weight": _matrix(sums[0], D), "mlp.fc2.weight": _matrix(sums[1], M)}
-    return dx, d | dict(zip(("mlp.fc1.bias", "mlp.fc2.bias", "norm2.weight", "norm2.bias"), sums[2:], strict=True))
+    return dx, d | dict(
+        zip(("mlp.fc1.bias", "mlp.fc2.bias", "norm2.weight", "norm2.bias"), sums[2:], strict=True)
+    )
 
 
 def _matrix(sums: Tensor, columns: int) -> Tensor:

@@ -94,7 +94,8 @@ class Muon(torch.optim.Optimizer):
                 self.state[p]["momentum"] = torch.zeros_like(p)
         buffers = [self.state[p]["momentum"] for p in params]
         if self.native:
-            return self._native_muon(group, params, [g.contiguous() for g in grads], buffers)
+            self._native_muon(group, params, [g.contiguous() for g in grads], buffers)
+            return
         torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
         nesterov = torch._foreach_lerp(grads, buffers, group["momentum"])
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])

@@ -2,6 +2,7 @@
 
     python benchmarks/study.py law          # three sizes at three budgets, and two of each on CIFAR-100
     python benchmarks/study.py ablation     # at one budget, two seeds a row
+    python benchmarks/study.py seconds      # of each row of that: its steps timed in turns, on an idle machine
 
 Each run has a record; what has one is not run again, so that a study may be stopped and continued. Writes
 `docs/law.svg` and `docs/ablation.md` from the records, as far as there are any.
@@ -10,6 +11,7 @@ Each run has a record; what has one is not run again, so that a study may be sto
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 from collections import defaultdict
@@ -19,14 +21,29 @@ import matplotlib as mpl
 
 mpl.use("svg")
 import matplotlib.pyplot as plt
-from record import HERE, RECORDS, training
+import torch
+from record import HERE, RECORDS, training, write
 
+from vitreous import machine as machines
+from vitreous import recipe as recipes
 from vitreous.dial import SIZES
+from vitreous.machine import instruction_sets
+from vitreous.prepare import (
+    Request,
+    build_model,
+    choose_attention,
+    fit_to_budget,
+    open_module,
+    run_cost,
+    sample_batch,
+)
+from vitreous.recipe import Budget
 
 DOCS = HERE.parent / "docs"
 BUDGETS = ("3e13", "6e13", "1.2e14")
 CHECKED = ("3e13", "1.2e14")  # on CIFAR-100
 ABLATED_AT, ABLATION_SEEDS = "6e13", (42, 43)
+SECONDS_ROUNDS = 7
 # What is changed of the recipe in each row, and what that takes away or puts in its place.
 ABLATION: dict[str, tuple[str, list[str]]] = {
     "default": ("the default recipe", []),
@@ -47,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("study", choices=["law", "ablation", "show"], help="`show` runs nothing")
+    parser.add_argument("study", choices=["law", "ablation", "seconds", "show"], help="`show` runs nothing")
     args = parser.parse_args()
     if args.study == "law":
         law()
@@ -55,6 +72,8 @@ def main() -> None:
         for name, (_, changes) in ABLATION.items():
             for seed in ABLATION_SEEDS:
                 run(f"cifar10-ablation-{name}", "cifar10", ABLATED_AT, seed, changes)
+    if args.study == "seconds":
+        time_ablation()
     plot_law()
     write_ablation()
 
@@ -75,6 +94,34 @@ def run(name: str, data: str, budget: str, seed: int, changes: list[str]) -> Non
     words = [data, *(change.replace(" ", "") for change in changes), "--flops", budget, "--judge", "val"]
     words += ["--seed", str(seed)]
     training(full, words, f"python benchmarks/record.py {full} -- {' '.join(words)}")
+
+
+def time_ablation() -> None:
+    """Seconds of each row: the steps that its runs took, at what a step takes now, all rows in turns."""
+    machine, request = machines.look("cpu"), Request("cifar10", judge="val")
+    measured: dict[str, list[float]] = defaultdict(list)
+    made = {}
+    for name, (_, changes) in ABLATION.items():
+        recipe = recipes.load("default", changes)
+        data = open_module(recipe, request, lambda line: None)
+        recipe = dataclasses.replace(recipe, budget=Budget(float(ABLATED_AT), "flops"))
+        batch, model = sample_batch(data, "cpu"), build_model(recipe, data, 42)
+        recipe = fit_to_budget(recipe, data, run_cost(recipe, model, batch, machine), lambda line: None)
+        model = build_model(recipe, data, 42)
+        model.set_attention(choose_attention(machine, model, batch).attention)
+        made[name] = recipe, model, batch
+    for number in range(SECONDS_ROUNDS):
+        for name, (recipe, model, batch) in made.items():
+            flops, seconds = run_cost(recipe, model, batch, machine).mean()
+            measured[name].append(seconds * float(ABLATED_AT) / flops)
+        print(f"round {number + 1}: default {measured['default'][-1]:.0f} s", flush=True)
+    write(
+        RECORDS / "ablation-seconds",
+        "python benchmarks/study.py seconds",
+        machine=machine.record() | {"instruction_sets": instruction_sets()},
+        versions={"torch": torch.__version__},
+        seconds=measured,
+    )
 
 
 def records(kind: str) -> list[tuple[str, dict[str, Any]]]:
@@ -134,6 +181,9 @@ def write_ablation() -> None:
     if "default" not in rows:
         return
 
+    timed = RECORDS / "ablation-seconds" / "record.json"
+    seconds = json.loads(timed.read_text(encoding="utf-8"))["seconds"] if timed.exists() else {}
+
     def mean(name: str, figure: str) -> float:
         return statistics.mean(figures[figure] for figures in rows[name])
 
@@ -142,7 +192,8 @@ def write_ablation() -> None:
         "",
         f"The default recipe on CIFAR-10 at {ABLATED_AT} training FLOPs with one thing changed, judged on validation",
         "(45,000 / 5,000), the mean of the seeds; two of them tell half a point and more. Made by",
-        "`python benchmarks/study.py ablation`; do not edit. Seconds are those of the training on the same machine.",
+        "`python benchmarks/study.py ablation`; do not edit. Seconds are those of all steps, timed for all rows in",
+        "turns ([record](../benchmarks/records/ablation-seconds), `python benchmarks/study.py seconds`).",
         "",
         "| changed | accuracy | points | loss | seconds | passes | records |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -155,9 +206,10 @@ def write_ablation() -> None:
             f"[{f['seed']}](../benchmarks/records/cifar10-ablation-{name}-{ABLATED_AT}-val-seed{f['seed']})"
             for f in rows[name]
         )
+        lasted = f"{statistics.median(seconds[name]):.0f}" if name in seconds else ""
         lines.append(
             f"| {what} | {accuracy:.1f} | {accuracy - base:+.1f} | {mean(name, 'val_loss'):.3f} | "
-            f"{mean(name, 'train_seconds'):.0f} | {mean(name, 'epochs'):.1f} | {links} |"
+            f"{lasted} | {mean(name, 'epochs'):.1f} | {links} |"
         )
     (DOCS / "ablation.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 

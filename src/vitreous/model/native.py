@@ -1,10 +1,12 @@
-"""Encoder and stem on a CPU, written out: torch's large matrix products, and our passes between them.
+"""Encoder and stem on a CPU, written out: what our own kernels (`kernels.cpp`) are given, forward and backward.
 
 torch runs a network operator by operator, and for narrow networks half of a step goes into what stands between the
-products: casts, norms, activations, copies. Here each such stretch is one pass over memory (`kernels.cpp`), forward
-and backward. The results are those of `vit.py` and `stem.py`, which say what is computed; tests hold the two together.
+products: casts, norms, activations, copies. Here a branch of the encoder is one pass, products and all, and so is a
+stage of the stem, but for its forward convolution, which is torch's. The results are those of `vit.py` and `stem.py`,
+which say what is computed; tests hold the two together.
 
-Letters in the shape comments: B batch, N tokens, T = B·N, D embed_dim, H heads, K = D / H, G tokens along a side.
+Letters in the shape comments: B batch, N tokens, D embed_dim, H heads, K = D / H, M mlp_dim, R = B·N, G tokens along a
+side.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ SEEDS ?= 42 43 44
 FINAL ?=
 MINUTES ?= 5
 
-.PHONY: train test test-slow lint format notebook bench-speed bench-peers bench-peer-recipe bench-accuracy leaderboard clean
+.PHONY: train test test-slow lint format notebook bench-speed bench-peers bench-peer-recipe bench-accuracy bench-study leaderboard clean
 
 train: .venv/ready  ## fetch CIFAR-10, train for five minutes, evaluate
 	$(BIN)/vitreous data fetch cifar10
@@ -44,6 +44,9 @@ bench-peer-recipe: .venv-peers/ready  ## a peer by its own published recipe, e.g
 
 bench-accuracy: .venv/ready  ## e.g. BUDGET=6e13 DATA=cifar100 SEEDS="42 43" FINAL=1
 	$(BIN)/python benchmarks/accuracy.py --data $(DATA) --flops $(BUDGET) --seeds $(SEEDS) $(if $(FINAL),--final)
+
+bench-study: .venv/ready  ## on validation, e.g. STUDY=law, STUDY=ablation, STUDY=seconds
+	$(BIN)/python benchmarks/study.py $(STUDY)
 
 leaderboard: .venv/ready  ## LEADERBOARD.md and the plots of accuracy, from the records
 	$(BIN)/python benchmarks/leaderboard.py

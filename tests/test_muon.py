@@ -103,7 +103,15 @@ def test_state_survives_saving() -> None:
 def test_our_kernel_takes_the_same_steps(dtype: torch.dtype) -> None:
     if library(dtype) is None:
         pytest.skip("no C++ compiler")
-    shapes = [(12, 8), (8, 12), (33, 70), (70, 33), (48, 48), (24, 5, 3, 3), (4, 4)]
+    shapes = [
+        (12, 8),
+        (8, 12),
+        (33, 70),
+        (70, 33),
+        (48, 48),
+        (24, 5, 3, 3),
+        (4, 4),
+    ]  # of sixteen elements and more
     torch.manual_seed(0)
     ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
     theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
@@ -119,3 +127,18 @@ def test_our_kernel_takes_the_same_steps(dtype: torch.dtype) -> None:
     for p, q in zip(ours, theirs, strict=True):
         torch.testing.assert_close(p, q, **close)
         torch.testing.assert_close(a.state[p]["momentum"], b.state[q]["momentum"])
+
+
+def test_what_our_kernel_does_not_know_goes_torchs_way() -> None:
+    if library(torch.float32) is None:
+        pytest.skip("no C++ compiler")
+    torch.manual_seed(0)
+    kernel = torch.randn(24, 8, 3, 3)
+    small, double, last = torch.randn(3, 3), kernel.double(), kernel.to(memory_format=torch.channels_last)
+    for matrix in (small, double, last):
+        ours, theirs = (torch.nn.Parameter(matrix.clone()) for _ in range(2))
+        ours.grad = torch.randn_like(ours)
+        theirs.grad = ours.grad.clone()
+        Muon([ours], [], native=True).step()
+        Muon([theirs], []).step()
+        assert torch.equal(ours, theirs)

@@ -1,7 +1,7 @@
 // Encoder and stem on a CPU: some rows or pictures at a time go from one end of a branch to the other inside a core's
 // own cache, products and all; what the backward pass needs is written on the way.
 //
-// Compiled on the user's machine for its own vector unit, and called by native.py, which says what is computed. T is the
+// Compiled on the user's machine for its own vector unit, and called by native.py, which says what is computed, and by muon.py. T is the
 // type of activations, float or bfloat16; sums and the residual stream are float.
 //
 // Letters: R rows, D their width, M that of the MLP, B pictures, N tokens, H heads, K width of a head, S side,
@@ -21,8 +21,8 @@
 
 namespace {
 
-// Vectors are as wide as registers are, for compilers do badly with wider ones. Rows have ROOM at least (native.py sees
-// to it), and room for rows is a multiple of it where that is said.
+// Vectors are as wide as registers are, for compilers do badly with wider ones. Rows have ROOM at least (those who call
+// see to it), and room for rows is a multiple of it where that is said.
 constexpr int ROOM = 16;
 #ifdef __AVX512F__
 constexpr int LANES = 16;
@@ -101,10 +101,6 @@ template <class F> inline float fold(V v, F both) {
 inline float total(V v) {
     return fold(v, [](auto a, auto b) { return a + b; });
 }
-struct Totals {
-    float a, b;
-};
-inline Totals totals(V a, V b) { return {total(a), total(b)}; }
 inline float largest(V v) {
     return fold(v, [](auto a, auto b) { return larger(a, b); });
 }
@@ -191,9 +187,8 @@ template <class X> inline Statistics statistics(int64_t D, float eps, X x) {
         sum += v;
         square += v * v;
     });
-    Totals all = totals(sum, square);
-    float mean = all.a / D;
-    return {about + mean, 1.0f / __builtin_sqrtf(std::max(all.b / D - mean * mean, 0.0f) + eps)};
+    float mean = total(sum) / D;
+    return {about + mean, 1.0f / __builtin_sqrtf(std::max(total(square) / D - mean * mean, 0.0f) + eps)};
 }
 
 // Through a layer norm of the row `x`: `dh(i)` is its output's gradient, `take(i, done, dx)` gets that of `x`.
@@ -208,8 +203,7 @@ inline void norm_backward(int64_t D, Statistics s, const float *weight, float *d
         a += g * w;
         b += product * w;
     });
-    Totals all = totals(a, b);
-    float mean_a = all.a / D, mean_b = all.b / D;
+    float mean_a = total(a) / D, mean_b = total(b) / D;
     row(D, [&](int64_t i, auto done) {
         V normal = (x(i) - s.mean) * s.rstd;
         take(i, done, (dh(i) * load(weight + i) - mean_a - normal * mean_b) * s.rstd);
@@ -420,13 +414,13 @@ void split_heads(Picture at, const T *qkv, Statistics *stats, const float *weigh
             for (int64_t h = 0; h < at.H; h++) {
                 const T *from = qkv + at.joined(n, part, h);
                 T *to = split + at.apart(part, n, h);
-                const float *weight = weights + 2 * part * K;
                 float factor = part == 0 ? scale : 1.0f;
                 auto x = [&](int64_t i) { return load(from + i); };
                 if (part == 2 || !weights) {
                     row(K, [&](int64_t i, auto) { store(to + i, x(i) * factor); });
                     continue;
                 }
+                const float *weight = weights + 2 * part * K;
                 Statistics &s = stats[at.statistics(n, part, h)];
                 if (eps) s = statistics(K, *eps, x);
                 row(K, [&](int64_t i, auto) {
@@ -744,11 +738,11 @@ void stage_backward(const T *dout, const T *pooled, const uint8_t *which, const 
                     const float *bias, const T *x, const Unit *turned, T *dx, float *sums, int64_t B, int64_t S,
                     int64_t I, int64_t C, int64_t W, int64_t skip) {
     int64_t G = S / W, P = S + 2;  // P: with a border of zeros
-    int64_t units = (C + PAIR - 1) / PAIR, across = rounded(I), rows = rounded(C), columns = rounded(9 * I);
+    int64_t paired = units(C), across = rounded(I), rows = rounded(C), columns = rounded(9 * I);
     constexpr int64_t SOME = 128;  // units summed over at a time, so that they stay in the cache
     share(B, 2 * C + C * columns, sums, [&](int64_t first, int64_t last, float *sum) {
         std::vector<float> room(C), line(S * across);
-        std::vector<T> dy(P * P * units * PAIR), padded(P * P * I);
+        std::vector<T> dy(P * P * paired * PAIR), padded(P * P * I);
         std::vector<Unit> left(SOME * rows), right(SOME * columns);
         int64_t depth = 0;
         auto sum_up = [&] {
@@ -761,7 +755,7 @@ void stage_backward(const T *dout, const T *pooled, const uint8_t *which, const 
             for (int64_t i = 0; i < G; i++)
                 for (int64_t j = 0; j < G; j++) {
                     int64_t at = (b * G + i) * G + j;
-                    T *corner = &dy[((i * W + 1) * P + j * W + 1) * units * PAIR];
+                    T *corner = &dy[((i * W + 1) * P + j * W + 1) * paired * PAIR];
                     const T *max = pooled + at * C;
                     Statistics s = stats[at];
                     row(C, [&](int64_t c, auto) {
@@ -776,15 +770,15 @@ void stage_backward(const T *dout, const T *pooled, const uint8_t *which, const 
                             std::memcpy(&bytes, which + at * C + c, sizeof bytes);
                             Int place = __builtin_convertvector(bytes, Int);
                             for (int w = 0; w < W * W; w++)
-                                store(corner + (w / W * P + w % W) * units * PAIR + c,
+                                store(corner + (w / W * P + w % W) * paired * PAIR + c,
                                       (V)((Int)d & (place == w)));
                         });
                 }
             const Unit *lines = reinterpret_cast<const Unit *>(dy.data());
             if (turned)
                 for (int64_t i = 0; i < S; i++) {
-                    Left three{lines + i * P * units, units, 1, 3, P * units};
-                    product(S, three, turned, across, 3 * units, line.data());
+                    Left three{lines + i * P * paired, paired, 1, 3, P * paired};
+                    product(S, three, turned, across, 3 * paired, line.data());
                     for (int64_t j = 0; j < S; j++) {
                         int64_t at = ((b * S + i) * S + j) * I;
                         row(I, [&](int64_t c, auto) {
@@ -798,7 +792,7 @@ void stage_backward(const T *dout, const T *pooled, const uint8_t *which, const 
             for (int64_t q = 0; q < S * S; q += PAIR) {
                 int64_t here = pixel(q), next = q + 1 < S * S ? pixel(q + 1) : 0;
                 // Pixel 0 is border.
-                pair(&dy[here * units * PAIR], &dy[next * units * PAIR], C, &left[depth * rows]);
+                pair(&dy[here * paired * PAIR], &dy[next * paired * PAIR], C, &left[depth * rows]);
                 for (int64_t t = 0; t < 9; t++) {
                     int64_t off = (t / 3 - 1) * P + t % 3 - 1;
                     pair(&padded[(here + off) * I], next ? &padded[(next + off) * I] : nullptr, I,
@@ -839,9 +833,9 @@ void muon(float *const *weights, const float *const *grads, float *const *moment
         for (int64_t r = 0; r < R; r++)
             for (int64_t i = 0; i < C; i++) x[place(r, i)] = flat[r * C + i] * factor;
         std::vector<T> left(low * wide);
-        std::vector<Unit> right(std::max(low, wide) / PAIR * wide);
-        auto each = [&](int64_t count, auto to, auto value) {
-            for (int64_t i = 0; i < count; i += LANES) store(to + i, value(i));
+        std::vector<Unit> right(wide / PAIR * wide);
+        auto each = [&](int64_t elements, auto to, auto value) {
+            for (int64_t i = 0; i < elements; i += LANES) store(to + i, value(i));
         };
         for (int64_t step = 0; step < steps; step++) {
             each(low * wide, left.data(), [&](int64_t i) { return load(&x[i]); });

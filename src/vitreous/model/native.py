@@ -36,9 +36,9 @@ def supports(a: Architecture, dtype: torch.dtype) -> bool:
     return fits(a) and library(dtype) is not None
 
 
-def takes(x: Tensor, weight: Tensor) -> bool:
+def takes(x: Tensor, module: nn.Module) -> bool:
     """Whether the kernels can read such pictures or tokens, and weights: float32 on a CPU, and not empty."""
-    ours = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in (x, weight))
+    ours = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in (x, *module.parameters()))
     return ours and len(x) > 0 and activation_dtype() in (torch.float32, torch.bfloat16)
 
 
@@ -48,7 +48,8 @@ def activation_dtype() -> torch.dtype:
 
 
 HEAD_NORMS = ("attn.q_norm.weight", "attn.q_norm.bias", "attn.k_norm.weight", "attn.k_norm.bias")
-# Of a layer, in the order in which they are given; qkv's bias and the norms of the heads may be missing.
+OPTIONAL = {*HEAD_NORMS, "attn.qkv.bias"}
+# Of a layer, in the order in which they are given.
 LAYER = (
     *("norm1.weight", "norm1.bias", "attn.qkv.weight", "attn.qkv.bias", *HEAD_NORMS),
     *("attn.proj.weight", "attn.proj.bias", "norm2.weight", "norm2.bias"),
@@ -62,7 +63,11 @@ def encode(x: Tensor, blocks: Sequence[nn.Module], wanted: int) -> Tensor:
 
     The last layer lets all tokens be attended to, and does the rest of its work for those that are wanted only.
     """
-    weights = [parameters.get(name) for parameters in map(_parameters, blocks) for name in LAYER]
+    weights = [
+        parameters.get(name) if name in OPTIONAL else parameters[name]
+        for parameters in map(_parameters, blocks)
+        for name in LAYER
+    ]
     first: Any = blocks[0]
     rate = float(first.mlp.dropout.rate) if first.training else 0.0  # C takes an int's bits for a float
     seeds = torch.randint(2**32, (len(blocks), 2)).tolist() if rate else [[0, 0]] * len(blocks)
@@ -274,7 +279,7 @@ class Stem(torch.autograd.Function):
             before, pooled, which, stats = saved[i // 3 * 4 : i // 3 * 4 + 4]
             last = i + 3 == ctx.count
             window, side, C = (1 if last else 2), before.shape[1], len(conv)
-            into, wide = conv.shape[1], -(-9 * conv.shape[1] // ROOM) * ROOM
+            into, wide = conv.shape[1], _room(9 * conv.shape[1])
             through = torch.empty_like(before) if i > 0 else None  # the whitening is frozen
             turned = _paired(conv.to(dtype).flip(2, 3).permute(2, 3, 0, 1)) if i > 0 else None
             sums = torch.empty(2 * C + C * wide)

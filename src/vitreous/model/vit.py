@@ -109,7 +109,11 @@ class VisionTransformer(nn.Module):
         S is `image_size`, or another at which positions are interpolated.
         """
         x = self.embed(x)
-        if self.attention_path == "native" and native.takes(x, self.pos_embed) and x.shape[1] >= native.ROOM:
+        if (
+            self.attention_path == "native"
+            and native.takes(x, cast(nn.Module, self.blocks))
+            and x.shape[1] >= native.ROOM
+        ):
             x = native.encode(x, self.blocks, 1 if self.cls_token is not None else x.shape[1])
         else:
             for block in self.blocks:
@@ -129,7 +133,7 @@ class VisionTransformer(nn.Module):
                 f"{list(x.shape)}; resize them."
             )
         ours = self.attention_path == "native" and isinstance(self.patch_embed, ConvStem)
-        if ours and native.takes(x, self.patch_embed.proj.weight) and not x.requires_grad:
+        if ours and native.takes(x, self.patch_embed) and not x.requires_grad:
             x = native.tokens(x, self.patch_embed)
         else:
             x = self.patch_embed(x)

@@ -2,8 +2,9 @@
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) replaces the momentum of a
 weight matrix by the nearest semi-orthogonal matrix, found with five Newton-Schulz steps. Matrices
-of one shape go through them as one batched product. One optimizer rather than two, since Lightning
-steps, counts and saves one without further ado.
+of one shape go through them as one batched product; or, on a CPU, each on a core of its own in a
+kernel of ours. One optimizer rather than two, since Lightning steps, counts and saves one without
+further ado.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from vitreous.model.kernels import call
+from vitreous.model.kernels import ROOM, call
 
 # Coefficients of the odd polynomial a x + b x^3 + c x^5: steepest at zero while singular values stay near 1.
 A, B, C = 3.4445, -4.7750, 2.0315
@@ -39,6 +40,12 @@ def orthogonalize(matrices: Tensor, steps: int = STEPS) -> Tensor:
     return x.mT if tall else x
 
 
+def _takes(matrix: Tensor) -> bool:
+    """Whether our kernel knows such a matrix: it is given an address, and reads no less than a register."""
+    plain = matrix.device.type == "cpu" and matrix.dtype == torch.float32 and matrix.is_contiguous()
+    return plain and matrix.numel() >= ROOM
+
+
 class Muon(torch.optim.Optimizer):
     """Muon on parameters of two and more dimensions, AdamW on all others.
 
@@ -47,7 +54,8 @@ class Muon(torch.optim.Optimizer):
         others: parameters for AdamW (biases, norms, positions, the head).
         muon_learning_rate: scaled for each matrix by sqrt(max(1, rows / columns)).
         dtype: type of the Newton-Schulz products; bfloat16 is enough where it is fast.
-        native: whether our own kernel for CPUs takes Muon's steps, which is then to be had for `dtype`.
+        native: whether our own kernel for CPUs takes Muon's steps where it knows the matrices; it is then to be had
+            for `dtype`.
     """
 
     def __init__(
@@ -93,7 +101,7 @@ class Muon(torch.optim.Optimizer):
             if "momentum" not in self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
         buffers = [self.state[p]["momentum"] for p in params]
-        if self.native:
+        if self.native and all(map(_takes, (*params, *buffers))):
             self._native_muon(group, params, [g.contiguous() for g in grads], buffers)
             return
         torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
@@ -112,7 +120,6 @@ class Muon(torch.optim.Optimizer):
     def _native_muon(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], buffers: list[Tensor]
     ) -> None:
-        assert all(p.is_contiguous() and p.dtype == torch.float32 for p in (*params, *grads, *buffers))
         shapes = [(p.size(0), p.numel() // p.size(0)) for p in params]
         order = sorted(range(len(shapes)), key=lambda i: -min(shapes[i]) * shapes[i][0] * shapes[i][1])
 

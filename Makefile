@@ -8,6 +8,7 @@ DATA ?= cifar10
 SEEDS ?= 42 43 44
 FINAL ?=
 MINUTES ?= 5
+STUDY ?= ablation
 
 .PHONY: train test test-slow lint format notebook bench-speed bench-peers bench-peer-recipe bench-accuracy bench-study leaderboard clean
 

@@ -9,6 +9,21 @@ from vitreous.model.kernels import library
 from vitreous.training.muon import Muon, orthogonalize
 
 
+def five_steps(
+    ours: list[torch.nn.Parameter],
+    a: torch.optim.Optimizer,
+    theirs: list[torch.nn.Parameter],
+    b: torch.optim.Optimizer,
+) -> None:
+    """Both optimizers, with the same gradients."""
+    for _ in range(5):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        a.step()
+        b.step()
+
+
 @pytest.mark.parametrize("shape", [(16, 48), (48, 16), (32, 32)])
 def test_orthogonalize_keeps_singular_vectors_and_levels_singular_values(shape: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -36,12 +51,7 @@ def test_the_rest_is_torchs_adamw() -> None:
     theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
     a = Muon([], ours, learning_rate=0.01, betas=(0.9, 0.99), weight_decay=0.1)
     b = torch.optim.AdamW(theirs, lr=0.01, betas=(0.9, 0.99), weight_decay=0.1)
-    for _ in range(5):
-        for p, q in zip(ours, theirs, strict=True):
-            p.grad = torch.randn_like(p)
-            q.grad = p.grad.clone()
-        a.step()
-        b.step()
+    five_steps(ours, a, theirs, b)
     for p, q in zip(ours, theirs, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
 
@@ -54,11 +64,7 @@ def test_matrices_follow_torchs_muon(shape: tuple[int, int]) -> None:
     theirs = torch.nn.Parameter(ours.detach().clone())
     a = Muon([ours], [], muon_learning_rate=0.02, momentum=0.9, weight_decay=0.1, dtype=torch.bfloat16)
     b = torch.optim.Muon([theirs], lr=0.02, momentum=0.9, nesterov=True, weight_decay=0.1)
-    for _ in range(5):
-        ours.grad = torch.randn(shape)
-        theirs.grad = ours.grad.clone()
-        a.step()
-        b.step()
+    five_steps([ours], a, [theirs], b)
     torch.testing.assert_close(ours, theirs, rtol=0.02, atol=2e-3)  # bf16 products in another order
 
 
@@ -103,26 +109,13 @@ def test_state_survives_saving() -> None:
 def test_our_kernel_takes_the_same_steps(dtype: torch.dtype) -> None:
     if library(dtype) is None:
         pytest.skip("no C++ compiler")
-    shapes = [
-        (12, 8),
-        (8, 12),
-        (33, 70),
-        (70, 33),
-        (48, 48),
-        (24, 5, 3, 3),
-        (4, 4),
-    ]  # of sixteen elements and more
+    shapes = [(12, 8), (8, 12), (33, 70), (70, 33), (48, 48), (24, 5, 3, 3), (4, 4)]
     torch.manual_seed(0)
     ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
     theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
     settings = {"muon_learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.1, "dtype": dtype}
     a, b = Muon(ours, [], native=True, **settings), Muon(theirs, [], **settings)
-    for _ in range(5):
-        for p, q in zip(ours, theirs, strict=True):
-            p.grad = torch.randn_like(p)
-            q.grad = p.grad.clone()
-        a.step()
-        b.step()
+    five_steps(ours, a, theirs, b)
     close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.02, "atol": 1e-2}
     for p, q in zip(ours, theirs, strict=True):
         torch.testing.assert_close(p, q, **close)

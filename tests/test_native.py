@@ -193,12 +193,11 @@ def test_what_they_do_not_take_goes_the_explicit_way() -> None:
     torch.testing.assert_close(found, pictures.grad, atol=1e-4, rtol=1e-4)
     assert empty.shape == (0, 10)
     assert torch.equal(doubled, model(pictures.double()))
-    half = model.float()
-    half.blocks.double()  # a part of it of another type
-    half.set_attention("native")
-    with pytest.raises(RuntimeError):
-        half(pictures.detach())
+    model.float().blocks.double()
+    model.set_attention("native")
     with pytest.raises(RuntimeError):  # torch's own words, as for any network
+        model(pictures.detach())
+    with pytest.raises(RuntimeError):
         model.float().set_attention("native")
         model(pictures.to(torch.uint8))
 

@@ -400,7 +400,6 @@ struct Picture {
     int64_t b, N, H, K, width;
     int64_t joined(int64_t n, int64_t part, int64_t h) const { return (((b * N + n) * 3 + part) * H + h) * K; }
     int64_t statistics(int64_t n, int64_t part, int64_t h) const { return ((b * N + n) * 2 + part) * H + h; }
-    int64_t merged(int64_t n, int64_t h) const { return ((b * N + n) * H + h) * K; }
     int64_t apart(int64_t part, int64_t n, int64_t h) const { return ((part * H + h) * N + n) * width; }
 };
 

@@ -1,13 +1,14 @@
 // Encoder and stem on a CPU: some rows or pictures at a time go from one end of a branch to the other inside a core's
 // own cache, products and all; what the backward pass needs is written on the way.
 //
-// Compiled on the user's machine for its own vector unit, and called by native.py, which says what is computed, and by muon.py. T is the
-// type of activations, float or bfloat16; sums and the residual stream are float.
+// Compiled on the user's machine for its own vector unit, and called by native.py, which says what is computed, and by
+// muon.py. T is the type of activations, float or bfloat16; sums and the residual stream are float.
 //
 // Letters: R rows, D their width, M that of the MLP, B pictures, N tokens, H heads, K width of a head, S side,
 // C channels.
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -60,8 +61,10 @@ inline void store(T *to, V v) {  // to the nearest, ties to even
 #endif
     std::memcpy(to, &half, sizeof half);
 }
+constexpr uint16_t ONE = 0x3f80;
 #else
 using T = float;
+constexpr float ONE = 1.0f;
 #endif
 
 // Runs `body(i, done)` for each block of a row, i its first element. The last block overlaps the one before where
@@ -81,7 +84,6 @@ inline V fresh(V v, None) { return v; }
 inline V fresh(V v, int done) { return (V)((Int)v & (LANE >= done)); }
 template <class E> inline void replace(E *at, V v, None) { store(at, v); }
 template <class E> inline void replace(E *at, V v, int done) { store(at, LANE >= done ? v : load(at)); }
-template <class N> inline void add(float *at, V v, N done) { store(at, load(at) + fresh(v, done)); }
 
 inline V all(float x) { return x - V{}; }
 template <class W> inline W larger(W a, W b) { return a > b ? a : b; }
@@ -156,21 +158,43 @@ struct Dropout {
     }
 };
 
-// Runs `body(first, last, sums)` on equal shares of [0, count), one for each thread; `sums` is a thread's own room
-// for `width` sums. They are then added up in order of the threads, so that a run can be repeated to the bit.
-template <class F> void share(int64_t count, int64_t width, float *sum, F body) {
-    std::vector<std::vector<float>> sums(omp_get_max_threads());
+// Runs `body(at, count)` on [first, last), `most` at a time or somewhat fewer, as evenly as can be.
+template <class F> void pieces(int64_t first, int64_t last, int64_t most, F body) {
+    int64_t times = (last - first + most - 1) / most;
+    for (int64_t i = 0; i < times; i++) {
+        int64_t at = first + (last - first) * i / times;
+        body(at, first + (last - first) * (i + 1) / times - at);
+    }
+}
+
+// Runs `body(each)` on every thread; its `each(work)` then runs `work(at, some, sums)` on pieces of [0, count), `most` at
+// a time. A thread takes the next share when it is done with one, large shares first, for cores are seldom equally fast.
+// `sums` is a share's own room for `width` sums, which are added up in order, so that a run can be repeated to the bit.
+template <class F> void share(int64_t count, int64_t most, int64_t width, float *sum, F body) {
+    int64_t threads = omp_get_max_threads(), given = 0;
+    std::vector<int64_t> starts{0};
+    for (int64_t eighths : {5, 2, 1})  // of what a thread would get of equal shares
+        for (int64_t t = 0; t < threads; t++) {
+            given += eighths;
+            starts.push_back(count * given / (8 * threads));
+        }
+    std::vector<std::vector<float>> sums(starts.size() - 1);
+    std::atomic<size_t> next{0};
 #pragma omp parallel
     {
-        int64_t me = omp_get_thread_num(), threads = omp_get_num_threads();
-        std::vector<float> own(width, 0.0f);
-        body(count * me / threads, count * (me + 1) / threads, own.data());
-        sums[me].swap(own);
+        body([&](auto work) {
+            for (size_t i; (i = next++) < sums.size();) {
+                sums[i].resize(width);
+                pieces(starts[i], starts[i + 1], most,
+                       [&](int64_t at, int64_t some) { work(at, some, sums[i].data()); });
+            }
+        });
 #pragma omp barrier
-        int64_t from = width * me / threads, to = width * (me + 1) / threads;
+        int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
+        int64_t from = width * me / all, to = width * (me + 1) / all;
         for (int64_t i = from; i < to; i++) sum[i] = sums[0][i];
-        for (int64_t t = 1; t < threads; t++)
-            for (int64_t i = from; i < to; i++) sum[i] += sums[t][i];
+        for (size_t s = 1; s < sums.size(); s++)
+            for (int64_t i = from; i < to; i++) sum[i] += sums[s][i];
     }
 }
 
@@ -296,6 +320,18 @@ void product(int64_t rows, Left a, const Unit *b, int64_t bi, int64_t depth, flo
     }
 }
 
+#ifdef BFLOAT16
+inline Bits interleave(Half low, Half high) {
+#ifdef __AVX512BF16__
+    constexpr Bits ORDER = ((Bits)LANE + 32u) << 16 | (Bits)LANE;  // a unit takes lane i of the first and of the second
+    return (Bits)_mm512_permutex2var_epi16(_mm512_castsi256_si512((__m256i)low), (__m512i)ORDER,
+                                           _mm512_castsi256_si512((__m256i)high));
+#else
+    return __builtin_convertvector(low, Bits) | __builtin_convertvector(high, Bits) << 16;
+#endif
+}
+#endif
+
 // Two rows of `width` T to units of both; the second may be missing. For floats the first alone.
 inline void pair(const T *first, const T *second, int64_t width, Unit *to) {
     row(width, [&](int64_t c, auto) {
@@ -303,7 +339,7 @@ inline void pair(const T *first, const T *second, int64_t width, Unit *to) {
         Half low, high = {};
         std::memcpy(&low, first + c, sizeof low);
         if (second) std::memcpy(&high, second + c, sizeof high);
-        Bits both = __builtin_convertvector(low, Bits) | __builtin_convertvector(high, Bits) << 16;
+        Bits both = interleave(low, high);
         std::memcpy(to + c, &both, sizeof both);
 #else
         store(reinterpret_cast<float *>(to) + c, load(first + c));
@@ -358,14 +394,17 @@ inline void product(int64_t rows, const T *x, int64_t room, const Weight &w, flo
 }
 
 // Adds to the gradient of a weight, [out, in rounded up], what rows of dy and x, `dy_room` and `x_room` apart, have in
-// common; `room` is for both as units.
+// common, and to that of its bias, [out rounded up], the rows of dy; `room` is for both as units.
 void add_products(int64_t rows, const T *dy, int64_t out, int64_t dy_room, const T *x, int64_t x_room, Unit *room,
-                  float *dw) {
+                  float *dw, float *dbias) {
     int64_t high = rounded(dy_room), wide = rounded(x_room);
     Unit *left = room, *right = room + units(rows) * high;
     pair_rows(dy, rows, dy_room, left, high);
     pair_rows(x, rows, x_room, right, wide);
     product<true>(out, {left, 1, high}, right, wide, units(rows), dw);
+    T ones[PAIR];
+    for (T &one : ones) one = T{ONE};
+    product<true>(1, {reinterpret_cast<const Unit *>(ones), 0, 0}, left, high, units(rows), dbias);
 }
 
 // Of a row of N scores, whose room is whole registers; zeros follow.
@@ -443,15 +482,6 @@ void normalize(int64_t rows, int64_t D, const float *x, Statistics *stats, const
 // Rows worked on at a time: their products are then large enough, and lie in the cache.
 constexpr int64_t SOME_ROWS = 96;
 
-// Runs `body(at, count)` on [first, last), `most` at a time or somewhat fewer, as evenly as can be.
-template <class F> void pieces(int64_t first, int64_t last, int64_t most, F body) {
-    int64_t times = (last - first + most - 1) / most;
-    for (int64_t i = 0; i < times; i++) {
-        int64_t at = first + (last - first) * i / times;
-        body(at, first + (last - first) * (i + 1) / times - at);
-    }
-}
-
 }  // namespace
 
 extern "C" {
@@ -465,12 +495,12 @@ void attention(const float *x, float *out, Statistics *stats, T *qkv, Statistics
                int64_t wanted, int64_t H, int64_t K, float scale, float eps) {
     int64_t D = H * K, wide = rounded(D), width = rounded(K), length = rounded(N), most = std::max<int64_t>(1, SOME_ROWS / N);
     const Weight joined(weight, 3 * D, D, true), back(proj, D, D, true);
-    share(B, 0, nullptr, [&](int64_t first, int64_t last, float *) {
+    share(B, most, 0, nullptr, [&](auto each) {
         // What pads rows and columns stays zero from picture to picture.
         std::vector<T> normal(most * N * wide), split(3 * H * N * width);
         std::vector<Unit> keys(width / PAIR * length), values(units(N) * width);
         std::vector<float> y(most * N * joined.width), scores(wanted * length), heads(H * N * width);
-        pieces(first, last, most, [&](int64_t start, int64_t pictures) {
+        each([&](int64_t start, int64_t pictures, float *) {
             int64_t rows = pictures * N, from = start * N;
             normalize(rows, D, x + from * D, stats + from, norm, norm_bias, &eps, normal.data(), wide);
             product(rows, normal.data(), wide, joined, y.data());
@@ -511,31 +541,27 @@ void attention(const float *x, float *out, Statistics *stats, T *qkv, Statistics
 }
 
 // From dout [B, wanted, D] to dx [B, N, D]. `sums`: the gradients of `weight` [3 D, D] and `proj` [D, D], rows rounded
-// up; of `bias`; of proj's; of the norm's weight and bias; of `head_norms`.
+// up; of `bias` and proj's, rounded up; of the norm's weight and bias; of `head_norms`.
 void attention_backward(const float *dout, float *dx, const float *x, Statistics *stats, const T *qkv,
                         Statistics *head_stats, const T *p, const T *merged, const float *norm,
                         const float *norm_bias, const float *weight, const float *head_norms, const float *proj,
                         float *sums, int64_t B, int64_t N, int64_t wanted, int64_t H, int64_t K, float scale) {
     int64_t D = H * K, wide = rounded(D), width = rounded(K), length = rounded(N), most = std::max<int64_t>(1, SOME_ROWS / N);
     const Weight joined(weight, 3 * D, D, false), back(proj, D, D, false);
-    share(B, 4 * D * wide + 6 * D + 4 * K, sums, [&](int64_t first, int64_t last, float *dweight) {
-        float *dproj = dweight + 3 * D * wide, *dbias = dproj + D * wide, *dproj_bias = dbias + 3 * D;
-        float *dnorm = dproj_bias + D, *dhead_norms = dnorm + 2 * D;
+    share(B, most, 4 * D * wide + rounded(3 * D) + wide + 2 * D + 4 * K, sums, [&](auto each) {
         std::vector<T> half(most * N * wide), normal(most * N * wide), dqkv(most * N * 3 * D);
         std::vector<T> split(3 * H * N * width), grad(wanted * width), ds(wanted * length);
         std::vector<Unit> values(width / PAIR * length), right(units(N) * width), left(units(N) * length);
         std::vector<Unit> room(units(most * N) * (rounded(3 * D) + wide));
         std::vector<float> y(most * N * wide), scores(wanted * length), d(3 * H * N * width);
-        pieces(first, last, most, [&](int64_t start, int64_t pictures) {
+        each([&](int64_t start, int64_t pictures, float *dweight) {
+            float *dproj = dweight + 3 * D * wide, *dbias = dproj + D * wide, *dproj_bias = dbias + rounded(3 * D);
+            float *dnorm = dproj_bias + wide, *dhead_norms = dnorm + 2 * D;
             int64_t rows = pictures * N, out_rows = pictures * wanted, from = start * N;
             const float *given = dout + start * wanted * D;
             for (int64_t r = 0; r < out_rows; r++)
-                row(D, [&](int64_t i, auto done) {
-                    V v = load(given + r * D + i);
-                    store(&half[r * wide + i], v);
-                    add(dproj_bias + i, v, done);
-                });
-            add_products(out_rows, half.data(), D, wide, merged + start * wanted * D, D, room.data(), dproj);
+                row(D, [&](int64_t i, auto) { store(&half[r * wide + i], load(given + r * D + i)); });
+            add_products(out_rows, half.data(), D, wide, merged + start * wanted * D, D, room.data(), dproj, dproj_bias);
             product(out_rows, half.data(), wide, back, y.data());
             for (int64_t b = start; b < start + pictures; b++) {
                 Picture at{b, N, H, K, width};
@@ -567,13 +593,10 @@ void attention_backward(const float *dout, float *dx, const float *x, Statistics
                             const T *before = qkv + at.joined(n, part, h);
                             const float *own = &d[at.apart(part, n, h)];
                             T *to = &dqkv[at.joined(n, part, h) - from * 3 * D];
-                            float *sum = dbias + (part * H + h) * K, *dhead = dhead_norms + 2 * part * K;
+                            float *dhead = dhead_norms + 2 * part * K;
                             float factor = part == 0 ? scale : 1.0f;
                             auto dy = [&](int64_t i) { return load(own + i) * factor; };
-                            auto take = [&](int64_t i, auto done, V v) {
-                                add(sum + i, v, done);
-                                store(to + i, v);
-                            };
+                            auto take = [&](int64_t i, auto, V v) { store(to + i, v); };
                             if (part == 2 || !head_norms)
                                 row(K, [&](int64_t i, auto done) { take(i, done, dy(i)); });
                             else
@@ -583,7 +606,7 @@ void attention_backward(const float *dout, float *dx, const float *x, Statistics
                         }
             }
             normalize(rows, D, x + from * D, stats + from, norm, norm_bias, nullptr, normal.data(), wide);
-            add_products(rows, dqkv.data(), 3 * D, 3 * D, normal.data(), wide, room.data(), dweight);
+            add_products(rows, dqkv.data(), 3 * D, 3 * D, normal.data(), wide, room.data(), dweight, dbias);
             product(rows, dqkv.data(), 3 * D, joined, y.data());
             for (int64_t r = 0; r < rows; r++) {
                 const float *skip = given + (r / N * wanted + r % N) * D, *before = x + (from + r) * D;
@@ -606,10 +629,10 @@ void mlp(const float *x, float *out, Statistics *stats, T *slope, T *g, const fl
     int64_t wide = rounded(D), deep = rounded(M);
     Dropout inside(seed1, rate), after(seed2, rate);
     const Weight up(fc1, M, D, true), down(fc2, D, M, true);
-    share(R, 0, nullptr, [&](int64_t first, int64_t last, float *) {
+    share(R, SOME_ROWS, 0, nullptr, [&](auto each) {
         std::vector<T> normal(SOME_ROWS * wide);
         std::vector<float> y(SOME_ROWS * std::max(wide, deep));
-        pieces(first, last, SOME_ROWS, [&](int64_t from, int64_t rows) {
+        each([&](int64_t from, int64_t rows, float *) {
             normalize(rows, D, x + from * D, stats + from, norm, norm_bias, &eps, normal.data(), wide);
             product(rows, normal.data(), wide, up, y.data());
             for (int64_t r = 0; r < rows; r++) {
@@ -631,36 +654,33 @@ void mlp(const float *x, float *out, Statistics *stats, T *slope, T *g, const fl
     });
 }
 
-// From dout [R, D] to dx. `sums`: the gradients of fc1 [M, D] and fc2 [D, M], rows rounded up; of their biases; of the
-// norm's weight and bias.
+// From dout [R, D] to dx. `sums`: the gradients of fc1 [M, D] and fc2 [D, M], rows rounded up; of their biases, rounded
+// up; of the norm's weight and bias.
 void mlp_backward(const float *dout, float *dx, const float *x, Statistics *stats, const T *slope, const T *g,
                   const float *norm, const float *norm_bias, const float *fc1, const float *fc2, float *sums, int64_t R,
                   int64_t D, int64_t M, int64_t seed2, float rate) {
     int64_t wide = rounded(D), deep = rounded(M);
     Dropout after(seed2, rate);
     const Weight up(fc1, M, D, false), down(fc2, D, M, false);
-    share(R, M * wide + D * deep + M + 3 * D, sums, [&](int64_t first, int64_t last, float *dfc1) {
-        float *dfc2 = dfc1 + M * wide, *dbias1 = dfc2 + D * deep, *dbias2 = dbias1 + M, *dnorm = dbias2 + D;
+    share(R, SOME_ROWS, M * wide + D * deep + deep + wide + 2 * D, sums, [&](auto each) {
         std::vector<T> half(SOME_ROWS * wide), normal(SOME_ROWS * wide), du(SOME_ROWS * deep);
         std::vector<Unit> room(units(SOME_ROWS) * (wide + deep));
         std::vector<float> y(SOME_ROWS * std::max(wide, deep));
-        pieces(first, last, SOME_ROWS, [&](int64_t from, int64_t rows) {
+        each([&](int64_t from, int64_t rows, float *dfc1) {
+            float *dfc2 = dfc1 + M * wide, *dbias1 = dfc2 + D * deep, *dbias2 = dbias1 + deep, *dnorm = dbias2 + wide;
             for (int64_t r = 0; r < rows; r++)
-                row(D, [&](int64_t i, auto done) {
-                    V v = after(load(dout + (from + r) * D + i), (from + r) * D + i);
-                    store(&half[r * wide + i], v);
-                    add(dbias2 + i, v, done);
+                row(D, [&](int64_t i, auto) {
+                    int64_t place = (from + r) * D + i;
+                    store(&half[r * wide + i], after(load(dout + place), place));
                 });
-            add_products(rows, half.data(), D, wide, g + from * deep, deep, room.data(), dfc2);
+            add_products(rows, half.data(), D, wide, g + from * deep, deep, room.data(), dfc2, dbias2);
             product(rows, half.data(), wide, down, y.data());
             for (int64_t r = 0; r < rows; r++)
-                row(M, [&](int64_t i, auto done) {
-                    V v = load(&y[r * deep + i]) * load(slope + (from + r) * deep + i);
-                    store(&du[r * deep + i], v);
-                    add(dbias1 + i, v, done);
+                row(M, [&](int64_t i, auto) {
+                    store(&du[r * deep + i], load(&y[r * deep + i]) * load(slope + (from + r) * deep + i));
                 });
             normalize(rows, D, x + from * D, stats + from, norm, norm_bias, nullptr, normal.data(), wide);
-            add_products(rows, du.data(), M, deep, normal.data(), wide, room.data(), dfc1);
+            add_products(rows, du.data(), M, deep, normal.data(), wide, room.data(), dfc1, dbias1);
             product(rows, du.data(), deep, up, y.data());
             for (int64_t r = 0; r < rows; r++) {
                 int64_t place = (from + r) * D;
@@ -676,7 +696,7 @@ void mlp_backward(const float *dout, float *dx, const float *x, Statistics *stat
 // Pictures, by strides, to [B, S - 1, S - 1, 24]: 2x2 patches along twelve directions `weight` [12, ROOM], which the
 // last lanes leave empty, and along their negatives; GELU, of which gelu(-x) = gelu(x) - x.
 void whiten(const float *x, const int64_t *stride, const float *weight, T *out, int64_t B, int64_t S) {
-#pragma omp parallel for schedule(static) collapse(2)
+#pragma omp parallel for schedule(guided) collapse(2)
     for (int64_t b = 0; b < B; b++)
         for (int64_t i = 0; i < S - 1; i++)
             for (int64_t j = 0; j < S - 1; j++) {
@@ -697,36 +717,49 @@ void whiten(const float *x, const int64_t *stride, const float *weight, T *out, 
             }
 }
 
-// y [B, S, S, C]: the largest of each W x W, layer norm over the channels, GELU, plus `skip` where there is one, to
-// [B, G, G, C] with G = S / W. `pooled` keeps the largest, `which` where each was.
-void stage(const T *y, const T *skip, T *out, T *pooled, uint8_t *which, Statistics *stats, const float *weight,
-           const float *bias, int64_t B, int64_t S, int64_t C, int64_t W, float eps) {
-    int64_t G = S / W;
-#pragma omp parallel for schedule(static) collapse(3)
-    for (int64_t b = 0; b < B; b++)
-        for (int64_t i = 0; i < G; i++)
-            for (int64_t j = 0; j < G; j++) {
-                int64_t at = (b * G + i) * G + j;
-                const T *corner = y + ((b * S + i * W) * S + j * W) * C;
-                T *largest = pooled + at * C;
-                row(C, [&](int64_t c, auto) {
-                    V v = load(corner + c);
-                    Int place = {};
-                    for (int w = 1; w < W * W; w++) {
-                        V other = load(corner + (w / W * S + w % W) * C + c);
-                        place = other > v ? w - Int{} : place;
-                        v = larger(other, v);
-                    }
-                    store(largest + c, v);
-                    Bytes bytes = __builtin_convertvector(place, Bytes);
-                    std::memcpy(which + at * C + c, &bytes, sizeof bytes);
-                });
-                Statistics s = stats[at] = statistics(C, eps, [&](int64_t c) { return load(largest + c); });
-                row(C, [&](int64_t c, auto) {
-                    V v = gelu((load(largest + c) - s.mean) * s.rstd * load(weight + c) + load(bias + c));
-                    store(out + at * C + c, skip ? v + load(skip + at * C + c) : v);
-                });
+// A stage of the stem, x [B, S, S, I] to [B, G, G, C] with G = S / W: a convolution of 3x3, padded by one, the largest of
+// each W x W, layer norm over the channels, GELU, plus x with `skip`. `conv`: the convolution's weight [3, 3, I, C] as
+// units along I, C rounded up to ROOM. `pooled` keeps the largest, `which` where each was.
+void stage(const T *x, const Unit *conv, T *out, T *pooled, uint8_t *which, Statistics *stats, const float *weight,
+           const float *bias, int64_t B, int64_t S, int64_t I, int64_t C, int64_t W, int64_t skip, float eps) {
+    int64_t G = S / W, P = S + 2, paired = units(I), across = rounded(C);
+    share(B, 1, 0, nullptr, [&](auto each) {
+        std::vector<T> padded(P * P * paired * PAIR);
+        std::vector<float> lines(W * S * across);
+        const Unit *corner = reinterpret_cast<const Unit *>(padded.data());
+        each([&](int64_t b, int64_t, float *) {
+            for (int64_t q = 0; q < S * S; q++)
+                std::memcpy(&padded[((q / S + 1) * P + q % S + 1) * paired * PAIR], x + (b * S * S + q) * I, I * sizeof(T));
+            for (int64_t i = 0; i < G; i++) {
+                for (int64_t w = 0; w < W; w++) {
+                    Left three{corner + (i * W + w) * P * paired, paired, 1, 3, P * paired};
+                    product(G * W, three, conv, across, 3 * paired, &lines[w * S * across]);
+                }
+                for (int64_t j = 0; j < G; j++) {
+                    int64_t at = (b * G + i) * G + j;
+                    const float *window = &lines[j * W * across];
+                    T *largest = pooled + at * C;
+                    row(C, [&](int64_t c, auto) {
+                        V v = load(window + c);
+                        Int place = {};
+                        for (int w = 1; w < W * W; w++) {
+                            V other = load(window + (w / W * S + w % W) * across + c);
+                            place = other > v ? w - Int{} : place;
+                            v = larger(other, v);
+                        }
+                        store(largest + c, v);
+                        Bytes bytes = __builtin_convertvector(place, Bytes);
+                        std::memcpy(which + at * C + c, &bytes, sizeof bytes);
+                    });
+                    Statistics s = stats[at] = statistics(C, eps, [&](int64_t c) { return load(largest + c); });
+                    row(C, [&](int64_t c, auto) {
+                        V v = gelu((load(largest + c) - s.mean) * s.rstd * load(weight + c) + load(bias + c));
+                        store(out + at * C + c, skip ? v + load(x + at * C + c) : v);
+                    });
+                }
             }
+        });
+    });
 }
 
 // The backward pass of a convolution of 3x3, padded by one, x [B, S, S, I] to [B, S, S, C], and of the stage behind it,
@@ -739,68 +772,108 @@ void stage_backward(const T *dout, const T *pooled, const uint8_t *which, const 
     int64_t G = S / W, P = S + 2;  // P: with a border of zeros
     int64_t paired = units(C), across = rounded(I), rows = rounded(C), columns = rounded(9 * I);
     constexpr int64_t SOME = 128;  // units summed over at a time, so that they stay in the cache
-    share(B, 2 * C + C * columns, sums, [&](int64_t first, int64_t last, float *sum) {
+    share(B, B, 2 * C + C * columns, sums, [&](auto each) {
         std::vector<float> room(C), line(S * across);
         std::vector<T> dy(P * P * paired * PAIR), padded(P * P * I);
         std::vector<Unit> left(SOME * rows), right(SOME * columns);
-        int64_t depth = 0;
-        auto sum_up = [&] {
-            product<true>(C, {left.data(), 1, rows}, right.data(), columns, depth, sum + 2 * C);
-            depth = 0;
-        };
         float *through = room.data();  // the gradient before the GELU
         auto pixel = [&](int64_t q) { return (q / S + 1) * P + q % S + 1; };
-        for (int64_t b = first; b < last; b++) {
-            for (int64_t i = 0; i < G; i++)
-                for (int64_t j = 0; j < G; j++) {
-                    int64_t at = (b * G + i) * G + j;
-                    T *corner = &dy[((i * W + 1) * P + j * W + 1) * paired * PAIR];
-                    const T *max = pooled + at * C;
-                    Statistics s = stats[at];
-                    row(C, [&](int64_t c, auto) {
-                        V before = (load(max + c) - s.mean) * s.rstd * load(weight + c) + load(bias + c);
-                        store(through + c, load(dout + at * C + c) * gelu_curve(before).slope);
-                    });
-                    norm_backward(
-                        C, s, weight, sum, sum + C, [&](int64_t c) { return load(max + c); },
-                        [&](int64_t c) { return load(through + c); },
-                        [&](int64_t c, auto, V d) {
-                            Bytes bytes;
-                            std::memcpy(&bytes, which + at * C + c, sizeof bytes);
-                            Int place = __builtin_convertvector(bytes, Int);
-                            for (int w = 0; w < W * W; w++)
-                                store(corner + (w / W * P + w % W) * paired * PAIR + c,
-                                      (V)((Int)d & (place == w)));
+        each([&](int64_t first, int64_t pictures, float *sum) {
+            int64_t depth = 0;
+            auto sum_up = [&] {
+                product<true>(C, {left.data(), 1, rows}, right.data(), columns, depth, sum + 2 * C);
+                depth = 0;
+            };
+            for (int64_t b = first; b < first + pictures; b++) {
+                for (int64_t i = 0; i < G; i++)
+                    for (int64_t j = 0; j < G; j++) {
+                        int64_t at = (b * G + i) * G + j;
+                        T *corner = &dy[((i * W + 1) * P + j * W + 1) * paired * PAIR];
+                        const T *max = pooled + at * C;
+                        Statistics s = stats[at];
+                        row(C, [&](int64_t c, auto) {
+                            V before = (load(max + c) - s.mean) * s.rstd * load(weight + c) + load(bias + c);
+                            store(through + c, load(dout + at * C + c) * gelu_curve(before).slope);
                         });
-                }
-            const Unit *lines = reinterpret_cast<const Unit *>(dy.data());
-            if (turned)
-                for (int64_t i = 0; i < S; i++) {
-                    Left three{lines + i * P * paired, paired, 1, 3, P * paired};
-                    product(S, three, turned, across, 3 * paired, line.data());
-                    for (int64_t j = 0; j < S; j++) {
-                        int64_t at = ((b * S + i) * S + j) * I;
-                        row(I, [&](int64_t c, auto) {
-                            V v = load(&line[j * across + c]);
-                            store(dx + at + c, skip ? v + load(dout + at + c) : v);
-                        });
+                        norm_backward(
+                            C, s, weight, sum, sum + C, [&](int64_t c) { return load(max + c); },
+                            [&](int64_t c) { return load(through + c); },
+                            [&](int64_t c, auto, V d) {
+                                Bytes bytes;
+                                std::memcpy(&bytes, which + at * C + c, sizeof bytes);
+                                Int place = __builtin_convertvector(bytes, Int);
+                                for (int w = 0; w < W * W; w++)
+                                    store(corner + (w / W * P + w % W) * paired * PAIR + c,
+                                          (V)((Int)d & (place == w)));
+                            });
                     }
+                const Unit *lines = reinterpret_cast<const Unit *>(dy.data());
+                if (turned)
+                    for (int64_t i = 0; i < S; i++) {
+                        Left three{lines + i * P * paired, paired, 1, 3, P * paired};
+                        product(S, three, turned, across, 3 * paired, line.data());
+                        for (int64_t j = 0; j < S; j++) {
+                            int64_t at = ((b * S + i) * S + j) * I;
+                            row(I, [&](int64_t c, auto) {
+                                V v = load(&line[j * across + c]);
+                                store(dx + at + c, skip ? v + load(dout + at + c) : v);
+                            });
+                        }
+                    }
+                for (int64_t i = 0; i < S; i++)
+                    std::memcpy(&padded[((i + 1) * P + 1) * I], x + (b * S + i) * S * I, S * I * sizeof(T));
+                for (int64_t q = 0; q < S * S; q += PAIR) {
+                    int64_t here = pixel(q), next = q + 1 < S * S ? pixel(q + 1) : 0;
+                    // Pixel 0 is border.
+                    pair(&dy[here * paired * PAIR], &dy[next * paired * PAIR], C, &left[depth * rows]);
+                    for (int64_t t = 0; t < 9; t++) {
+                        int64_t off = (t / 3 - 1) * P + t % 3 - 1;
+                        pair(&padded[(here + off) * I], next ? &padded[(next + off) * I] : nullptr, I,
+                             &right[depth * columns + t * I]);
+                    }
+                    if (++depth == SOME) sum_up();
                 }
-            for (int64_t i = 0; i < S; i++)
-                std::memcpy(&padded[((i + 1) * P + 1) * I], x + (b * S + i) * S * I, S * I * sizeof(T));
-            for (int64_t q = 0; q < S * S; q += PAIR) {
-                int64_t here = pixel(q), next = q + 1 < S * S ? pixel(q + 1) : 0;
-                // Pixel 0 is border.
-                pair(&dy[here * paired * PAIR], &dy[next * paired * PAIR], C, &left[depth * rows]);
-                for (int64_t t = 0; t < 9; t++) {
-                    int64_t off = (t / 3 - 1) * P + t % 3 - 1;
-                    pair(&padded[(here + off) * I], next ? &padded[(next + off) * I] : nullptr, I,
-                         &right[depth * columns + t * I]);
-                }
-                if (++depth == SOME) sum_up();
             }
-        }
-        sum_up();
+            sum_up();
+        });
+    });
+}
+
+// y [R, O] = x [R, I] through a linear layer.
+void linear(const T *x, float *y, const float *weight, const float *bias, int64_t R, int64_t I, int64_t O) {
+    const Weight w(weight, O, I, true);
+    share(R, SOME_ROWS, 0, nullptr, [&](auto each) {
+        std::vector<T> padded(SOME_ROWS * rounded(I));
+        std::vector<float> sums(SOME_ROWS * w.width);
+        each([&](int64_t from, int64_t rows, float *) {
+            for (int64_t r = 0; r < rows; r++)
+                std::memcpy(&padded[r * rounded(I)], x + (from + r) * I, I * sizeof(T));
+            product(rows, padded.data(), rounded(I), w, sums.data());
+            for (int64_t r = 0; r < rows; r++)
+                row(O, [&](int64_t o, auto) { store(y + (from + r) * O + o, load(&sums[r * w.width + o]) + load(bias + o)); });
+        });
+    });
+}
+
+// From dy [R, O] to dx. `sums`: the gradients of the weight [O, I], rows rounded up, and of the bias, rounded up.
+void linear_backward(const float *dy, const T *x, T *dx, const float *weight, float *sums, int64_t R, int64_t I,
+                     int64_t O) {
+    int64_t across = rounded(I), wide = rounded(O);
+    const Weight w(weight, O, I, false);
+    share(R, SOME_ROWS, O * across + wide, sums, [&](auto each) {
+        std::vector<T> half(SOME_ROWS * wide), padded(SOME_ROWS * across);
+        std::vector<Unit> room(units(SOME_ROWS) * (wide + across));
+        std::vector<float> y(SOME_ROWS * across);
+        each([&](int64_t from, int64_t rows, float *dweight) {
+            for (int64_t r = 0; r < rows; r++) {
+                row(O, [&](int64_t o, auto) { store(&half[r * wide + o], load(dy + (from + r) * O + o)); });
+                std::memcpy(&padded[r * across], x + (from + r) * I, I * sizeof(T));
+            }
+            add_products(rows, half.data(), O, wide, padded.data(), across, room.data(), dweight, dweight + O * across);
+            product(rows, half.data(), wide, w, y.data());
+            for (int64_t r = 0; r < rows; r++)
+                row(I, [&](int64_t i, auto) { store(dx + (from + r) * I + i, load(&y[r * across + i])); });
+        });
     });
 }
 

@@ -2,8 +2,8 @@
 
 torch runs a network operator by operator, and for narrow networks half of a step goes into what stands between the
 products: casts, norms, activations, copies. Here a branch of the encoder is one pass, products and all, and so is a
-stage of the stem, but for its forward convolution, which is torch's. The results are those of `vit.py` and `stem.py`,
-which say what is computed; tests hold the two together.
+stage of the stem. The results are those of `vit.py` and `stem.py`, which say what is computed; tests hold the two
+together.
 
 Letters in the shape comments: B batch, N tokens, D embed_dim, H heads, K = D / H, M mlp_dim, R = B·N, G tokens along a
 side.
@@ -170,7 +170,8 @@ def _attention_backward(
     """The gradient of the tokens [B, N, D], and those of the weights by name."""
     (B, N, D), wanted, wide = kept[0].shape, dout.shape[1], _room(dout.shape[2])
     dx, H, K = torch.empty(B, N, D), heads, D // heads
-    parts = torch.empty(4 * D * wide + 6 * D + 4 * K)
+    sizes = [3 * D * wide, D * wide, _room(3 * D), wide, D, D, 4 * K]
+    parts = torch.empty(sum(sizes))
     given = (
         w["norm1.weight"],
         w["norm1.bias"],
@@ -179,9 +180,10 @@ def _attention_backward(
         w["attn.proj.weight"],
     )
     call("attention_backward", dtype, dout, dx, *kept, *given, parts, B, N, wanted, H, K, K**-0.5)
-    sums = parts.split([3 * D * wide, D * wide, 3 * D, D, D, D, 4 * K])
+    sums = parts.split(sizes)
     d = {"attn.qkv.weight": _matrix(sums[0], D), "attn.proj.weight": _matrix(sums[1], D)}
-    d |= zip(("attn.qkv.bias", "attn.proj.bias", "norm1.weight", "norm1.bias"), sums[2:6], strict=True)
+    d |= {"attn.qkv.bias": sums[2][: 3 * D], "attn.proj.bias": sums[3][:D]}
+    d |= {"norm1.weight": sums[4], "norm1.bias": sums[5]}
     return dx, d | dict(zip(HEAD_NORMS, sums[6].view(4, K), strict=True))
 
 
@@ -202,15 +204,14 @@ def _mlp_backward(
 ) -> tuple[Tensor, Weights]:
     """The gradient of the tokens [B, N, D], and those of the weights by name."""
     R, D, M = dout.shape[0] * dout.shape[1], dout.shape[2], len(w["mlp.fc1.weight"])
-    dx, sizes = torch.empty_like(dout), [M * _room(D), D * _room(M), M, D, D, D]
+    dx, sizes = torch.empty_like(dout), [M * _room(D), D * _room(M), _room(M), _room(D), D, D]
     parts = torch.empty(sum(sizes))
     given = (w["norm2.weight"], w["norm2.bias"], w["mlp.fc1.weight"], w["mlp.fc2.weight"])
     call("mlp_backward", dtype, dout, dx, *kept, *given, parts, R, D, M, seeds[1], rate)
     sums = parts.split(sizes)
     d = {"mlp.fc1.weight": _matrix(sums[0], D), "mlp.fc2.weight": _matrix(sums[1], M)}
-    return dx, d | dict(
-        zip(("mlp.fc1.bias", "mlp.fc2.bias", "norm2.weight", "norm2.bias"), sums[2:], strict=True)
-    )
+    d |= {"mlp.fc1.bias": sums[2][:M], "mlp.fc2.bias": sums[3][:D]}
+    return dx, d | {"norm2.weight": sums[4], "norm2.bias": sums[5]}
 
 
 def _matrix(sums: Tensor, columns: int) -> Tensor:
@@ -219,7 +220,7 @@ def _matrix(sums: Tensor, columns: int) -> Tensor:
 
 
 def tokens(x: Tensor, stem: nn.Module) -> Tensor:
-    """Pictures [B, 3, S, S] through `stem.ConvStem` to tokens [B, N, D], in the type of activations."""
+    """Pictures [B, 3, S, S] through `stem.ConvStem` to tokens, float [B, N, D]."""
     named, anyone = _parameters(stem), cast(Any, stem)
     stages = [f"stages.{i}" for i in range(len(anyone.stages))] + ["mix"]
     weights = [
@@ -251,18 +252,19 @@ class Stem(torch.autograd.Function):
             conv, weight, bias = weights[i : i + 3]
             last = i + 3 == len(weights)
             window, side, C = (1 if last else 2), a.shape[1], len(conv)
-            G = side // window
-            y = _convolution(a, conv.to(dtype))
+            G, into = side // window, a.shape[3]
+            taps = _paired(conv.to(dtype).permute(2, 3, 1, 0))
             out, pooled = torch.empty(B, G, G, C, dtype=dtype), torch.empty(B, G, G, C, dtype=dtype)
             which, stats = torch.empty(B, G, G, C, dtype=torch.uint8), torch.empty(B, G, G, 2)
-            skip = a if last else None
-            call("stage", dtype, y, skip, out, pooled, which, stats, weight, bias, B, side, C, window, eps)
+            kept, sizes = (out, pooled, which, stats), (B, side, into, C, window)
+            call("stage", dtype, a, taps, *kept, weight, bias, *sizes, int(last), eps)
             saved += [a, pooled, which, stats]
             a = out
         ctx.save_for_backward(proj, a, *weights, *saved)
         ctx.count, ctx.dtype = len(weights), dtype
-        flat = a.view(-1, a.shape[-1])
-        return torch.addmm(proj_bias.to(dtype), flat, proj.flatten(1).to(dtype).mT).view(B, -1, len(proj))
+        found = torch.empty(B, a.shape[1] * a.shape[2], len(proj))
+        call("linear", dtype, a, found, proj, proj_bias, *_linear_sizes(a, proj))
+        return found
 
     @staticmethod
     @once_differentiable
@@ -270,9 +272,11 @@ class Stem(torch.autograd.Function):
         dtype = ctx.dtype
         proj, a, *rest = ctx.saved_tensors
         weights, saved = rest[: ctx.count], rest[ctx.count :]
-        B, flat = len(grad), grad.flatten(0, 1).to(dtype)
-        dproj = (flat.mT @ a.flatten(0, 2)).to(proj.dtype).view_as(proj)
-        da = (flat @ proj.flatten(1).to(dtype)).view_as(a)
+        B = len(grad)
+        da: Tensor | None = torch.empty_like(a)
+        sums = torch.empty(len(proj) * _room(a.shape[3]) + _room(len(proj)))
+        call("linear_backward", dtype, grad.contiguous(), a, da, proj, sums, *_linear_sizes(a, proj))
+        dproj, dproj_bias = sums.tensor_split([len(proj) * _room(a.shape[3])])
         grads: list[Tensor | None] = []
         for i in reversed(range(0, ctx.count, 3)):
             conv, weight, bias = weights[i : i + 3]
@@ -302,13 +306,13 @@ class Stem(torch.autograd.Function):
             taps = sums[2 * C :].view(C, wide)[:, : 9 * into].reshape(C, 3, 3, into)
             dconv, dnorm, da = taps.permute(0, 3, 1, 2), sums[: 2 * C].view(2, C), through
             grads[:0] = [dconv.to(conv.dtype), dnorm[0].to(weight.dtype), dnorm[1].to(bias.dtype)]
-        return None, None, None, dproj, grad.sum((0, 1)).to(proj.dtype), *grads
+        dproj = _matrix(dproj, a.shape[3]).unflatten(1, (-1, 1, 1))
+        return None, None, None, dproj, dproj_bias[: len(proj)], *grads
 
 
-def _convolution(a: Tensor, weight: Tensor) -> Tensor:
-    """3x3, padded by one, [B, S, S, C] to [B, S, S, O]."""
-    y = torch.conv2d(a.permute(0, 3, 1, 2), weight, padding=1)
-    return y.permute(0, 2, 3, 1).contiguous()
+def _linear_sizes(a: Tensor, weight: Tensor) -> tuple[int, int, int]:
+    """Rows, width before, width after."""
+    return a.numel() // a.shape[-1], a.shape[-1], len(weight)
 
 
 def _paired(w: Tensor) -> Tensor:

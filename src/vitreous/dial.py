@@ -2,8 +2,8 @@
 
 One number turns it, the training FLOPs that the budget amounts to. The sizes and where one takes over from another
 were found by trials on CIFAR-10's validation split (`docs/log.md`, "The dial's law" and "Many passes"): at 5.5e14 the
-second is still ahead of the third, and from where the third does best is extrapolated. On CIFAR-100 the second
-overtakes the first somewhat earlier.
+second and the third are within half a point, and from where the third does best is extrapolated. On CIFAR-100 the
+second overtakes the first somewhat earlier.
 What a person sets by hand stays as set; of what makes the size, one value is enough to leave all of it alone.
 """
 

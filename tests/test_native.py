@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitreous.errors import VitreousError
-from vitreous.model import kernels
+from vitreous.model import kernels, native
 from vitreous.model.kernels import ROOM
 from vitreous.model.native import supports
 from vitreous.model.variants import Architecture, variant
@@ -34,6 +34,12 @@ NETWORKS: dict[str, tuple[Architecture, int, int]] = {  # with image_size and th
         32,
     ),
     "odd channels": (dataclasses.replace(COMPACT, stem_dims=(17, 35, 21), depth=1), 64, 53),
+    "class token": (dataclasses.replace(COMPACT, pool="cls", depth=1), 32, 24),
+    "mean of tokens, after a ReLU": (
+        dataclasses.replace(COMPACT, pool="mean", embed_activation="relu", depth=1),
+        32,
+        32,
+    ),
     "linear stem, class token": (Architecture(4, 64, 3, 2, 128), 32, 32),
     "no bias of q, k, v; heads normalised": (
         Architecture(4, 48, 2, 3, 96, qkv_bias=False, qk_norm=True),
@@ -104,6 +110,26 @@ def test_bfloat16_is_no_less_exact_than_torch_under_autocast(name: str) -> None:
     assert max(ours_error.values()) < 2 * max(torchs_error.values())
 
 
+@pytest.mark.parametrize("size", [0.5, 60.0], ids=["", "scores that no exponential takes"])
+def test_pooling_has_the_gradients_of_double_precision(size: float) -> None:
+    torch.manual_seed(0)
+    x, norm, query = torch.randn(5, 25, 40), nn.LayerNorm(40), size * torch.randn(1, 40)
+    nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    upstream = torch.randn(5, 40)
+    found, truth = [], []
+    for results, dtype in ((found, torch.float32), (truth, torch.float64)):
+        tokens, weight = (t.to(dtype).requires_grad_() for t in (x, query))
+        norm = norm.to(dtype)
+        if dtype == torch.float32:
+            out = native.pool(tokens, norm, weight)
+        else:
+            h = norm(tokens)
+            out = ((h @ weight.mT).softmax(1) * h).sum(1)
+        results += [out, *torch.autograd.grad((out * upstream).sum(), (tokens, weight, *norm.parameters()))]
+    for ours, exact in zip(found, truth, strict=True):
+        assert (ours - exact).norm() < 5e-5 * exact.norm()
+
+
 def left_out(seed: int, count: int, rate: float) -> np.ndarray:
     """Which of `count` elements dropout leaves out: Wellons' lowbias32 of their places, as numpy has it."""
     x = np.arange(count, dtype=np.uint32) * np.uint32(0x9E3779B1) + np.uint32(seed)
@@ -133,7 +159,7 @@ def test_dropout_leaves_out_the_same_forward_and_backward(name: str) -> None:
     for block in model.blocks:
         block.mlp.dropout.rate = 0.3
     torch.manual_seed(7)
-    seeds = torch.randint(2**32, (len(model.blocks), 2)).tolist()
+    seeds = torch.randint(2**32, (2 * len(model.blocks),)).view(-1, 2).tolist()
     torch.manual_seed(7)
     found = gradients(model, "native", pictures)
     wanted = 1 if model.cls_token is not None else None

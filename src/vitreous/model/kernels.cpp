@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <type_traits>
 #include <vector>
 
@@ -173,10 +174,10 @@ template <class F> void pieces(int64_t first, int64_t last, int64_t most, F body
 template <class F> void share(int64_t count, int64_t most, int64_t width, float *sum, F body) {
     int64_t threads = omp_get_max_threads(), given = 0;
     std::vector<int64_t> starts{0};
-    for (int64_t eighths : {5, 2, 1})  // of what a thread would get of equal shares
+    for (int64_t parts : {9, 4, 2, 1})  // of sixteen that a thread would get of equal shares
         for (int64_t t = 0; t < threads; t++) {
-            given += eighths;
-            starts.push_back(count * given / (8 * threads));
+            given += parts;
+            starts.push_back(count * given / (16 * threads));
         }
     std::vector<std::vector<float>> sums(starts.size() - 1);
     std::atomic<size_t> next{0};
@@ -388,6 +389,25 @@ struct Weight {
     }
 };
 
+// The weight [C, I, 3, 3] of a convolution as units, for each tap [rows / PAIR, columns], both rounded up: rows are I
+// and columns C, or, `turned` for the backward pass, rows are C and columns I, and taps in reverse.
+std::vector<Unit> taps(const float *w, int64_t C, int64_t I, bool turned) {
+    int64_t rows = turned ? C : I, columns = turned ? I : C, depth = units(rows), across = rounded(columns);
+    std::vector<Unit> found(9 * depth * across);
+#pragma omp parallel for
+    for (int64_t tap = 0; tap < 9; tap++) {
+        std::vector<float> line(across);
+        std::vector<T> half(rows * across);
+        for (int64_t r = 0; r < rows; r++) {
+            for (int64_t c = 0; c < columns; c++)
+                line[c] = turned ? w[(r * I + c) * 9 + 8 - tap] : w[(c * I + r) * 9 + tap];
+            for (int64_t c = 0; c < across; c += LANES) store(&half[r * across + c], load(&line[c]));
+        }
+        pair_rows(half.data(), rows, across, &found[tap * depth * across], across);
+    }
+    return found;
+}
+
 // y [rows, rounded up] = x [rows, `room` apart] times that weight.
 inline void product(int64_t rows, const T *x, int64_t room, const Weight &w, float *y) {
     product(rows, by_row(x, room), w.at.data(), w.width, w.depth, y);
@@ -469,8 +489,9 @@ void split_heads(Picture at, const T *qkv, Statistics *stats, const float *weigh
 }
 
 // Layer norm of rows x [rows, D] to h [rows, `room` apart]; `stats` are found where `eps` is given, else known.
+template <class E>
 void normalize(int64_t rows, int64_t D, const float *x, Statistics *stats, const float *weight, const float *bias,
-               const float *eps, T *h, int64_t room) {
+               const float *eps, E *h, int64_t room) {
     for (int64_t r = 0; r < rows; r++, x += D, h += room, stats++) {
         if (eps) *stats = statistics(D, *eps, [&](int64_t i) { return load(x + i); });
         row(D, [&](int64_t i, auto) {
@@ -481,6 +502,41 @@ void normalize(int64_t rows, int64_t D, const float *x, Statistics *stats, const
 
 // Rows worked on at a time: their products are then large enough, and lie in the cache.
 constexpr int64_t SOME_ROWS = 96;
+
+// What a layer has, in the order of native.py's LAYER, which is that of `sums` in the backward passes above.
+struct Layer {
+    const float *qkv, *proj, *qkv_bias, *proj_bias, *norm1, *norm1_bias, *head_norms[4], *fc1, *fc2, *fc1_bias,
+        *fc2_bias, *norm2, *norm2_bias;
+};
+struct Sizes {
+    int64_t B, N, H, K, M;
+};
+
+// What a layer keeps for its backward pass, cut from memory at `at`: its input, what is between attention and the MLP,
+// and what the two keep.
+struct Kept {
+    float *x, *middle;
+    Statistics *stats1, *head_stats, *stats2;
+    T *qkv, *p, *merged, *slope, *g;
+    Kept(char *&at, Sizes s) {
+        auto cut = [&](auto *&piece, int64_t count) {
+            piece = reinterpret_cast<std::remove_reference_t<decltype(piece)>>(at);
+            at += (count * sizeof *piece + 63) / 64 * 64;
+        };
+        int64_t R = s.B * s.N, D = s.H * s.K;
+        cut(x, R * D), cut(middle, R * D), cut(stats1, R), cut(head_stats, R * 2 * s.H), cut(stats2, R);
+        cut(qkv, R * 3 * D), cut(p, R * s.H * rounded(s.N)), cut(merged, R * D);
+        cut(slope, R * rounded(s.M)), cut(g, R * rounded(s.M));
+    }
+};
+
+// Weights and biases of the norms of q and k as one row [4 K], which is empty where a layer has none.
+std::vector<float> head_norms(const Layer &w, int64_t K) {
+    std::vector<float> found;
+    for (const float *each : w.head_norms)
+        if (each) found.insert(found.end(), each, each + K);
+    return found;
+}
 
 }  // namespace
 
@@ -540,8 +596,9 @@ void attention(const float *x, float *out, Statistics *stats, T *qkv, Statistics
     });
 }
 
-// From dout [B, wanted, D] to dx [B, N, D]. `sums`: the gradients of `weight` [3 D, D] and `proj` [D, D], rows rounded
-// up; of `bias` and proj's, rounded up; of the norm's weight and bias; of `head_norms`.
+// From dout [B, wanted, D] to dx [B, N, D], which may be the same where all are wanted. `sums`: the gradients of
+// `weight` [3 D, D] and `proj` [D, D], rows rounded up; of `bias` and proj's, rounded up; of the norm's weight and bias;
+// of `head_norms`.
 void attention_backward(const float *dout, float *dx, const float *x, Statistics *stats, const T *qkv,
                         Statistics *head_stats, const T *p, const T *merged, const float *norm,
                         const float *norm_bias, const float *weight, const float *head_norms, const float *proj,
@@ -615,7 +672,7 @@ void attention_backward(const float *dout, float *dx, const float *x, Statistics
                 norm_backward(
                     D, stats[from + r], norm, dnorm, dnorm + D, [&](int64_t i) { return load(before + i); },
                     [&](int64_t i) { return load(&y[r * wide + i]); },
-                    [&](int64_t i, auto, V v) { store(to + i, skipped ? v + load(skip + i) : v); });
+                    [&](int64_t i, auto done, V v) { replace(to + i, skipped ? v + load(skip + i) : v, done); });
             }
         });
     });
@@ -654,8 +711,8 @@ void mlp(const float *x, float *out, Statistics *stats, T *slope, T *g, const fl
     });
 }
 
-// From dout [R, D] to dx. `sums`: the gradients of fc1 [M, D] and fc2 [D, M], rows rounded up; of their biases, rounded
-// up; of the norm's weight and bias.
+// From dout [R, D] to dx, which may be the same. `sums`: the gradients of fc1 [M, D] and fc2 [D, M], rows rounded up; of
+// their biases, rounded up; of the norm's weight and bias.
 void mlp_backward(const float *dout, float *dx, const float *x, Statistics *stats, const T *slope, const T *g,
                   const float *norm, const float *norm_bias, const float *fc1, const float *fc2, float *sums, int64_t R,
                   int64_t D, int64_t M, int64_t seed2, float rate) {
@@ -687,15 +744,71 @@ void mlp_backward(const float *dout, float *dx, const float *x, Statistics *stat
                 norm_backward(
                     D, stats[from + r], norm, dnorm, dnorm + D, [&](int64_t i) { return load(x + place + i); },
                     [&](int64_t i) { return load(&y[r * wide + i]); },
-                    [&](int64_t i, auto, V v) { store(dx + place + i, v + load(dout + place + i)); });
+                    [&](int64_t i, auto done, V v) { replace(dx + place + i, v + load(dout + place + i), done); });
             }
         });
     });
 }
 
-// Pictures, by strides, to [B, S - 1, S - 1, 24]: 2x2 patches along twelve directions `weight` [12, ROOM], which the
-// last lanes leave empty, and along their negatives; GELU, of which gelu(-x) = gelu(x) - x.
+// Bytes that `layers` layers keep.
+void encoder_room(int64_t *bytes, int64_t layers, int64_t B, int64_t N, int64_t H, int64_t K, int64_t M) {
+    char *start = reinterpret_cast<char *>(64), *at = start;
+    for (int64_t i = 0; i < layers; i++) Kept(at, {B, N, H, K, M});
+    *bytes = at - start;
+}
+
+// All layers, x [B, N, D] to `out` [B, wanted, D]: the last does its work after attention for the first `wanted` tokens
+// only. `room` is for `kept` layers: for all, or, with nothing to be kept, for two in turns. `seeds` [layers, 2].
+void encoder(const float *x, float *out, char *room, const Layer *weights, const int64_t *seeds, int64_t layers,
+             int64_t kept, int64_t wanted, int64_t B, int64_t N, int64_t H, int64_t K, int64_t M, float eps,
+             float rate) {
+    std::vector<Kept> rooms;
+    while (int64_t(rooms.size()) < kept) rooms.emplace_back(room, Sizes{B, N, H, K, M});
+    const std::vector<float> none(3 * H * K);
+    for (int64_t i = 0; i < layers; i++) {
+        const Layer &w = weights[i];
+        const Kept &k = rooms[i % kept];
+        bool last = i + 1 == layers;
+        int64_t count = last ? wanted : N;
+        const std::vector<float> norms = head_norms(w, K);
+        attention(i ? k.x : x, k.middle, k.stats1, k.qkv, k.head_stats, k.p, k.merged, w.norm1, w.norm1_bias, w.qkv,
+                  w.qkv_bias ? w.qkv_bias : none.data(), norms.empty() ? nullptr : norms.data(), w.proj, w.proj_bias, B,
+                  N, count, H, K, 1.0f / __builtin_sqrtf(float(K)), eps);
+        mlp(k.middle, last ? out : rooms[(i + 1) % kept].x, k.stats2, k.slope, k.g, w.norm2, w.norm2_bias, w.fc1,
+            w.fc1_bias, w.fc2, w.fc2_bias, B * count, H * K, M, eps, seeds[2 * i], seeds[2 * i + 1], rate);
+    }
+}
+
+// From dout [B, wanted, D] to dx [B, N, D]. `sums`: gradients layer by layer, as the backward passes above have them.
+void encoder_backward(const float *dout, float *dx, const float *x, char *room, const Layer *weights, float *sums,
+                      const int64_t *seeds, int64_t layers, int64_t wanted, int64_t B, int64_t N, int64_t H, int64_t K,
+                      int64_t M, float rate) {
+    int64_t D = H * K, wide = rounded(D), deep = rounded(M);
+    int64_t of_attention = 4 * D * wide + rounded(3 * D) + wide + 2 * D + 4 * K;
+    int64_t of_mlp = M * wide + D * deep + deep + wide + 2 * D;
+    std::vector<Kept> rooms;
+    while (int64_t(rooms.size()) < layers) rooms.emplace_back(room, Sizes{B, N, H, K, M});
+    std::unique_ptr<float[]> shorter(new float[B * wanted * D]);  // of the last layer; the others work in place
+    for (int64_t i = layers - 1; i >= 0; i--) {
+        const Layer &w = weights[i];
+        const Kept &k = rooms[i];
+        bool last = i + 1 == layers;
+        int64_t count = last ? wanted : N;
+        const std::vector<float> norms = head_norms(w, K);
+        float *middle = last ? shorter.get() : dx, *own = sums + i * (of_attention + of_mlp);
+        mlp_backward(last ? dout : dx, middle, k.middle, k.stats2, k.slope, k.g, w.norm2, w.norm2_bias, w.fc1, w.fc2,
+                     own + of_attention, B * count, D, M, seeds[2 * i + 1], rate);
+        attention_backward(middle, dx, i ? k.x : x, k.stats1, k.qkv, k.head_stats, k.p, k.merged, w.norm1, w.norm1_bias,
+                           w.qkv, norms.empty() ? nullptr : norms.data(), w.proj, own, B, N, count, H, K,
+                           1.0f / __builtin_sqrtf(float(K)));
+    }
+}
+
+// Pictures, by strides, to [B, S - 1, S - 1, 24]: 2x2 patches along twelve directions `weight` [12, 12] and along their
+// negatives; GELU, of which gelu(-x) = gelu(x) - x.
 void whiten(const float *x, const int64_t *stride, const float *weight, T *out, int64_t B, int64_t S) {
+    float along_lanes[12 * ROOM] = {};  // [patch, direction], the last lanes empty
+    for (int64_t i = 0; i < 12 * 12; i++) along_lanes[i % 12 * ROOM + i / 12] = weight[i];
 #pragma omp parallel for schedule(guided) collapse(2)
     for (int64_t b = 0; b < B; b++)
         for (int64_t i = 0; i < S - 1; i++)
@@ -706,7 +819,7 @@ void whiten(const float *x, const int64_t *stride, const float *weight, T *out, 
                     V along = {};
                     for (int64_t t = 0; t < 12; t++)
                         along += corner[(t / 4) * stride[1] + (t / 2 % 2) * stride[2] + (t % 2) * stride[3]] *
-                                 load(weight + t * ROOM + c);
+                                 load(along_lanes + t * ROOM + c);
                     V value = gelu(along);
                     store(plus + c, value);
                     store(minus + c, value - along);
@@ -718,22 +831,25 @@ void whiten(const float *x, const int64_t *stride, const float *weight, T *out, 
 }
 
 // A stage of the stem, x [B, S, S, I] to [B, G, G, C] with G = S / W: a convolution of 3x3, padded by one, the largest of
-// each W x W, layer norm over the channels, GELU, plus x with `skip`. `conv`: the convolution's weight [3, 3, I, C] as
-// units along I, C rounded up to ROOM. `pooled` keeps the largest, `which` where each was.
-void stage(const T *x, const Unit *conv, T *out, T *pooled, uint8_t *which, Statistics *stats, const float *weight,
+// each W x W, layer norm over the channels, GELU, plus x with `skip`. `conv`: the convolution's weight [C, I, 3, 3].
+// `pooled` keeps the largest, `which` where each was.
+void stage(const T *x, const float *conv, T *out, T *pooled, uint8_t *which, Statistics *stats, const float *weight,
            const float *bias, int64_t B, int64_t S, int64_t I, int64_t C, int64_t W, int64_t skip, float eps) {
     int64_t G = S / W, P = S + 2, paired = units(I), across = rounded(C);
+    const std::vector<Unit> ready = taps(conv, C, I, false);
     share(B, 1, 0, nullptr, [&](auto each) {
         std::vector<T> padded(P * P * paired * PAIR);
         std::vector<float> lines(W * S * across);
         const Unit *corner = reinterpret_cast<const Unit *>(padded.data());
         each([&](int64_t b, int64_t, float *) {
-            for (int64_t q = 0; q < S * S; q++)
-                std::memcpy(&padded[((q / S + 1) * P + q % S + 1) * paired * PAIR], x + (b * S * S + q) * I, I * sizeof(T));
+            // A line at once, where pixels are whole units.
+            for (int64_t i = 0, some = I % PAIR ? 1 : S; i < S * S; i += some)
+                std::memcpy(&padded[((i / S + 1) * P + i % S + 1) * paired * PAIR], x + (b * S * S + i) * I,
+                            some * I * sizeof(T));
             for (int64_t i = 0; i < G; i++) {
                 for (int64_t w = 0; w < W; w++) {
                     Left three{corner + (i * W + w) * P * paired, paired, 1, 3, P * paired};
-                    product(G * W, three, conv, across, 3 * paired, &lines[w * S * across]);
+                    product(G * W, three, ready.data(), across, 3 * paired, &lines[w * S * across]);
                 }
                 for (int64_t j = 0; j < G; j++) {
                     int64_t at = (b * G + i) * G + j;
@@ -763,21 +879,23 @@ void stage(const T *x, const Unit *conv, T *out, T *pooled, uint8_t *which, Stat
 }
 
 // The backward pass of a convolution of 3x3, padded by one, x [B, S, S, I] to [B, S, S, C], and of the stage behind it,
-// from dout [B, G, G, C] to dx, if there is `turned`: the convolution's weight [3, 3, C, I], its taps in reverse, as
-// units along C, I rounded up to ROOM. With `skip`, dout is added to dx. `sums`: C of the norm's weight, C of its bias,
-// and [C, 3, 3, I] of the convolution's weight, rows rounded up to ROOM.
+// from dout [B, G, G, C] to dx, if that is given. With `skip`, dout is added to dx. `grads`: C of the norm's weight, C
+// of its bias, and [C, I, 3, 3] of the convolution's.
 void stage_backward(const T *dout, const T *pooled, const uint8_t *which, const Statistics *stats, const float *weight,
-                    const float *bias, const T *x, const Unit *turned, T *dx, float *sums, int64_t B, int64_t S,
+                    const float *bias, const T *x, const float *conv, T *dx, float *grads, int64_t B, int64_t S,
                     int64_t I, int64_t C, int64_t W, int64_t skip) {
     int64_t G = S / W, P = S + 2;  // P: with a border of zeros
     int64_t paired = units(C), across = rounded(I), rows = rounded(C), columns = rounded(9 * I);
+    const std::vector<Unit> turned = dx ? taps(conv, C, I, true) : std::vector<Unit>();
+    // Those of the weight as [C, 3, 3, I], rows rounded up.
+    std::unique_ptr<float[]> sums(new float[2 * C + C * columns]);
     constexpr int64_t SOME = 128;  // units summed over at a time, so that they stay in the cache
-    share(B, B, 2 * C + C * columns, sums, [&](auto each) {
+    share(B, B, 2 * C + C * columns, sums.get(), [&](auto each) {
         std::vector<float> room(C), line(S * across);
         std::vector<T> dy(P * P * paired * PAIR), padded(P * P * I);
         std::vector<Unit> left(SOME * rows), right(SOME * columns);
         float *through = room.data();  // the gradient before the GELU
-        auto pixel = [&](int64_t q) { return (q / S + 1) * P + q % S + 1; };
+        auto pixel = [&](int64_t q) { return (q / (G * W) + 1) * P + q % (G * W) + 1; };
         each([&](int64_t first, int64_t pictures, float *sum) {
             int64_t depth = 0;
             auto sum_up = [&] {
@@ -808,10 +926,10 @@ void stage_backward(const T *dout, const T *pooled, const uint8_t *which, const 
                             });
                     }
                 const Unit *lines = reinterpret_cast<const Unit *>(dy.data());
-                if (turned)
+                if (dx)
                     for (int64_t i = 0; i < S; i++) {
                         Left three{lines + i * P * paired, paired, 1, 3, P * paired};
-                        product(S, three, turned, across, 3 * paired, line.data());
+                        product(S, three, turned.data(), across, 3 * paired, line.data());
                         for (int64_t j = 0; j < S; j++) {
                             int64_t at = ((b * S + i) * S + j) * I;
                             row(I, [&](int64_t c, auto) {
@@ -822,14 +940,14 @@ void stage_backward(const T *dout, const T *pooled, const uint8_t *which, const 
                     }
                 for (int64_t i = 0; i < S; i++)
                     std::memcpy(&padded[((i + 1) * P + 1) * I], x + (b * S + i) * S * I, S * I * sizeof(T));
-                for (int64_t q = 0; q < S * S; q += PAIR) {
-                    int64_t here = pixel(q), next = q + 1 < S * S ? pixel(q + 1) : 0;
-                    // Pixel 0 is border.
+                // Pixels that no window takes have no gradient. Three neighbours lie in a row.
+                for (int64_t q = 0; q < G * W * G * W; q += PAIR) {
+                    int64_t here = pixel(q), next = q + 1 < G * W * G * W ? pixel(q + 1) : 0;  // pixel 0 is border
                     pair(&dy[here * paired * PAIR], &dy[next * paired * PAIR], C, &left[depth * rows]);
-                    for (int64_t t = 0; t < 9; t++) {
-                        int64_t off = (t / 3 - 1) * P + t % 3 - 1;
-                        pair(&padded[(here + off) * I], next ? &padded[(next + off) * I] : nullptr, I,
-                             &right[depth * columns + t * I]);
+                    for (int64_t line = 0; line < 3; line++) {
+                        int64_t off = (line - 1) * P - 1;
+                        pair(&padded[(here + off) * I], next ? &padded[(next + off) * I] : nullptr, 3 * I,
+                             &right[depth * columns + line * 3 * I]);
                     }
                     if (++depth == SOME) sum_up();
                 }
@@ -837,10 +955,17 @@ void stage_backward(const T *dout, const T *pooled, const uint8_t *which, const 
             sum_up();
         });
     });
+    std::memcpy(grads, sums.get(), 2 * C * sizeof(float));
+#pragma omp parallel for
+    for (int64_t c = 0; c < C; c++)
+        for (int64_t tap = 0; tap < 9; tap++)
+            for (int64_t i = 0; i < I; i++)
+                grads[2 * C + (c * I + i) * 9 + tap] = sums[2 * C + c * columns + tap * I + i];
 }
 
-// y [R, O] = x [R, I] through a linear layer.
-void linear(const T *x, float *y, const float *weight, const float *bias, int64_t R, int64_t I, int64_t O) {
+// y [R, O] = x [R, I] through a linear layer, plus `position` [N, O], if there is one, of the tokens of each picture.
+void linear(const T *x, float *y, const float *weight, const float *bias, const float *position, int64_t R, int64_t N,
+            int64_t I, int64_t O) {
     const Weight w(weight, O, I, true);
     share(R, SOME_ROWS, 0, nullptr, [&](auto each) {
         std::vector<T> padded(SOME_ROWS * rounded(I));
@@ -849,30 +974,99 @@ void linear(const T *x, float *y, const float *weight, const float *bias, int64_
             for (int64_t r = 0; r < rows; r++)
                 std::memcpy(&padded[r * rounded(I)], x + (from + r) * I, I * sizeof(T));
             product(rows, padded.data(), rounded(I), w, sums.data());
-            for (int64_t r = 0; r < rows; r++)
-                row(O, [&](int64_t o, auto) { store(y + (from + r) * O + o, load(&sums[r * w.width + o]) + load(bias + o)); });
+            for (int64_t r = 0; r < rows; r++) {
+                const float *place = position ? position + (from + r) % N * O : nullptr;
+                row(O, [&](int64_t o, auto) {
+                    V v = load(&sums[r * w.width + o]) + load(bias + o);
+                    store(y + (from + r) * O + o, place ? v + load(place + o) : v);
+                });
+            }
         });
     });
 }
 
-// From dy [R, O] to dx. `sums`: the gradients of the weight [O, I], rows rounded up, and of the bias, rounded up.
-void linear_backward(const float *dy, const T *x, T *dx, const float *weight, float *sums, int64_t R, int64_t I,
-                     int64_t O) {
+// From dy [R, O] to dx. `sums`: the gradients of the weight [O, I], rows rounded up, of the bias, rounded up, and of the
+// `positions`: N, or none.
+void linear_backward(const float *dy, const T *x, T *dx, const float *weight, float *sums, int64_t positions, int64_t R,
+                     int64_t I, int64_t O) {
     int64_t across = rounded(I), wide = rounded(O);
     const Weight w(weight, O, I, false);
-    share(R, SOME_ROWS, O * across + wide, sums, [&](auto each) {
+    share(R, SOME_ROWS, O * across + wide + positions * O, sums, [&](auto each) {
         std::vector<T> half(SOME_ROWS * wide), padded(SOME_ROWS * across);
         std::vector<Unit> room(units(SOME_ROWS) * (wide + across));
         std::vector<float> y(SOME_ROWS * across);
         each([&](int64_t from, int64_t rows, float *dweight) {
+            float *dbias = dweight + O * across, *dposition = dbias + wide;
             for (int64_t r = 0; r < rows; r++) {
-                row(O, [&](int64_t o, auto) { store(&half[r * wide + o], load(dy + (from + r) * O + o)); });
+                const float *given = dy + (from + r) * O;
+                row(O, [&](int64_t o, auto) { store(&half[r * wide + o], load(given + o)); });
+                if (positions) {
+                    float *own = dposition + (from + r) % positions * O;
+                    row(O, [&](int64_t o, auto done) { replace(own + o, load(own + o) + load(given + o), done); });
+                }
                 std::memcpy(&padded[r * across], x + (from + r) * I, I * sizeof(T));
             }
-            add_products(rows, half.data(), O, wide, padded.data(), across, room.data(), dweight, dweight + O * across);
+            add_products(rows, half.data(), O, wide, padded.data(), across, room.data(), dweight, dbias);
             product(rows, half.data(), wide, w, y.data());
             for (int64_t r = 0; r < rows; r++)
                 row(I, [&](int64_t i, auto) { store(dx + (from + r) * I + i, load(&y[r * across + i])); });
+        });
+    });
+}
+
+// Tokens x [B, N, D] through a layer norm to out [B, D]: their mean, by the softmax over tokens of what `weight` [D]
+// makes of each. Kept are `stats` [B, N] and p [B, N], the shares.
+void pool(const float *x, float *out, Statistics *stats, float *p, const float *norm, const float *norm_bias,
+          const float *weight, int64_t B, int64_t N, int64_t D, float eps) {
+    share(B, 1, 0, nullptr, [&](auto each) {
+        std::vector<float> h(N * D);
+        each([&](int64_t b, int64_t, float *) {
+            float *own = p + b * N, *to = out + b * D, most = -INFINITY, sum = 0.0f;
+            normalize(N, D, x + b * N * D, stats + b * N, norm, norm_bias, &eps, h.data(), D);
+            for (int64_t n = 0; n < N; n++) {
+                V v = {};
+                row(D, [&](int64_t i, auto done) { v += fresh(load(&h[n * D + i]) * load(weight + i), done); });
+                own[n] = total(v);
+                most = std::max(most, own[n]);
+            }
+            for (int64_t n = 0; n < N; n++) sum += own[n] = std::exp(own[n] - most);
+            for (int64_t n = 0; n < N; n++) own[n] /= sum;
+            row(D, [&](int64_t i, auto) {
+                V v = {};
+                for (int64_t n = 0; n < N; n++) v += own[n] * load(&h[n * D + i]);
+                store(to + i, v);
+            });
+        });
+    });
+}
+
+// From dout [B, D] to dx [B, N, D]. `sums`: the gradients of the norm's weight and bias and of `weight`, D each.
+void pool_backward(const float *dout, float *dx, const float *x, Statistics *stats, const float *p, const float *norm,
+                   const float *norm_bias, const float *weight, float *sums, int64_t B, int64_t N, int64_t D) {
+    share(B, 1, 3 * D, sums, [&](auto each) {
+        std::vector<float> h(N * D), ds(N), dh(D);
+        each([&](int64_t b, int64_t, float *sum) {
+            const float *own = p + b * N, *given = dout + b * D;
+            float mean = 0.0f;
+            normalize(N, D, x + b * N * D, stats + b * N, norm, norm_bias, nullptr, h.data(), D);
+            for (int64_t n = 0; n < N; n++) {
+                V v = {};
+                row(D, [&](int64_t i, auto done) { v += fresh(load(&h[n * D + i]) * load(given + i), done); });
+                ds[n] = total(v);
+                mean += own[n] * ds[n];
+            }
+            for (int64_t n = 0; n < N; n++) {
+                float score = own[n] * (ds[n] - mean), *dweight = sum + 2 * D;
+                int64_t place = (b * N + n) * D;
+                row(D, [&](int64_t i, auto done) {
+                    replace(dweight + i, load(dweight + i) + score * load(&h[n * D + i]), done);
+                    store(&dh[i], own[n] * load(given + i) + score * load(weight + i));
+                });
+                norm_backward(
+                    D, stats[b * N + n], norm, sum, sum + D, [&](int64_t i) { return load(x + place + i); },
+                    [&](int64_t i) { return load(&dh[i]); },
+                    [&](int64_t i, auto, V v) { store(dx + place + i, v); });
+            }
         });
     });
 }

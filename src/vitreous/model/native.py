@@ -12,11 +12,11 @@ side.
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -36,9 +36,9 @@ def supports(a: Architecture, dtype: torch.dtype) -> bool:
     return fits(a) and library(dtype) is not None
 
 
-def takes(x: Tensor, module: nn.Module) -> bool:
+def takes(x: Tensor, weights: Sequence[Tensor | None]) -> bool:
     """Whether the kernels can read such pictures or tokens, and weights: float32 on a CPU, and not empty."""
-    ours = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in (x, *module.parameters()))
+    ours = all(t is None or (t.is_cpu and t.dtype == torch.float32) for t in (x, *weights))
     return ours and len(x) > 0 and activation_dtype() in (torch.float32, torch.bfloat16)
 
 
@@ -47,44 +47,37 @@ def activation_dtype() -> torch.dtype:
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
 
 
-HEAD_NORMS = ("attn.q_norm.weight", "attn.q_norm.bias", "attn.k_norm.weight", "attn.k_norm.bias")
-OPTIONAL = {*HEAD_NORMS, "attn.qkv.bias"}
-# Of a layer, in the order in which they are given.
-LAYER = (
-    *("norm1.weight", "norm1.bias", "attn.qkv.weight", "attn.qkv.bias", *HEAD_NORMS),
-    *("attn.proj.weight", "attn.proj.bias", "norm2.weight", "norm2.bias"),
-    *("mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias"),
-)
-Weights = dict[str, Any]  # tensors, or None for what a layer lacks
+Weights = Sequence[Tensor | None]
+LAYER = 16  # tensors of a layer
 
 
-def encode(x: Tensor, blocks: Sequence[nn.Module], wanted: int) -> Tensor:
-    """Tokens float [B, N, D] through the layers of `vit.Block` to the first `wanted` [B, wanted, D].
+def layers(blocks: Sequence[nn.Module]) -> list[Tensor | None]:
+    """What layers `vit.Block` have, in the order in which they are given; None for what they lack.
+
+    Named one by one, for walking a module's parameters at each step takes a hundredth of it.
+    """
+    found: list[Tensor | None] = []
+    for block in cast(Any, blocks):
+        attn, mlp, norm1, norm2 = block.attn, block.mlp, block.norm1, block.norm2
+        q, k = attn.q_norm, attn.k_norm
+        normed = not isinstance(q, nn.Identity)
+        found += [attn.qkv.weight, attn.proj.weight, attn.qkv.bias, attn.proj.bias, norm1.weight, norm1.bias]
+        found += [q.weight, q.bias, k.weight, k.bias] if normed else [None] * 4
+        found += [mlp.fc1.weight, mlp.fc2.weight, mlp.fc1.bias, mlp.fc2.bias, norm2.weight, norm2.bias]
+    return found
+
+
+def encode(x: Tensor, blocks: Sequence[nn.Module], weights: Weights, wanted: int) -> Tensor:
+    """Tokens float [B, N, D] through `layers` of `vit.Block` to the first `wanted` [B, wanted, D].
 
     The last layer lets all tokens be attended to, and does the rest of its work for those that are wanted only.
     """
-    weights = [
-        parameters.get(name) if name in OPTIONAL else parameters[name]
-        for parameters in map(_parameters, blocks)
-        for name in LAYER
-    ]
     first: Any = blocks[0]
     rate = float(first.mlp.dropout.rate) if first.training else 0.0  # C takes an int's bits for a float
-    seeds = torch.randint(2**32, (len(blocks), 2)).tolist() if rate else [[0, 0]] * len(blocks)
-    return Encoder.apply(
-        x,
-        first.attn.num_heads,
-        float(first.norm1.eps),
-        wanted,
-        seeds,
-        rate,
-        torch.is_grad_enabled(),
-        *weights,
-    )
-
-
-def _parameters(module: nn.Module) -> dict[str, Tensor]:
-    return dict(module.named_parameters())
+    seeds = torch.randint(2**32, (2 * len(blocks),)).tolist() if rate else [0] * (2 * len(blocks))
+    H = first.attn.num_heads
+    sizes = (wanted, *x.shape[:2], H, x.shape[2] // H, first.mlp.fc1.out_features)
+    return Encoder.apply(x, sizes, float(first.norm1.eps), seeds, rate, torch.is_grad_enabled(), *weights)
 
 
 class Encoder(torch.autograd.Function):
@@ -94,229 +87,176 @@ class Encoder(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        heads: int,
+        sizes: tuple[int, ...],
         eps: float,
-        wanted: int,
-        seeds: Sequence[Sequence[int]],
+        seeds: Sequence[int],
         rate: float,
         keep: bool,
         *weights: Tensor | None,
     ) -> Tensor:
-        dtype, N = activation_dtype(), x.shape[1]
-        stream, saved, layers = x.detach().contiguous(), [], _layers(weights)
-        for i, layer in enumerate(layers):
-            count = wanted if i + 1 == len(layers) else N
-            stream, of_attention = _attention(stream, layer, heads, count, dtype, eps)
-            stream, of_mlp = _mlp(stream, layer, dtype, eps, seeds[i], rate)
-            saved += [*of_attention, *of_mlp] if keep else []
-        ctx.save_for_backward(*weights, *saved)
-        ctx.heads, ctx.wanted, ctx.dtype, ctx.count = heads, wanted, dtype, len(weights)
-        ctx.seeds, ctx.rate = seeds, rate
-        return stream
+        dtype, x, depth = activation_dtype(), x.contiguous(), len(weights) // LAYER
+        kept = depth if keep else 2
+        room = torch.empty(_kept_bytes(dtype, kept, *sizes[1:]), dtype=torch.uint8)
+        out = torch.empty(len(x), sizes[0], x.shape[2])
+        given = (x, out, room, _addresses(weights), _integers(seeds), depth, kept)
+        call("encoder", dtype, *given, *sizes, eps, rate)
+        ctx.save_for_backward(x, room, *weights)
+        ctx.seeds, ctx.sizes, ctx.dtype, ctx.rate = seeds, sizes, dtype, rate
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        layers = _layers(ctx.saved_tensors[: ctx.count])
-        saved = ctx.saved_tensors[ctx.count :]
-        per = len(saved) // len(layers)
-        stream = grad.detach().contiguous()
-        grads: list[Tensor | None] = []
-        for i, layer in reversed(list(enumerate(layers))):
-            kept = saved[per * i : per * (i + 1)]
-            stream, of_mlp = _mlp_backward(stream, layer, kept[ATTENTION:], ctx.dtype, ctx.seeds[i], ctx.rate)
-            stream, of_attention = _attention_backward(stream, layer, kept[:ATTENTION], ctx.dtype, ctx.heads)
-            found = of_attention | of_mlp
-            grads[:0] = [None if layer[name] is None else found[name] for name in LAYER]
-        return stream, None, None, None, None, None, None, *grads
+        x, room, *weights = ctx.saved_tensors
+        *_, H, K, M = ctx.sizes
+        D, wide = H * K, _rounded(H * K)
+        of_attention = [3 * D * wide, D * wide, _rounded(3 * D), wide, D, D, *[K] * 4]
+        depth = len(weights) // LAYER
+        lengths = [*of_attention, M * wide, D * _rounded(M), _rounded(M), wide, D, D] * depth
+        dx, sums = torch.empty_like(x), torch.empty(sum(lengths))
+        given = (grad.contiguous(), dx, x, room, _addresses(weights), sums, _integers(ctx.seeds), depth)
+        call("encoder_backward", ctx.dtype, *given, *ctx.sizes, ctx.rate)
+        grads = [_like(w, piece) for w, piece in zip(weights, sums.split(lengths), strict=True)]
+        return dx, None, None, None, None, None, *grads
 
 
-def _layers(weights: Sequence[Tensor | None]) -> list[Weights]:
-    per = len(LAYER)
-    return [dict(zip(LAYER, weights[i : i + per], strict=True)) for i in range(0, len(weights), per)]
-
-
-def _room(width: int) -> int:
+def _rounded(width: int) -> int:
     return -(-width // ROOM) * ROOM
 
 
-def _head_weights(w: Weights) -> Tensor | None:
-    """Weights and biases of the norms of q and k, [4K], or None."""
-    return torch.cat([w[name] for name in HEAD_NORMS]) if w[HEAD_NORMS[0]] is not None else None
+@functools.cache
+def _kept_bytes(dtype: torch.dtype, *sizes: int) -> int:
+    """Bytes that layers keep."""
+    found = ctypes.c_int64()
+    call("encoder_room", dtype, ctypes.byref(found), *sizes)
+    return found.value
 
 
-ATTENTION = 6  # tensors that its backward pass needs
+def _addresses(weights: Weights) -> ctypes.Array[Any]:
+    assert all(w is None or w.is_contiguous() for w in weights)
+    return (ctypes.c_void_p * len(weights))(*[None if w is None else w.data_ptr() for w in weights])
 
 
-def _attention(
-    x: Tensor, w: Weights, heads: int, wanted: int, dtype: torch.dtype, eps: float
-) -> tuple[Tensor, list[Tensor]]:
-    """x [B, N, D] plus attention, of each picture the first `wanted` tokens; what the backward pass needs."""
-    (B, N, D), H = x.shape, heads
-    out, stats = torch.empty(B, wanted, D), torch.empty(B, N, 2)
-    qkv, head_stats = torch.empty(B, N, 3 * D, dtype=dtype), torch.empty(B, N, 2, H, 2)
-    p, merged = torch.empty(B, H, wanted, _room(N), dtype=dtype), torch.empty(B, wanted, D, dtype=dtype)
-    bias = torch.zeros(3 * D) if w["attn.qkv.bias"] is None else w["attn.qkv.bias"]
-    joined = (w["norm1.weight"], w["norm1.bias"], w["attn.qkv.weight"], bias, _head_weights(w))
-    proj, sizes = (w["attn.proj.weight"], w["attn.proj.bias"]), (B, N, wanted, H, D // H)
-    scale = (D // H) ** -0.5
-    call("attention", dtype, x, out, stats, qkv, head_stats, p, merged, *joined, *proj, *sizes, scale, eps)
-    return out, [x, stats, qkv, head_stats, p, merged]
+def _integers(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
+    return (ctypes.c_int64 * len(values))(*values)
 
 
-def _attention_backward(
-    dout: Tensor, w: Weights, kept: Sequence[Tensor], dtype: torch.dtype, heads: int
-) -> tuple[Tensor, Weights]:
-    """The gradient of the tokens [B, N, D], and those of the weights by name."""
-    (B, N, D), wanted, wide = kept[0].shape, dout.shape[1], _room(dout.shape[2])
-    dx, H, K = torch.empty(B, N, D), heads, D // heads
-    sizes = [3 * D * wide, D * wide, _room(3 * D), wide, D, D, 4 * K]
-    parts = torch.empty(sum(sizes))
-    given = (
-        w["norm1.weight"],
-        w["norm1.bias"],
-        w["attn.qkv.weight"],
-        _head_weights(w),
-        w["attn.proj.weight"],
-    )
-    call("attention_backward", dtype, dout, dx, *kept, *given, parts, B, N, wanted, H, K, K**-0.5)
-    sums = parts.split(sizes)
-    d = {"attn.qkv.weight": _matrix(sums[0], D), "attn.proj.weight": _matrix(sums[1], D)}
-    d |= {"attn.qkv.bias": sums[2][: 3 * D], "attn.proj.bias": sums[3][:D]}
-    d |= {"norm1.weight": sums[4], "norm1.bias": sums[5]}
-    return dx, d | dict(zip(HEAD_NORMS, sums[6].view(4, K), strict=True))
+def _like(weight: Tensor | None, sums: Tensor) -> Tensor | None:
+    """A weight's gradient, without what rounds its rows up."""
+    if weight is None:
+        return None
+    if sums.numel() > weight.numel():
+        sums = sums.view(len(weight), -1)[:, : weight.shape[1]] if weight.ndim > 1 else sums[: len(weight)]
+    return sums.view_as(weight)
 
 
-def _mlp(
-    x: Tensor, w: Weights, dtype: torch.dtype, eps: float, seeds: Sequence[int], rate: float
-) -> tuple[Tensor, list[Tensor]]:
-    """x [B, N, D] plus the MLP, and what the backward pass needs."""
-    R, D, M = x.shape[0] * x.shape[1], x.shape[2], len(w["mlp.fc1.weight"])
-    out, stats = torch.empty_like(x), torch.empty(R, 2)
-    slope, g = (torch.empty(R, _room(M), dtype=dtype) for _ in range(2))
-    given = [w[f"{layer}.{part}"] for layer in ("norm2", "mlp.fc1", "mlp.fc2") for part in ("weight", "bias")]
-    call("mlp", dtype, x, out, stats, slope, g, *given, R, D, M, eps, *seeds, rate)
-    return out, [x, stats, slope, g]
+def pool(x: Tensor, norm: nn.LayerNorm, weight: Tensor) -> Tensor:
+    """Tokens [B, N, D] through a layer norm and attention pooling, of which `weight` [1, D] is the query, to [B, D]."""
+    return Pool.apply(x, norm.weight, norm.bias, weight, float(norm.eps))
 
 
-def _mlp_backward(
-    dout: Tensor, w: Weights, kept: Sequence[Tensor], dtype: torch.dtype, seeds: Sequence[int], rate: float
-) -> tuple[Tensor, Weights]:
-    """The gradient of the tokens [B, N, D], and those of the weights by name."""
-    R, D, M = dout.shape[0] * dout.shape[1], dout.shape[2], len(w["mlp.fc1.weight"])
-    dx, sizes = torch.empty_like(dout), [M * _room(D), D * _room(M), _room(M), _room(D), D, D]
-    parts = torch.empty(sum(sizes))
-    given = (w["norm2.weight"], w["norm2.bias"], w["mlp.fc1.weight"], w["mlp.fc2.weight"])
-    call("mlp_backward", dtype, dout, dx, *kept, *given, parts, R, D, M, seeds[1], rate)
-    sums = parts.split(sizes)
-    d = {"mlp.fc1.weight": _matrix(sums[0], D), "mlp.fc2.weight": _matrix(sums[1], M)}
-    d |= {"mlp.fc1.bias": sums[2][:M], "mlp.fc2.bias": sums[3][:D]}
-    return dx, d | {"norm2.weight": sums[4], "norm2.bias": sums[5]}
+class Pool(torch.autograd.Function):
+    """The last norm and the mean of tokens by their softmax."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, norm: Tensor, norm_bias: Tensor, weight: Tensor, eps: float) -> Tensor:
+        B, N, D = x.shape
+        x, out, stats, p = x.contiguous(), torch.empty(B, D), torch.empty(B, N, 2), torch.empty(B, N)
+        call("pool", activation_dtype(), x, out, stats, p, norm, norm_bias, weight, B, N, D, eps)
+        ctx.save_for_backward(x, stats, p, norm, norm_bias, weight)
+        ctx.dtype = activation_dtype()
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, *known = ctx.saved_tensors
+        dx, sums = torch.empty_like(x), torch.empty(3, x.shape[2])
+        call("pool_backward", ctx.dtype, grad.contiguous(), dx, x, *known, sums, *x.shape)
+        return dx, sums[0], sums[1], sums[2:], None
 
 
-def _matrix(sums: Tensor, columns: int) -> Tensor:
-    """Without what rounds its rows up."""
-    return sums.view(-1, _room(columns))[:, :columns]
+def stages(stem: nn.Module) -> list[Tensor]:
+    """What `stem.ConvStem` has: the whitening, the projection and its bias, three for each stage."""
+    anyone = cast(Any, stem)
+    found = [anyone.whiten.weight, anyone.proj.weight, anyone.proj.bias]
+    for stage in (*anyone.stages, anyone.mix):
+        found += [stage.conv.weight, stage.norm.weight, stage.norm.bias]
+    return found
 
 
-def tokens(x: Tensor, stem: nn.Module) -> Tensor:
-    """Pictures [B, 3, S, S] through `stem.ConvStem` to tokens, float [B, N, D]."""
-    named, anyone = _parameters(stem), cast(Any, stem)
-    stages = [f"stages.{i}" for i in range(len(anyone.stages))] + ["mix"]
-    weights = [
-        named[f"{stage}.{part}"] for stage in stages for part in ("conv.weight", "norm.weight", "norm.bias")
-    ]
-    return Stem.apply(
-        x,
-        anyone.whiten.weight,
-        float(anyone.mix.norm.eps),
-        named["proj.weight"],
-        named["proj.bias"],
-        *weights,
-    )
+def tokens(x: Tensor, stem: nn.Module, weights: Sequence[Tensor], position: Tensor | None) -> Tensor:
+    """Pictures [B, 3, S, S] through `stem.ConvStem`, of the given weights, to tokens, float [B, N, D].
+
+    `position` [1, N, D] is added to them, if there is one.
+    """
+    return Stem.apply(x, position, float(cast(Any, stem).mix.norm.eps), *weights)
 
 
 class Stem(torch.autograd.Function):
-    """Whitening, stages that halve the picture, one more with what it is given added, projection."""
+    """Whitening, stages that halve the picture, one more with what it is given added, projection, position."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, whitening: Tensor, eps: float, proj: Tensor, proj_bias: Tensor, *weights: Tensor
+        ctx: Any,
+        x: Tensor,
+        position: Tensor | None,
+        eps: float,
+        whitening: Tensor,
+        proj: Tensor,
+        proj_bias: Tensor,
+        *weights: Tensor,
     ) -> Tensor:
         dtype, (B, _, S, _) = activation_dtype(), x.shape
         a, saved = torch.empty(B, S - 1, S - 1, len(whitening), dtype=dtype), []
-        place, strides = ctypes.c_void_p(x.data_ptr()), (ctypes.c_int64 * 4)(*x.stride())
-        directions = F.pad(whitening[:12].flatten(1).mT, (0, ROOM - 12)).contiguous()
-        call("whiten", dtype, place, strides, directions, a, B, S)
+        place, strides = ctypes.c_void_p(x.data_ptr()), _integers(x.stride())
+        call("whiten", dtype, place, strides, whitening, a, B, S)
         for i in range(0, len(weights), 3):
             conv, weight, bias = weights[i : i + 3]
             last = i + 3 == len(weights)
             window, side, C = (1 if last else 2), a.shape[1], len(conv)
             G, into = side // window, a.shape[3]
-            taps = _paired(conv.to(dtype).permute(2, 3, 1, 0))
             out, pooled = torch.empty(B, G, G, C, dtype=dtype), torch.empty(B, G, G, C, dtype=dtype)
             which, stats = torch.empty(B, G, G, C, dtype=torch.uint8), torch.empty(B, G, G, 2)
             kept, sizes = (out, pooled, which, stats), (B, side, into, C, window)
-            call("stage", dtype, a, taps, *kept, weight, bias, *sizes, int(last), eps)
+            call("stage", dtype, a, conv.contiguous(), *kept, weight, bias, *sizes, int(last), eps)
             saved += [a, pooled, which, stats]
             a = out
         ctx.save_for_backward(proj, a, *weights, *saved)
-        ctx.count, ctx.dtype = len(weights), dtype
+        ctx.count, ctx.dtype, ctx.position = len(weights), dtype, None if position is None else position.shape
         found = torch.empty(B, a.shape[1] * a.shape[2], len(proj))
-        call("linear", dtype, a, found, proj, proj_bias, *_linear_sizes(a, proj))
+        given = (proj, proj_bias, None if position is None else position.contiguous())
+        call(
+            "linear", dtype, a, found, *given, a.numel() // a.shape[3], found.shape[1], a.shape[3], len(proj)
+        )
         return found
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        dtype = ctx.dtype
+        dtype, position = ctx.dtype, ctx.position
         proj, a, *rest = ctx.saved_tensors
         weights, saved = rest[: ctx.count], rest[ctx.count :]
-        B = len(grad)
+        B, N, D = grad.shape
         da: Tensor | None = torch.empty_like(a)
-        sums = torch.empty(len(proj) * _room(a.shape[3]) + _room(len(proj)))
-        call("linear_backward", dtype, grad.contiguous(), a, da, proj, sums, *_linear_sizes(a, proj))
-        dproj, dproj_bias = sums.tensor_split([len(proj) * _room(a.shape[3])])
+        positions = 0 if position is None else N
+        lengths = [D * _rounded(a.shape[3]), D, _rounded(D) - D, positions * D]
+        sums = torch.empty(sum(lengths))
+        call("linear_backward", dtype, grad.contiguous(), a, da, proj, sums, positions, B * N, a.shape[3], D)
+        of_proj, of_bias, _, of_position = sums.split(lengths)
         grads: list[Tensor | None] = []
         for i in reversed(range(0, ctx.count, 3)):
             conv, weight, bias = weights[i : i + 3]
             before, pooled, which, stats = saved[i // 3 * 4 : i // 3 * 4 + 4]
             last = i + 3 == ctx.count
-            window, side, C = (1 if last else 2), before.shape[1], len(conv)
-            into, wide = conv.shape[1], _room(9 * conv.shape[1])
+            window, side, C, into = (1 if last else 2), before.shape[1], len(conv), conv.shape[1]
             through = torch.empty_like(before) if i > 0 else None  # the whitening is frozen
-            turned = _paired(conv.to(dtype).flip(2, 3).permute(2, 3, 0, 1)) if i > 0 else None
-            sums = torch.empty(2 * C + C * wide)
-            known = (pooled, which, stats, weight, bias, before)
-            call(
-                "stage_backward",
-                dtype,
-                da,
-                *known,
-                turned,
-                through,
-                sums,
-                B,
-                side,
-                into,
-                C,
-                window,
-                int(last),
-            )
-            taps = sums[2 * C :].view(C, wide)[:, : 9 * into].reshape(C, 3, 3, into)
-            dconv, dnorm, da = taps.permute(0, 3, 1, 2), sums[: 2 * C].view(2, C), through
-            grads[:0] = [dconv.to(conv.dtype), dnorm[0].to(weight.dtype), dnorm[1].to(bias.dtype)]
-        dproj = _matrix(dproj, a.shape[3]).unflatten(1, (-1, 1, 1))
-        return None, None, None, dproj, dproj_bias[: len(proj)], *grads
-
-
-def _linear_sizes(a: Tensor, weight: Tensor) -> tuple[int, int, int]:
-    """Rows, width before, width after."""
-    return a.numel() // a.shape[-1], a.shape[-1], len(weight)
-
-
-def _paired(w: Tensor) -> Tensor:
-    """Rows [..., R, C] to units of 32 bits along R, [..., R / 2, C, 2] in bf16, both rounded up; C to ROOM."""
-    pair = 4 // w.dtype.itemsize
-    w = F.pad(w, (0, -w.shape[-1] % ROOM, 0, -w.shape[-2] % pair))
-    return w.unflatten(-2, (-1, pair)).transpose(-1, -2).contiguous()
+            sums = torch.empty(2 * C + conv.numel())
+            known = (da, pooled, which, stats, weight, bias, before, conv.contiguous())
+            call("stage_backward", dtype, *known, through, sums, B, side, into, C, window, int(last))
+            of_norm, of_norm_bias, of_conv = sums.split([C, C, conv.numel()])
+            grads[:0] = [of_conv.view(conv.shape), of_norm, of_norm_bias]
+            da = through
+        dposition = None if position is None else of_position.view(position)
+        dproj = of_proj.view(D, -1)[:, : a.shape[3]].unflatten(1, (-1, 1, 1))
+        return None, dposition, None, None, dproj, of_bias, *grads

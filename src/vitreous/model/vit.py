@@ -109,16 +109,21 @@ class VisionTransformer(nn.Module):
         S is `image_size`, or another at which positions are interpolated.
         """
         x = self.embed(x)
-        if (
-            self.attention_path == "native"
-            and native.takes(x, cast(nn.Module, self.blocks))
-            and x.shape[1] >= native.ROOM
-        ):
-            x = native.encode(x, self.blocks, 1 if self.cls_token is not None else x.shape[1])
-        else:
-            for block in self.blocks:
-                x = block(x)
+        if self.attention_path == "native" and x.shape[1] >= native.ROOM:
+            weights = native.layers(self.blocks)
+            if native.takes(x, weights):
+                x = native.encode(x, self.blocks, weights, 1 if self.cls_token is not None else x.shape[1])
+                return self.head(self._pool_natively(x))
+        for block in self.blocks:
+            x = block(x)
         return self.head(self.pool(self.norm(x)))
+
+    def _pool_natively(self, x: Tensor) -> Tensor:
+        if self.attn_pool is not None and isinstance(self.norm, nn.LayerNorm):
+            norm, query = self.norm, self.attn_pool.weight
+            if native.takes(x, [norm.weight, norm.bias, query]):
+                return native.pool(x, norm, query)
+        return self.pool(self.norm(x))
 
     def embed(self, x: Tensor) -> Tensor:
         """Pictures [B, 3, S, S] to the encoder's input, tokens [B, N, D]."""
@@ -132,9 +137,14 @@ class VisionTransformer(nn.Module):
                 f"The model takes square pictures as [B, 3, {self.image_size}, {self.image_size}], not "
                 f"{list(x.shape)}; resize them."
             )
-        ours = self.attention_path == "native" and isinstance(self.patch_embed, ConvStem)
-        if ours and native.takes(x, self.patch_embed) and not x.requires_grad:
-            x = native.tokens(x, self.patch_embed)
+        plain = self.cls_token is None and isinstance(self.embed_activation, nn.Identity)
+        conv = isinstance(self.patch_embed, ConvStem) and self.attention_path == "native"
+        weights = native.stages(self.patch_embed) if conv else []
+        if conv and not x.requires_grad and native.takes(x, [*weights, self.pos_embed]):
+            grid = (x.shape[2] - 1) // self.architecture.patch_size
+            x = native.tokens(x, self.patch_embed, weights, self.position(grid) if plain else None)
+            if plain:
+                return self.pos_drop(x)
         else:
             x = self.patch_embed(x)
         x = self.embed_activation(x)

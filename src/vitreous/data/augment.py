@@ -225,10 +225,12 @@ def resized(images: Tensor, side: int) -> Tensor:
     if size == side:
         return images
     identity = torch.eye(size, dtype=images.dtype, device=images.device)
-    shrink = F.interpolate(identity[None, None], size=(size, side), mode="bilinear", antialias=True)[0, 0]
+    shrink = F.interpolate(identity[None, None], size=(size, side), mode="bilinear", antialias=True)[0, 0]  # [S, side]
+    rows = images.permute(0, 2, 3, 1).flatten(2)  # [B, S, 3S]
+    columns = torch.kron(shrink, torch.eye(3, dtype=images.dtype, device=images.device))  # three channels side by side
     with torch.autocast(images.device.type, enabled=False):
-        small = shrink.mT @ (images @ shrink)  # [S, side]: over columns, then over rows
-    return small.contiguous(memory_format=torch.channels_last)
+        small = (shrink.mT @ rows) @ columns  # over rows, then over columns
+    return small.unflatten(2, (side, 3)).permute(0, 3, 1, 2)
 
 
 def random_boxes(u: Tensor, height: int, width: int, scale: tuple[float, float]) -> Tensor:

@@ -224,12 +224,12 @@ def resized(images: Tensor, side: int) -> Tensor:
     size = images.shape[-1]
     if size == side:
         return images
-    identity = torch.eye(size, dtype=images.dtype, device=images.device)
-    shrink = F.interpolate(identity[None, None], size=(size, side), mode="bilinear", antialias=True)[0, 0]  # [S, side]
+    eye, three = (torch.eye(count, dtype=images.dtype, device=images.device) for count in (size, 3))
+    shrink = F.interpolate(eye[None, None], size=(size, side), mode="bilinear", antialias=True)[0, 0]
     rows = images.permute(0, 2, 3, 1).flatten(2)  # [B, S, 3S]
-    columns = torch.kron(shrink, torch.eye(3, dtype=images.dtype, device=images.device))  # three channels side by side
     with torch.autocast(images.device.type, enabled=False):
-        small = (shrink.mT @ rows) @ columns  # over rows, then over columns
+        # Over rows, then over columns, whose three channels lie side by side.
+        small = (shrink.mT @ rows) @ torch.kron(shrink, three)
     return small.unflatten(2, (side, 3)).permute(0, 3, 1, 2)
 
 

@@ -41,7 +41,7 @@ from vitreous.training.classifier import make_optimizer
 from vitreous.training.schedule import phases
 
 NOTEBOOK = "notebook-cifar10"
-ROUNDS = 7
+ROUNDS = 21  # of a step and its products in turns, few of each at a time, for the machine wanders
 ARMS: dict[str, dict[str, Any]] = {
     "as it was": {"by": "plain", "net": NOTEBOOK, "mode": "shipped", "task": "train"},
     "as it was, memory kept": {"by": "plain", "net": NOTEBOOK, "mode": "best", "task": "train"},
@@ -143,11 +143,11 @@ def default_step(machine: machines.Machine, rate: float) -> list[dict[str, float
             with FlopCounterMode(display=False) as counter:
                 torchs()
             times, alone = [], []
-            for _ in range(ROUNDS):  # in turns, for the machine wanders
+            for _ in range(ROUNDS):
                 model.set_attention(attention)
-                times.append(timed(ours))
+                times.append(timed(ours, repeats=3))
                 model.set_attention("explicit")
-                products, kinds = product_seconds(torchs)
+                products, kinds = product_seconds(torchs, repeats=3)
                 alone.append(products)
             model.set_attention(attention)
             seconds = statistics.median(times)

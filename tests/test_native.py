@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import dataclasses
 import platform
@@ -196,6 +197,9 @@ def test_pictures_in_any_memory_order_give_the_same() -> None:
     plain = gradients(model, "native", pictures)
     last = gradients(model, "native", pictures.to(memory_format=torch.channels_last))
     assert all(torch.equal(plain[name], last[name]) for name in plain)
+    model.to(memory_format=torch.channels_last)
+    turned = gradients(model, "native", pictures)
+    assert all(torch.equal(plain[name], turned[name]) for name in plain)
 
 
 @pytest.mark.usefixtures("threads")
@@ -219,6 +223,13 @@ def test_what_they_do_not_take_goes_the_explicit_way() -> None:
     torch.testing.assert_close(found, pictures.grad, atol=1e-4, rtol=1e-4)
     assert empty.shape == (0, 10)
     assert torch.equal(doubled, model(pictures.double()))
+    changed, pictures = copy.deepcopy(model).float(), pictures.detach()
+    mlp, norm = changed.blocks[1].mlp, changed.norm
+    mlp.fc1, mlp.fc2 = nn.Linear(96, 40), nn.Linear(40, 96)
+    changed.blocks[0].mlp.fc2.bias, norm.bias = None, None
+    expected = changed(pictures)
+    changed.set_attention("native")
+    torch.testing.assert_close(changed(pictures), expected, atol=1e-4, rtol=1e-4)
     model.float().blocks.double()
     model.set_attention("native")
     with pytest.raises(RuntimeError):  # torch's own words, as for any network

@@ -174,10 +174,10 @@ template <class F> void pieces(int64_t first, int64_t last, int64_t most, F body
 template <class F> void share(int64_t count, int64_t most, int64_t width, float *sum, F body) {
     int64_t threads = omp_get_max_threads(), given = 0;
     std::vector<int64_t> starts{0};
-    for (int64_t parts : {9, 4, 2, 1})  // of sixteen that a thread would get of equal shares
+    for (int64_t eighths : {5, 2, 1})  // of what a thread would get of equal shares
         for (int64_t t = 0; t < threads; t++) {
-            given += parts;
-            starts.push_back(count * given / (16 * threads));
+            given += eighths;
+            starts.push_back(count * given / (8 * threads));
         }
     std::vector<std::vector<float>> sums(starts.size() - 1);
     std::atomic<size_t> next{0};
@@ -503,7 +503,7 @@ void normalize(int64_t rows, int64_t D, const float *x, Statistics *stats, const
 // Rows worked on at a time: their products are then large enough, and lie in the cache.
 constexpr int64_t SOME_ROWS = 96;
 
-// What a layer has, in the order of native.py's LAYER, which is that of `sums` in the backward passes above.
+// What a layer has, in the order of native.py's `layers`, which is that of `sums` in the backward passes below.
 struct Layer {
     const float *qkv, *proj, *qkv_bias, *proj_bias, *norm1, *norm1_bias, *head_norms[4], *fc1, *fc2, *fc1_bias,
         *fc2_bias, *norm2, *norm2_bias;

@@ -24,6 +24,7 @@ FLAGS = (
     "-fno-math-errno",
     "-fno-strict-aliasing",
     "-fno-trapping-math",
+    "-fno-semantic-interposition",
     "-fopenmp",
     "-std=c++17",
     "-shared",
@@ -89,7 +90,8 @@ def made(dtype: torch.dtype) -> ctypes.CDLL | str:
 
 
 def call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
-    """Runs a kernel: tensors, which are contiguous, go by their address, numbers as int64 and float, None as null.
+    """Runs a kernel: tensors, which are contiguous, go by their address, numbers as int64 and float, None as null,
+    what ctypes made as it is.
 
     Raises:
         VitreousError: there are no kernels here, though the run was begun with them.

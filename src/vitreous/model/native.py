@@ -5,8 +5,7 @@ products: casts, norms, activations, copies. Here a branch of the encoder is one
 stage of the stem. The results are those of `vit.py` and `stem.py`, which say what is computed; tests hold the two
 together.
 
-Letters in the shape comments: B batch, N tokens, D embed_dim, H heads, K = D / H, M mlp_dim, R = B·N, G tokens along a
-side.
+Letters in the shape comments: B batch, N tokens, D embed_dim, H heads, K = D / H, M mlp_dim, G tokens along a side.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def supports(a: Architecture, dtype: torch.dtype) -> bool:
 def takes(x: Tensor, weights: Sequence[Tensor | None]) -> bool:
     """Whether the kernels can read such pictures or tokens, and weights: float32 on a CPU, and not empty."""
     ours = all(t is None or (t.is_cpu and t.dtype == torch.float32) for t in (x, *weights))
-    return ours and len(x) > 0 and activation_dtype() in (torch.float32, torch.bfloat16)
+    return ours and len(x) > 0 and len(weights) > 0 and activation_dtype() in (torch.float32, torch.bfloat16)
 
 
 def activation_dtype() -> torch.dtype:
@@ -48,13 +47,14 @@ def activation_dtype() -> torch.dtype:
 
 
 Weights = Sequence[Tensor | None]
-LAYER = 16  # tensors of a layer
+LAYER, OPTIONAL = 16, {2, 6, 7, 8, 9}  # tensors of a layer, and which of them it may lack
 
 
 def layers(blocks: Sequence[nn.Module]) -> list[Tensor | None]:
-    """What layers `vit.Block` have, in the order in which they are given; None for what they lack.
+    """The weights of layers `vit.Block`, in the order in which they are given; None for what may be lacking.
 
-    Named one by one, for walking a module's parameters at each step takes a hundredth of it.
+    Nothing where someone has made them other than `Architecture` does: unlike each other, or without a bias. Named one
+    by one, for walking a module's parameters at each step takes a hundredth of it.
     """
     found: list[Tensor | None] = []
     for block in cast(Any, blocks):
@@ -64,7 +64,12 @@ def layers(blocks: Sequence[nn.Module]) -> list[Tensor | None]:
         found += [attn.qkv.weight, attn.proj.weight, attn.qkv.bias, attn.proj.bias, norm1.weight, norm1.bias]
         found += [q.weight, q.bias, k.weight, k.bias] if normed else [None] * 4
         found += [mlp.fc1.weight, mlp.fc2.weight, mlp.fc1.bias, mlp.fc2.bias, norm2.weight, norm2.bias]
-    return found
+    whole = all(w is not None or i % LAYER in OPTIONAL for i, w in enumerate(found))
+    return found if whole and all(_shape(w) == _shape(found[i % LAYER]) for i, w in enumerate(found)) else []
+
+
+def _shape(weight: Tensor | None) -> torch.Size | None:
+    return None if weight is None else weight.shape
 
 
 def encode(x: Tensor, blocks: Sequence[nn.Module], weights: Weights, wanted: int) -> Tensor:
@@ -177,7 +182,7 @@ class Pool(torch.autograd.Function):
 
 
 def stages(stem: nn.Module) -> list[Tensor]:
-    """What `stem.ConvStem` has: the whitening, the projection and its bias, three for each stage."""
+    """The weights of `stem.ConvStem`: the whitening, the projection and its bias, three for each stage."""
     anyone = cast(Any, stem)
     found = [anyone.whiten.weight, anyone.proj.weight, anyone.proj.bias]
     for stage in (*anyone.stages, anyone.mix):
@@ -210,7 +215,7 @@ class Stem(torch.autograd.Function):
         dtype, (B, _, S, _) = activation_dtype(), x.shape
         a, saved = torch.empty(B, S - 1, S - 1, len(whitening), dtype=dtype), []
         place, strides = ctypes.c_void_p(x.data_ptr()), _integers(x.stride())
-        call("whiten", dtype, place, strides, whitening, a, B, S)
+        call("whiten", dtype, place, strides, whitening.contiguous(), a, B, S)
         for i in range(0, len(weights), 3):
             conv, weight, bias = weights[i : i + 3]
             last = i + 3 == len(weights)
@@ -223,7 +228,7 @@ class Stem(torch.autograd.Function):
             saved += [a, pooled, which, stats]
             a = out
         ctx.save_for_backward(proj, a, *weights, *saved)
-        ctx.count, ctx.dtype, ctx.position = len(weights), dtype, None if position is None else position.shape
+        ctx.count, ctx.dtype, ctx.placed = len(weights), dtype, _shape(position)
         found = torch.empty(B, a.shape[1] * a.shape[2], len(proj))
         given = (proj, proj_bias, None if position is None else position.contiguous())
         call(
@@ -234,12 +239,12 @@ class Stem(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        dtype, position = ctx.dtype, ctx.position
+        dtype, placed = ctx.dtype, ctx.placed
         proj, a, *rest = ctx.saved_tensors
         weights, saved = rest[: ctx.count], rest[ctx.count :]
         B, N, D = grad.shape
         da: Tensor | None = torch.empty_like(a)
-        positions = 0 if position is None else N
+        positions = 0 if placed is None else N
         lengths = [D * _rounded(a.shape[3]), D, _rounded(D) - D, positions * D]
         sums = torch.empty(sum(lengths))
         call("linear_backward", dtype, grad.contiguous(), a, da, proj, sums, positions, B * N, a.shape[3], D)
@@ -257,6 +262,6 @@ class Stem(torch.autograd.Function):
             of_norm, of_norm_bias, of_conv = sums.split([C, C, conv.numel()])
             grads[:0] = [of_conv.view(conv.shape), of_norm, of_norm_bias]
             da = through
-        dposition = None if position is None else of_position.view(position)
+        dposition = None if placed is None else of_position.view(placed)
         dproj = of_proj.view(D, -1)[:, : a.shape[3]].unflatten(1, (-1, 1, 1))
         return None, dposition, None, None, dproj, of_bias, *grads

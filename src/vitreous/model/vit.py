@@ -121,7 +121,7 @@ class VisionTransformer(nn.Module):
     def _pool_natively(self, x: Tensor) -> Tensor:
         if self.attn_pool is not None and isinstance(self.norm, nn.LayerNorm):
             norm, query = self.norm, self.attn_pool.weight
-            if native.takes(x, [norm.weight, norm.bias, query]):
+            if norm.bias is not None and native.takes(x, [norm.weight, norm.bias, query]):
                 return native.pool(x, norm, query)
         return self.pool(self.norm(x))
 
@@ -138,9 +138,9 @@ class VisionTransformer(nn.Module):
                 f"{list(x.shape)}; resize them."
             )
         plain = self.cls_token is None and isinstance(self.embed_activation, nn.Identity)
-        conv = isinstance(self.patch_embed, ConvStem) and self.attention_path == "native"
-        weights = native.stages(self.patch_embed) if conv else []
-        if conv and not x.requires_grad and native.takes(x, [*weights, self.pos_embed]):
+        ours = isinstance(self.patch_embed, ConvStem) and self.attention_path == "native"
+        weights = native.stages(self.patch_embed) if ours else []
+        if ours and not x.requires_grad and native.takes(x, [*weights, self.pos_embed]):
             grid = (x.shape[2] - 1) // self.architecture.patch_size
             x = native.tokens(x, self.patch_embed, weights, self.position(grid) if plain else None)
             if plain:
@@ -175,9 +175,9 @@ class VisionTransformer(nn.Module):
     def set_attention(self, path: str) -> None:
         """Chooses how attention is computed, with the same results: "explicit" products, or torch's "fused" kernel.
 
-        With "native" our own kernels for CPUs do stem and encoder (`native.py`), which must support the network;
-        what they do not take (on a GPU, of another type, too few tokens, gradients of the pictures) goes the
-        explicit way.
+        With "native" our own kernels for CPUs do stem, encoder and attention pooling (`native.py`), which must support
+        the network; what they do not take (on a GPU, of another type, too few tokens, gradients of the pictures) goes
+        the explicit way. Hooks of modules whose work they do are not called.
         """
         if path not in ATTENTION_PATHS:
             raise unknown("attention path", path, ATTENTION_PATHS)

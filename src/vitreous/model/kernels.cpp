@@ -501,7 +501,7 @@ void normalize(int64_t rows, int64_t D, const float *x, Statistics *stats, const
 }
 
 // Rows worked on at a time: their products are then large enough, and lie in the cache.
-constexpr int64_t SOME_ROWS = 96;
+constexpr int64_t SOME_ROWS = 160;
 
 // What a layer has, in the order of native.py's `layers`, which is that of `sums` in the backward passes below.
 struct Layer {

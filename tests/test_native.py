@@ -172,9 +172,9 @@ def test_dropout_leaves_out_the_same_forward_and_backward(name: str) -> None:
 
 def dropped(seed: int, rows: int, width: int, rate: float) -> np.ndarray:
     """Where the kernels' own dropout leaves out what an MLP without weights, but with a bias, has inside."""
-    x, stats, slope, g = (torch.zeros(rows, n) for n in (ROOM, 2, width, width))
+    x, rstd, normal, slope, g = (torch.zeros(rows, n) for n in (ROOM, 1, ROOM, width, width))
     norm, fc1, fc2 = torch.ones(2, ROOM), torch.zeros(width, ROOM), torch.zeros(ROOM, width)
-    kept = (x, torch.empty_like(x), stats, slope, g)
+    kept = (x, torch.empty_like(x), rstd, normal, slope, g)
     given = (*norm, fc1, torch.ones(width), fc2, torch.zeros(ROOM))
     kernels.call("mlp", torch.float32, *kept, *given, rows, ROOM, width, 1e-6, seed, 0, rate)
     assert set(g.unique().tolist()) == {0.0, g.max().item()}

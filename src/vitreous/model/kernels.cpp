@@ -216,13 +216,14 @@ template <class X> inline Statistics statistics(int64_t D, float eps, X x) {
     return {about + mean, 1.0f / __builtin_sqrtf(std::max(total(square) / D - mean * mean, 0.0f) + eps)};
 }
 
-// Through a layer norm of the row `x`: `dh(i)` is its output's gradient, `take(i, done, dx)` gets that of `x`.
+// Through a layer norm of a row, `normal(i)` before weight and bias: `dh(i)` is its output's gradient, `take(i, done, dx)`
+// gets that of what came in.
 template <class X, class G, class F>
-inline void norm_backward(int64_t D, Statistics s, const float *weight, float *dweight, float *dbias, X x, G dh,
+inline void norm_backward(int64_t D, float rstd, const float *weight, float *dweight, float *dbias, X normal, G dh,
                           F take) {
     V a = {}, b = {};
     row(D, [&](int64_t i, auto done) {
-        V g = fresh(dh(i), done), product = g * ((x(i) - s.mean) * s.rstd), w = load(weight + i);
+        V g = fresh(dh(i), done), product = g * normal(i), w = load(weight + i);
         store(dbias + i, load(dbias + i) + g);
         store(dweight + i, load(dweight + i) + product);
         a += g * w;
@@ -230,8 +231,7 @@ inline void norm_backward(int64_t D, Statistics s, const float *weight, float *d
     });
     float mean_a = total(a) / D, mean_b = total(b) / D;
     row(D, [&](int64_t i, auto done) {
-        V normal = (x(i) - s.mean) * s.rstd;
-        take(i, done, (dh(i) * load(weight + i) - mean_a - normal * mean_b) * s.rstd);
+        take(i, done, (dh(i) * load(weight + i) - mean_a - normal(i) * mean_b) * rstd);
     });
 }
 
@@ -500,6 +500,27 @@ void normalize(int64_t rows, int64_t D, const float *x, Statistics *stats, const
     }
 }
 
+// The same, to h [rows, `room` apart] and, before weight and bias, to `normal` [rows, D], which is kept.
+void normalize(int64_t rows, int64_t D, const float *x, float *rstd, T *normal, const float *weight, const float *bias,
+               float eps, T *h, int64_t room) {
+    for (int64_t r = 0; r < rows; r++, x += D, h += room, rstd++, normal += D) {
+        Statistics s = statistics(D, eps, [&](int64_t i) { return load(x + i); });
+        *rstd = s.rstd;
+        row(D, [&](int64_t i, auto) {
+            V v = (load(x + i) - s.mean) * s.rstd;
+            store(normal + i, v);
+            store(h + i, v * load(weight + i) + load(bias + i));
+        });
+    }
+}
+
+// h once more, from what was kept.
+void normalize_again(int64_t rows, int64_t D, const T *normal, const float *weight, const float *bias, T *h,
+                     int64_t room) {
+    for (int64_t r = 0; r < rows; r++, h += room, normal += D)
+        row(D, [&](int64_t i, auto) { store(h + i, load(normal + i) * load(weight + i) + load(bias + i)); });
+}
+
 // Rows worked on at a time: their products are then large enough, and lie in the cache.
 constexpr int64_t SOME_ROWS = 160;
 
@@ -512,21 +533,20 @@ struct Sizes {
     int64_t B, N, H, K, M;
 };
 
-// What a layer keeps for its backward pass, cut from memory at `at`: its input, what is between attention and the MLP,
-// and what the two keep.
+// What attention and the MLP of a layer keep for their backward passes, cut from memory at `at`.
 struct Kept {
-    float *x, *middle;
-    Statistics *stats1, *head_stats, *stats2;
-    T *qkv, *p, *merged, *slope, *g;
+    float *rstd1, *rstd2;
+    Statistics *head_stats;
+    T *normal1, *qkv, *p, *merged, *normal2, *slope, *g;
     Kept(char *&at, Sizes s) {
         auto cut = [&](auto *&piece, int64_t count) {
             piece = reinterpret_cast<std::remove_reference_t<decltype(piece)>>(at);
             at += (count * sizeof *piece + 63) / 64 * 64;
         };
         int64_t R = s.B * s.N, D = s.H * s.K;
-        cut(x, R * D), cut(middle, R * D), cut(stats1, R), cut(head_stats, R * 2 * s.H), cut(stats2, R);
-        cut(qkv, R * 3 * D), cut(p, R * s.H * rounded(s.N)), cut(merged, R * D);
-        cut(slope, R * rounded(s.M)), cut(g, R * rounded(s.M));
+        cut(rstd1, R), cut(rstd2, R), cut(head_stats, R * 2 * s.H);
+        cut(normal1, R * D), cut(qkv, R * 3 * D), cut(p, R * s.H * rounded(s.N)), cut(merged, R * D);
+        cut(normal2, R * D), cut(slope, R * rounded(s.M)), cut(g, R * rounded(s.M));
     }
 };
 
@@ -542,10 +562,10 @@ std::vector<float> head_norms(const Layer &w, int64_t K) {
 
 extern "C" {
 
-// x [B, N, D] plus attention of its layer norm: the first `wanted` tokens of each picture, to `out` [B, wanted, D]. Kept
-// are `stats` [B, N] of the norm; qkv [B, N, 3, H, K]; `head_stats` [B, N, 2, H], those of the norms of q and k, if they
-// have `head_norms`; p [B, H, wanted, N rounded up], attention's weights and zeros; `merged` [B, wanted, H, K].
-void attention(const float *x, float *out, Statistics *stats, T *qkv, Statistics *head_stats, T *p, T *merged,
+// x [B, N, D] plus attention of its layer norm: the first `wanted` tokens of each picture, to `out` [B, wanted, D], which
+// may be x where all are wanted. Kept are `rstd` [B, N] and `normal` [B, N, D] of the norm; qkv [B, N, 3, H, K];
+// `head_stats` [B, N, 2, H], those of the norms of q and k, if they have `head_norms`; p [B, H, wanted, N rounded up], attention's weights and zeros; `merged` [B, wanted, H, K].
+void attention(const float *x, float *out, float *rstd, T *normal, T *qkv, Statistics *head_stats, T *p, T *merged,
                const float *norm, const float *norm_bias, const float *weight, const float *bias,
                const float *head_norms, const float *proj, const float *proj_bias, int64_t B, int64_t N,
                int64_t wanted, int64_t H, int64_t K, float scale, float eps) {
@@ -553,13 +573,13 @@ void attention(const float *x, float *out, Statistics *stats, T *qkv, Statistics
     const Weight joined(weight, 3 * D, D, true), back(proj, D, D, true);
     share(B, most, 0, nullptr, [&](auto each) {
         // What pads rows and columns stays zero from picture to picture.
-        std::vector<T> normal(most * N * wide), split(3 * H * N * width);
+        std::vector<T> h(most * N * wide), split(3 * H * N * width);
         std::vector<Unit> keys(width / PAIR * length), values(units(N) * width);
         std::vector<float> y(most * N * joined.width), scores(wanted * length), heads(H * N * width);
         each([&](int64_t start, int64_t pictures, float *) {
             int64_t rows = pictures * N, from = start * N;
-            normalize(rows, D, x + from * D, stats + from, norm, norm_bias, &eps, normal.data(), wide);
-            product(rows, normal.data(), wide, joined, y.data());
+            normalize(rows, D, x + from * D, rstd + from, normal + from * D, norm, norm_bias, eps, h.data(), wide);
+            product(rows, h.data(), wide, joined, y.data());
             for (int64_t r = 0; r < rows; r++)
                 row(3 * D, [&](int64_t i, auto) {
                     store(qkv + (from + r) * 3 * D + i, load(&y[r * joined.width + i]) + load(bias + i));
@@ -588,8 +608,8 @@ void attention(const float *x, float *out, Statistics *stats, T *qkv, Statistics
                 for (int64_t n = 0; n < wanted; n++) {
                     const float *skip = x + (from + b * N + n) * D, *branch = &y[(b * wanted + n) * wide];
                     float *to = out + ((start + b) * wanted + n) * D;
-                    row(D, [&](int64_t i, auto) {
-                        store(to + i, load(skip + i) + load(branch + i) + load(proj_bias + i));
+                    row(D, [&](int64_t i, auto done) {
+                        replace(to + i, load(skip + i) + load(branch + i) + load(proj_bias + i), done);
                     });
                 }
         });
@@ -599,14 +619,14 @@ void attention(const float *x, float *out, Statistics *stats, T *qkv, Statistics
 // From dout [B, wanted, D] to dx [B, N, D], which may be the same where all are wanted. `sums`: the gradients of
 // `weight` [3 D, D] and `proj` [D, D], rows rounded up; of `bias` and proj's, rounded up; of the norm's weight and bias;
 // of `head_norms`.
-void attention_backward(const float *dout, float *dx, const float *x, Statistics *stats, const T *qkv,
+void attention_backward(const float *dout, float *dx, const float *rstd, const T *normal, const T *qkv,
                         Statistics *head_stats, const T *p, const T *merged, const float *norm,
                         const float *norm_bias, const float *weight, const float *head_norms, const float *proj,
                         float *sums, int64_t B, int64_t N, int64_t wanted, int64_t H, int64_t K, float scale) {
     int64_t D = H * K, wide = rounded(D), width = rounded(K), length = rounded(N), most = std::max<int64_t>(1, SOME_ROWS / N);
     const Weight joined(weight, 3 * D, D, false), back(proj, D, D, false);
     share(B, most, 4 * D * wide + rounded(3 * D) + wide + 2 * D + 4 * K, sums, [&](auto each) {
-        std::vector<T> half(most * N * wide), normal(most * N * wide), dqkv(most * N * 3 * D);
+        std::vector<T> half(most * N * wide), h(most * N * wide), dqkv(most * N * 3 * D);
         std::vector<T> split(3 * H * N * width), grad(wanted * width), ds(wanted * length);
         std::vector<Unit> values(width / PAIR * length), right(units(N) * width), left(units(N) * length);
         std::vector<Unit> room(units(most * N) * (rounded(3 * D) + wide));
@@ -656,21 +676,24 @@ void attention_backward(const float *dout, float *dx, const float *x, Statistics
                             auto take = [&](int64_t i, auto, V v) { store(to + i, v); };
                             if (part == 2 || !head_norms)
                                 row(K, [&](int64_t i, auto done) { take(i, done, dy(i)); });
-                            else
+                            else {
+                                Statistics s = head_stats[at.statistics(n, part, h)];
                                 norm_backward(
-                                    K, head_stats[at.statistics(n, part, h)], head_norms + 2 * part * K, dhead,
-                                    dhead + K, [&](int64_t i) { return load(before + i); }, dy, take);
+                                    K, s.rstd, head_norms + 2 * part * K, dhead, dhead + K,
+                                    [&](int64_t i) { return (load(before + i) - s.mean) * s.rstd; }, dy, take);
+                            }
                         }
             }
-            normalize(rows, D, x + from * D, stats + from, norm, norm_bias, nullptr, normal.data(), wide);
-            add_products(rows, dqkv.data(), 3 * D, 3 * D, normal.data(), wide, room.data(), dweight, dbias);
+            normalize_again(rows, D, normal + from * D, norm, norm_bias, h.data(), wide);
+            add_products(rows, dqkv.data(), 3 * D, 3 * D, h.data(), wide, room.data(), dweight, dbias);
             product(rows, dqkv.data(), 3 * D, joined, y.data());
             for (int64_t r = 0; r < rows; r++) {
-                const float *skip = given + (r / N * wanted + r % N) * D, *before = x + (from + r) * D;
+                const float *skip = given + (r / N * wanted + r % N) * D;
+                const T *before = normal + (from + r) * D;
                 float *to = dx + (from + r) * D;
                 bool skipped = r % N < wanted;
                 norm_backward(
-                    D, stats[from + r], norm, dnorm, dnorm + D, [&](int64_t i) { return load(before + i); },
+                    D, rstd[from + r], norm, dnorm, dnorm + D, [&](int64_t i) { return load(before + i); },
                     [&](int64_t i) { return load(&y[r * wide + i]); },
                     [&](int64_t i, auto done, V v) { replace(to + i, skipped ? v + load(skip + i) : v, done); });
             }
@@ -678,20 +701,21 @@ void attention_backward(const float *dout, float *dx, const float *x, Statistics
     });
 }
 
-// x [R, D] plus the MLP of its layer norm, to `out`; dropout inside, by the first seed, and of what is added. Kept are
-// `stats` [R] of the norm; g [R, M rounded up], the GELU after dropout, and its slope after the same.
-void mlp(const float *x, float *out, Statistics *stats, T *slope, T *g, const float *norm, const float *norm_bias,
-         const float *fc1, const float *bias1, const float *fc2, const float *bias2, int64_t R, int64_t D, int64_t M,
-         float eps, int64_t seed1, int64_t seed2, float rate) {
+// x [R, D] plus the MLP of its layer norm, to `out`, which may be x; dropout inside, by the first seed, and of what is
+// added. Kept are `rstd` [R] and `normal` [R, D] of the norm; g [R, M rounded up], the GELU after dropout, and its slope
+// after the same.
+void mlp(const float *x, float *out, float *rstd, T *normal, T *slope, T *g, const float *norm,
+         const float *norm_bias, const float *fc1, const float *bias1, const float *fc2, const float *bias2, int64_t R,
+         int64_t D, int64_t M, float eps, int64_t seed1, int64_t seed2, float rate) {
     int64_t wide = rounded(D), deep = rounded(M);
     Dropout inside(seed1, rate), after(seed2, rate);
     const Weight up(fc1, M, D, true), down(fc2, D, M, true);
     share(R, SOME_ROWS, 0, nullptr, [&](auto each) {
-        std::vector<T> normal(SOME_ROWS * wide);
+        std::vector<T> h(SOME_ROWS * wide);
         std::vector<float> y(SOME_ROWS * std::max(wide, deep));
         each([&](int64_t from, int64_t rows, float *) {
-            normalize(rows, D, x + from * D, stats + from, norm, norm_bias, &eps, normal.data(), wide);
-            product(rows, normal.data(), wide, up, y.data());
+            normalize(rows, D, x + from * D, rstd + from, normal + from * D, norm, norm_bias, eps, h.data(), wide);
+            product(rows, h.data(), wide, up, y.data());
             for (int64_t r = 0; r < rows; r++) {
                 T *value = g + (from + r) * deep, *steep = slope + (from + r) * deep;
                 row(M, [&](int64_t i, auto) {
@@ -703,9 +727,9 @@ void mlp(const float *x, float *out, Statistics *stats, T *slope, T *g, const fl
             }
             product(rows, g + from * deep, deep, down, y.data());
             for (int64_t r = 0; r < rows; r++)
-                row(D, [&](int64_t i, auto) {
+                row(D, [&](int64_t i, auto done) {
                     int64_t place = (from + r) * D + i;
-                    store(out + place, load(x + place) + after(load(&y[r * wide + i]) + load(bias2 + i), place));
+                    replace(out + place, load(x + place) + after(load(&y[r * wide + i]) + load(bias2 + i), place), done);
                 });
         });
     });
@@ -713,14 +737,14 @@ void mlp(const float *x, float *out, Statistics *stats, T *slope, T *g, const fl
 
 // From dout [R, D] to dx, which may be the same. `sums`: the gradients of fc1 [M, D] and fc2 [D, M], rows rounded up; of
 // their biases, rounded up; of the norm's weight and bias.
-void mlp_backward(const float *dout, float *dx, const float *x, Statistics *stats, const T *slope, const T *g,
+void mlp_backward(const float *dout, float *dx, const float *rstd, const T *normal, const T *slope, const T *g,
                   const float *norm, const float *norm_bias, const float *fc1, const float *fc2, float *sums, int64_t R,
                   int64_t D, int64_t M, int64_t seed2, float rate) {
     int64_t wide = rounded(D), deep = rounded(M);
     Dropout after(seed2, rate);
     const Weight up(fc1, M, D, false), down(fc2, D, M, false);
     share(R, SOME_ROWS, M * wide + D * deep + deep + wide + 2 * D, sums, [&](auto each) {
-        std::vector<T> half(SOME_ROWS * wide), normal(SOME_ROWS * wide), du(SOME_ROWS * deep);
+        std::vector<T> half(SOME_ROWS * wide), h(SOME_ROWS * wide), du(SOME_ROWS * deep);
         std::vector<Unit> room(units(SOME_ROWS) * (wide + deep));
         std::vector<float> y(SOME_ROWS * std::max(wide, deep));
         each([&](int64_t from, int64_t rows, float *dfc1) {
@@ -736,13 +760,13 @@ void mlp_backward(const float *dout, float *dx, const float *x, Statistics *stat
                 row(M, [&](int64_t i, auto) {
                     store(&du[r * deep + i], load(&y[r * deep + i]) * load(slope + (from + r) * deep + i));
                 });
-            normalize(rows, D, x + from * D, stats + from, norm, norm_bias, nullptr, normal.data(), wide);
-            add_products(rows, du.data(), M, deep, normal.data(), wide, room.data(), dfc1, dbias1);
+            normalize_again(rows, D, normal + from * D, norm, norm_bias, h.data(), wide);
+            add_products(rows, du.data(), M, deep, h.data(), wide, room.data(), dfc1, dbias1);
             product(rows, du.data(), deep, up, y.data());
             for (int64_t r = 0; r < rows; r++) {
                 int64_t place = (from + r) * D;
                 norm_backward(
-                    D, stats[from + r], norm, dnorm, dnorm + D, [&](int64_t i) { return load(x + place + i); },
+                    D, rstd[from + r], norm, dnorm, dnorm + D, [&](int64_t i) { return load(normal + place + i); },
                     [&](int64_t i) { return load(&y[r * wide + i]); },
                     [&](int64_t i, auto done, V v) { replace(dx + place + i, v + load(dout + place + i), done); });
             }
@@ -758,29 +782,31 @@ void encoder_room(int64_t *bytes, int64_t layers, int64_t B, int64_t N, int64_t 
 }
 
 // All layers, x [B, N, D] to `out` [B, wanted, D]: the last does its work after attention for the first `wanted` tokens
-// only. `room` is for `kept` layers: for all, or, with nothing to be kept, for two in turns. `seeds` [layers, 2].
+// only. `room` is for `kept` layers: for all, or, with nothing to be kept, for one. `seeds` [layers, 2].
 void encoder(const float *x, float *out, char *room, const Layer *weights, const int64_t *seeds, int64_t layers,
              int64_t kept, int64_t wanted, int64_t B, int64_t N, int64_t H, int64_t K, int64_t M, float eps,
              float rate) {
     std::vector<Kept> rooms;
     while (int64_t(rooms.size()) < kept) rooms.emplace_back(room, Sizes{B, N, H, K, M});
+    std::unique_ptr<float[]> between(new float[B * N * H * K]);  // layers, which work in place
     const std::vector<float> none(3 * H * K);
     for (int64_t i = 0; i < layers; i++) {
         const Layer &w = weights[i];
         const Kept &k = rooms[i % kept];
         bool last = i + 1 == layers;
         int64_t count = last ? wanted : N;
+        float *stream = last ? out : between.get();
         const std::vector<float> norms = head_norms(w, K);
-        attention(i ? k.x : x, k.middle, k.stats1, k.qkv, k.head_stats, k.p, k.merged, w.norm1, w.norm1_bias, w.qkv,
-                  w.qkv_bias ? w.qkv_bias : none.data(), norms.empty() ? nullptr : norms.data(), w.proj, w.proj_bias, B,
-                  N, count, H, K, 1.0f / __builtin_sqrtf(float(K)), eps);
-        mlp(k.middle, last ? out : rooms[(i + 1) % kept].x, k.stats2, k.slope, k.g, w.norm2, w.norm2_bias, w.fc1,
-            w.fc1_bias, w.fc2, w.fc2_bias, B * count, H * K, M, eps, seeds[2 * i], seeds[2 * i + 1], rate);
+        attention(i ? between.get() : x, stream, k.rstd1, k.normal1, k.qkv, k.head_stats, k.p, k.merged, w.norm1,
+                  w.norm1_bias, w.qkv, w.qkv_bias ? w.qkv_bias : none.data(), norms.empty() ? nullptr : norms.data(),
+                  w.proj, w.proj_bias, B, N, count, H, K, 1.0f / __builtin_sqrtf(float(K)), eps);
+        mlp(stream, stream, k.rstd2, k.normal2, k.slope, k.g, w.norm2, w.norm2_bias, w.fc1, w.fc1_bias, w.fc2,
+            w.fc2_bias, B * count, H * K, M, eps, seeds[2 * i], seeds[2 * i + 1], rate);
     }
 }
 
 // From dout [B, wanted, D] to dx [B, N, D]. `sums`: gradients layer by layer, as the backward passes above have them.
-void encoder_backward(const float *dout, float *dx, const float *x, char *room, const Layer *weights, float *sums,
+void encoder_backward(const float *dout, float *dx, char *room, const Layer *weights, float *sums,
                       const int64_t *seeds, int64_t layers, int64_t wanted, int64_t B, int64_t N, int64_t H, int64_t K,
                       int64_t M, float rate) {
     int64_t D = H * K, wide = rounded(D), deep = rounded(M);
@@ -796,9 +822,9 @@ void encoder_backward(const float *dout, float *dx, const float *x, char *room, 
         int64_t count = last ? wanted : N;
         const std::vector<float> norms = head_norms(w, K);
         float *middle = last ? shorter.get() : dx, *own = sums + i * (of_attention + of_mlp);
-        mlp_backward(last ? dout : dx, middle, k.middle, k.stats2, k.slope, k.g, w.norm2, w.norm2_bias, w.fc1, w.fc2,
+        mlp_backward(last ? dout : dx, middle, k.rstd2, k.normal2, k.slope, k.g, w.norm2, w.norm2_bias, w.fc1, w.fc2,
                      own + of_attention, B * count, D, M, seeds[2 * i + 1], rate);
-        attention_backward(middle, dx, i ? k.x : x, k.stats1, k.qkv, k.head_stats, k.p, k.merged, w.norm1, w.norm1_bias,
+        attention_backward(middle, dx, k.rstd1, k.normal1, k.qkv, k.head_stats, k.p, k.merged, w.norm1, w.norm1_bias,
                            w.qkv, norms.empty() ? nullptr : norms.data(), w.proj, own, B, N, count, H, K,
                            1.0f / __builtin_sqrtf(float(K)));
     }
@@ -914,7 +940,8 @@ void stage_backward(const T *dout, const T *pooled, const uint8_t *which, const 
                             store(through + c, load(dout + at * C + c) * gelu_curve(before).slope);
                         });
                         norm_backward(
-                            C, s, weight, sum, sum + C, [&](int64_t c) { return load(max + c); },
+                            C, s.rstd, weight, sum, sum + C,
+                            [&](int64_t c) { return (load(max + c) - s.mean) * s.rstd; },
                             [&](int64_t c) { return load(through + c); },
                             [&](int64_t c, auto, V d) {
                                 Bytes bytes;
@@ -1062,8 +1089,9 @@ void pool_backward(const float *dout, float *dx, const float *x, Statistics *sta
                     replace(dweight + i, load(dweight + i) + score * load(&h[n * D + i]), done);
                     store(&dh[i], own[n] * load(given + i) + score * load(weight + i));
                 });
+                Statistics s = stats[b * N + n];
                 norm_backward(
-                    D, stats[b * N + n], norm, sum, sum + D, [&](int64_t i) { return load(x + place + i); },
+                    D, s.rstd, norm, sum, sum + D, [&](int64_t i) { return (load(x + place + i) - s.mean) * s.rstd; },
                     [&](int64_t i) { return load(&dh[i]); },
                     [&](int64_t i, auto, V v) { store(dx + place + i, v); });
             }

@@ -100,26 +100,26 @@ class Encoder(torch.autograd.Function):
         *weights: Tensor | None,
     ) -> Tensor:
         dtype, x, depth = activation_dtype(), x.contiguous(), len(weights) // LAYER
-        kept = depth if keep else 2
+        kept = depth if keep else 1
         room = torch.empty(_kept_bytes(dtype, kept, *sizes[1:]), dtype=torch.uint8)
         out = torch.empty(len(x), sizes[0], x.shape[2])
         given = (x, out, room, _addresses(weights), _integers(seeds), depth, kept)
         call("encoder", dtype, *given, *sizes, eps, rate)
-        ctx.save_for_backward(x, room, *weights)
+        ctx.save_for_backward(room, *weights)
         ctx.seeds, ctx.sizes, ctx.dtype, ctx.rate = seeds, sizes, dtype, rate
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, room, *weights = ctx.saved_tensors
-        *_, H, K, M = ctx.sizes
+        room, *weights = ctx.saved_tensors
+        _, B, N, H, K, M = ctx.sizes
         D, wide = H * K, _rounded(H * K)
         of_attention = [3 * D * wide, D * wide, _rounded(3 * D), wide, D, D, *[K] * 4]
         depth = len(weights) // LAYER
         lengths = [*of_attention, M * wide, D * _rounded(M), _rounded(M), wide, D, D] * depth
-        dx, sums = torch.empty_like(x), torch.empty(sum(lengths))
-        given = (grad.contiguous(), dx, x, room, _addresses(weights), sums, _integers(ctx.seeds), depth)
+        dx, sums = torch.empty(B, N, D), torch.empty(sum(lengths))
+        given = (grad.contiguous(), dx, room, _addresses(weights), sums, _integers(ctx.seeds), depth)
         call("encoder_backward", ctx.dtype, *given, *ctx.sizes, ctx.rate)
         grads = [_like(w, piece) for w, piece in zip(weights, sums.split(lengths), strict=True)]
         return dx, None, None, None, None, None, *grads

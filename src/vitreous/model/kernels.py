@@ -21,7 +21,10 @@ SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = (
     "-O3",
     "-march=native",
+    "-funroll-loops",
     "-fno-math-errno",
+    "-fno-signed-zeros",
+    "-freciprocal-math",
     "-fno-strict-aliasing",
     "-fno-trapping-math",
     "-fno-semantic-interposition",

@@ -488,11 +488,10 @@ void split_heads(Picture at, const T *qkv, Statistics *stats, const float *weigh
             }
 }
 
-// Layer norm of rows x [rows, D] to h [rows, `room` apart]; `stats` are found where `eps` is given, else known.
-template <class E>
+// Layer norm of rows x [rows, D] to h [rows, D]; `stats` are found where `eps` is given, else known.
 void normalize(int64_t rows, int64_t D, const float *x, Statistics *stats, const float *weight, const float *bias,
-               const float *eps, E *h, int64_t room) {
-    for (int64_t r = 0; r < rows; r++, x += D, h += room, stats++) {
+               const float *eps, float *h) {
+    for (int64_t r = 0; r < rows; r++, x += D, h += D, stats++) {
         if (eps) *stats = statistics(D, *eps, [&](int64_t i) { return load(x + i); });
         row(D, [&](int64_t i, auto) {
             store(h + i, (load(x + i) - stats->mean) * stats->rstd * load(weight + i) + load(bias + i));
@@ -1049,7 +1048,7 @@ void pool(const float *x, float *out, Statistics *stats, float *p, const float *
         std::vector<float> h(N * D);
         each([&](int64_t b, int64_t, float *) {
             float *own = p + b * N, *to = out + b * D, most = -INFINITY, sum = 0.0f;
-            normalize(N, D, x + b * N * D, stats + b * N, norm, norm_bias, &eps, h.data(), D);
+            normalize(N, D, x + b * N * D, stats + b * N, norm, norm_bias, &eps, h.data());
             for (int64_t n = 0; n < N; n++) {
                 V v = {};
                 row(D, [&](int64_t i, auto done) { v += fresh(load(&h[n * D + i]) * load(weight + i), done); });
@@ -1075,7 +1074,7 @@ void pool_backward(const float *dout, float *dx, const float *x, Statistics *sta
         each([&](int64_t b, int64_t, float *sum) {
             const float *own = p + b * N, *given = dout + b * D;
             float mean = 0.0f;
-            normalize(N, D, x + b * N * D, stats + b * N, norm, norm_bias, nullptr, h.data(), D);
+            normalize(N, D, x + b * N * D, stats + b * N, norm, norm_bias, nullptr, h.data());
             for (int64_t n = 0; n < N; n++) {
                 V v = {};
                 row(D, [&](int64_t i, auto done) { v += fresh(load(&h[n * D + i]) * load(given + i), done); });

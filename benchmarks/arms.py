@@ -124,8 +124,8 @@ def ours(
 ) -> tuple[nn.Module, torch.optim.Optimizer, bool]:
     """Our network as `vitreous train` runs it: everything chosen by measuring."""
     from vitreous import machine as machines
-    from vitreous.model.native import supports
     from vitreous.model.vit import ATTENTION_PATHS, create_model
+    from vitreous.native.ops import supports
     from vitreous.recipe import OptimizerSection
     from vitreous.training.classifier import make_optimizer
 

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from vitreous.bundle import EVAL_BATCH, Bundle, load_bundle, save_bundle
 from vitreous.errors import VitreousError
-from vitreous.model.kernels import library
 from vitreous.model.variants import Architecture
 from vitreous.model.vit import VisionTransformer, create_model
+from vitreous.native.build import library
 
 ARCHITECTURES = {
     "linear": Architecture(4, 16, 2, 2, 32, dropout=0.3),

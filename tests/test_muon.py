@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vitreous.model.kernels import library
+from vitreous.native.build import library
 from vitreous.training.muon import Muon, orthogonalize
 
 

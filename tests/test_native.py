@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitreous.errors import VitreousError
-from vitreous.model import kernels, native
-from vitreous.model.kernels import ROOM
-from vitreous.model.native import supports
 from vitreous.model.variants import Architecture, variant
 from vitreous.model.vit import VisionTransformer, create_model
+from vitreous.native import build as kernels
+from vitreous.native import ops as native
+from vitreous.native.build import ROOM
+from vitreous.native.ops import supports
 
 COMPACT = variant("compact").architecture
 NETWORKS: dict[str, tuple[Architecture, int, int]] = {  # with image_size and the side of what is trained on

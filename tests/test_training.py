@@ -25,8 +25,8 @@ from vitreous.data.augment import Augment
 from vitreous.data.module import ImageData
 from vitreous.data.store import from_arrays
 from vitreous.errors import VitreousError
-from vitreous.model.kernels import library
 from vitreous.model.vit import VisionTransformer
+from vitreous.native.build import library
 from vitreous.prepare import Request, open_module
 from vitreous.training import budget as budgets
 from vitreous.training.budget import BudgetKeeper, Sizes

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from vitreous.errors import VitreousError
 from vitreous.files import atomic_write
-from vitreous.model.native import supports
 from vitreous.model.variants import Architecture
 from vitreous.model.vit import VisionTransformer
+from vitreous.native.ops import supports
 
 FORMAT = 1
 EVAL_BATCH = 500  # fixed, since the batch's size can change the last bits of a product

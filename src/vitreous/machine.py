@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from vitreous.errors import VitreousError, unknown
-from vitreous.model.kernels import cpp_compiler
+from vitreous.native.build import cpp_compiler
 
 PRECISIONS = ("32", "bf16")
 DEVICES = ("cpu", "cuda", "mps")

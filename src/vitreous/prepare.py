@@ -18,10 +18,10 @@ from vitreous.data.module import ImageData
 from vitreous.data.sources import NAMES
 from vitreous.errors import VitreousError, unknown
 from vitreous.machine import Machine
-from vitreous.model.kernels import made
-from vitreous.model.native import fits, supports
 from vitreous.model.variants import VARIANTS, Architecture
 from vitreous.model.vit import ATTENTION_PATHS, VisionTransformer, count_flops
+from vitreous.native.build import made
+from vitreous.native.ops import fits, supports
 from vitreous.recipe import Recipe
 from vitreous.run import Run, Say
 from vitreous.training.cost import RunCost, forward_loss, step_cost

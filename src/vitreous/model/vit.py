@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitreous.errors import VitreousError, unknown
-from vitreous.model import native
 from vitreous.model.dropout import Dropout, DropPath
 from vitreous.model.stem import ConvStem
 from vitreous.model.variants import Architecture, variant
+from vitreous.native import ops as native
 
 ATTENTION_PATHS = ("explicit", "fused", "native")
 

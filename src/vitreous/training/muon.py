@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from vitreous.model.kernels import ROOM, call
+from vitreous.native.build import ROOM, call
 
 # Coefficients of the odd polynomial a x + b x^3 + c x^5: steepest at zero while singular values stay near 1.
 A, B, C = 3.4445, -4.7750, 2.0315

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from vitreous.model.kernels import ROOM, call, library
 from vitreous.model.variants import Architecture
+from vitreous.native.build import ROOM, call, library
 
 
 def fits(a: Architecture) -> bool:

@@ -89,7 +89,8 @@ def main() -> None:
 
 
 def flops_of_notebook() -> int:
-    from vitreous.model.vit import count_flops, create_model
+    from vitreous.model.summary import count_flops
+    from vitreous.model.vit import create_model
 
     return count_flops(create_model(NOTEBOOK))
 

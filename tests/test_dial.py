@@ -14,8 +14,9 @@ import pytest
 import vitreous
 from vitreous import dial
 from vitreous import recipe as recipes
+from vitreous.model.summary import count_flops
 from vitreous.model.variants import Architecture
-from vitreous.model.vit import VisionTransformer, count_flops
+from vitreous.model.vit import VisionTransformer
 
 Arrays = tuple[np.ndarray, np.ndarray]
 

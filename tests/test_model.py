@@ -17,14 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitreous.errors import VitreousError
-from vitreous.model.dropout import Dropout, kept
+from vitreous.model.dropout import Dropout, DropPath, _keep_mask, keep_mask, keyed_noise
 from vitreous.model.stem import ConvStage, ConvStem
-from vitreous.model.summary import describe, render
+from vitreous.model.summary import count_flops, describe, render
 from vitreous.model.variants import VARIANTS, Architecture
 from vitreous.model.vit import (
-    DropPath,
+    ATTENTION,
     VisionTransformer,
-    count_flops,
     create_model,
     patchify,
     sine_position,
@@ -85,7 +84,7 @@ def test_counting_flops_leaves_the_model_alone() -> None:
     model = tiny()
     model.set_attention("fused")
     assert count_flops(model, image_size=16) > count_flops(model) == count_flops(model, image_size=8)
-    assert model.attention_path == "fused" and model.training and model.image_size == 8
+    assert model.attention == "fused" and model.training and model.image_size == 8
 
 
 def test_half_of_the_compact_network_is_encoder() -> None:
@@ -437,7 +436,43 @@ def test_dropout_leaves_out_its_rate_and_keeps_the_mean(rate: float) -> None:
 
 
 def test_dropout_is_a_sound_operator() -> None:
-    torch.library.opcheck(kept, (torch.tensor([7]), [3, 5], 0.3))
+    torch.library.opcheck(_keep_mask, (torch.tensor([7, -1, 2**30], dtype=torch.int32), 5, 2**31))
+
+
+def test_dropout_is_the_hash_that_it_says() -> None:
+    keys = torch.tensor([0, 7, -1, -(2**31)], dtype=torch.int32)
+    found = keep_mask(keys, 50_000, 0.3).numpy()
+    with np.errstate(over="ignore"):
+        x = np.arange(50_000, dtype=np.uint32) * np.uint32(0x9E3779B1) + keys.numpy().view(np.uint32)[:, None]
+        x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
+        x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
+    assert np.array_equal(found, x ^ (x >> np.uint32(16)) >= int(0.3 * 2**32))
+    correlated = np.corrcoef(found) - np.eye(4)  # of one key and another
+    assert abs(correlated).max() < 5 / 50_000**0.5
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_noise_is_a_function_of_the_sample(attention: str) -> None:
+    model = tiny(dropout=0.2, drop_path=0.3).train()
+    model.set_attention(attention)
+    pictures, samples = torch.randn(6, 3, 8, 8), torch.tensor([9, 2, 70_000, 4, 0, 5])
+    state = torch.get_rng_state()
+
+    def logits(some: list[int], seed: int = 1, step: int = 2) -> Tensor:
+        with keyed_noise(model, seed, step, samples[some]):
+            return model(pictures[some])
+
+    together = logits([0, 1, 2, 3, 4, 5])
+    torch.testing.assert_close(logits([4, 1, 2]), together[[4, 1, 2]])
+    for other in (logits([0, 1, 2, 3, 4, 5], seed=2), logits([0, 1, 2, 3, 4, 5], step=3), model(pictures)):
+        assert not torch.allclose(other, together, atol=1e-4)
+    torch.set_rng_state(state)
+    model(pictures)  # the caller's generator is not touched inside
+    drawn = torch.get_rng_state()
+    torch.set_rng_state(state)
+    logits([0, 1])
+    assert torch.equal(torch.get_rng_state(), state) and not torch.equal(drawn, state)
+    assert all(m.keys is None for m in model.modules() if isinstance(m, Dropout | DropPath))
 
 
 # The convolutional stem

@@ -5,24 +5,24 @@ from __future__ import annotations
 import copy
 import ctypes
 import dataclasses
+import pickle
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitreous.errors import VitreousError
+from vitreous.model.dropout import Dropout, keyed_noise
+from vitreous.model.stem import ConvStem
 from vitreous.model.variants import Architecture, variant
 from vitreous.model.vit import VisionTransformer, create_model
-from vitreous.native import build as kernels
-from vitreous.native import ops as native
-from vitreous.native.build import ROOM
-from vitreous.native.ops import supports
+from vitreous.native import build, ops
+from vitreous.native.accelerate import accelerate, is_accelerated, plain, unsupported
 
 COMPACT = variant("compact").architecture
 NETWORKS: dict[str, tuple[Architecture, int, int]] = {  # with image_size and the side of what is trained on
@@ -49,7 +49,7 @@ NETWORKS: dict[str, tuple[Architecture, int, int]] = {  # with image_size and th
         20,
     ),
 }
-pytestmark = pytest.mark.skipif(kernels.library(torch.float32) is None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(build.library(torch.float32) is None, reason="no C++ compiler")
 
 
 @pytest.fixture(params=[1, 3], ids=["a thread", "three threads"])
@@ -72,9 +72,11 @@ def network(name: str) -> tuple[VisionTransformer, Tensor]:
 
 
 def gradients(
-    model: VisionTransformer, path: str, pictures: Tensor, *, bf16: bool = False
+    model: VisionTransformer, backend: str, pictures: Tensor, *, bf16: bool = False
 ) -> dict[str, Tensor]:
-    model.set_attention(path)
+    plain(model).set_attention("explicit")
+    if backend == "native":
+        accelerate(model)
     model.train().zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         logits = model(pictures)
@@ -95,9 +97,9 @@ def error(found: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, float
 @pytest.mark.usefixtures("threads")
 def test_float32_gives_the_gradients_of_double_precision(name: str) -> None:
     model, pictures = network(name)
-    assert supports(model.architecture, torch.float32)
+    assert unsupported(model) is None
     found = gradients(model, "native", pictures)
-    truth = gradients(model.double(), "explicit", pictures.double())
+    truth = gradients(model.double(), "torch", pictures.double())
     assert found.keys() == truth.keys()
     assert max(error(found, truth).values()) < 2e-5
 
@@ -105,8 +107,8 @@ def test_float32_gives_the_gradients_of_double_precision(name: str) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_bfloat16_is_no_less_exact_than_torch_under_autocast(name: str) -> None:
     model, pictures = network(name)
-    ours, torchs = (gradients(model, path, pictures, bf16=True) for path in ("native", "explicit"))
-    truth = gradients(model.double(), "explicit", pictures.double())
+    ours, torchs = (gradients(model, backend, pictures, bf16=True) for backend in ("native", "torch"))
+    truth = gradients(model.double(), "torch", pictures.double())
     ours_error, torchs_error = error(ours, truth), error(torchs, truth)
     assert sum(ours_error.values()) < 1.2 * sum(torchs_error.values())
     assert max(ours_error.values()) < 2 * max(torchs_error.values())
@@ -123,7 +125,7 @@ def test_pooling_has_the_gradients_of_double_precision(size: float) -> None:
         tokens, weight = (t.to(dtype).requires_grad_() for t in (x, query))
         norm = norm.to(dtype)
         if dtype == torch.float32:
-            out = native.pool(tokens, norm, weight)
+            out = ops.pool(tokens, norm.weight, norm.bias, weight, norm.eps, False)
         else:
             h = norm(tokens)
             out = ((h @ weight.mT).softmax(1) * h).sum(1)
@@ -132,75 +134,54 @@ def test_pooling_has_the_gradients_of_double_precision(size: float) -> None:
         assert (ours - exact).norm() < 5e-5 * exact.norm()
 
 
-def left_out(seed: int, count: int, rate: float) -> np.ndarray:
-    """Which of `count` elements dropout leaves out: Wellons' lowbias32 of their places, as numpy has it."""
-    x = np.arange(count, dtype=np.uint32) * np.uint32(0x9E3779B1) + np.uint32(seed)
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
-        x = (x ^ (x >> np.uint32(shift))) * np.uint32(factor)
-    return (x ^ (x >> np.uint32(16))) < rate * 2**32
+RATE, SEED, STEP = 0.3, 7, 11
+SAMPLES = torch.tensor([5, 40_000, 0, 17, 2**31, 3])
 
 
-class Masked(nn.Module):
-    """Dropout by those masks: of the first call, and of the second. In the last layer only `wanted` tokens have one."""
-
-    def __init__(self, seeds: list[int], rate: float, wanted: int | None) -> None:
-        super().__init__()
-        self.seeds, self.rate, self.wanted, self.calls = seeds, rate, wanted, 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        seed = self.seeds[self.calls % 2]
-        self.calls += 1
-        first = x[:, : self.wanted]
-        mask = torch.from_numpy(left_out(seed, first.numel(), self.rate)).view(first.shape)
-        return torch.cat([torch.where(mask, 0, first / (1 - self.rate)), x[:, first.shape[1] :]], dim=1)
+def dropping(name: str) -> tuple[VisionTransformer, Tensor]:
+    model, pictures = network(name)
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            module.rate = RATE
+    return model, pictures
 
 
 @pytest.mark.parametrize("name", ["compact", "odd widths", "linear stem, class token"])
-def test_dropout_leaves_out_the_same_forward_and_backward(name: str) -> None:
-    model, pictures = network(name)
-    for block in model.blocks:
-        block.mlp.dropout.rate = 0.3
-    torch.manual_seed(7)
-    seeds = torch.randint(2**32, (2 * len(model.blocks),)).view(-1, 2).tolist()
-    torch.manual_seed(7)
-    found = gradients(model, "native", pictures)
-    wanted = 1 if model.cls_token is not None else None
-    for block, own in zip(model.blocks, seeds, strict=True):
-        block.mlp.dropout = Masked(own, 0.3, wanted if block is model.blocks[-1] else None)
-    truth = gradients(model.double(), "explicit", pictures.double())
+@pytest.mark.usefixtures("threads")
+def test_dropout_is_that_of_torch(name: str) -> None:
+    model, pictures = dropping(name)
+    with keyed_noise(model, SEED, STEP, SAMPLES):
+        found = gradients(model, "native", pictures)
+        truth = gradients(model.double(), "torch", pictures.double())
     assert max(error(found, truth).values()) < 2e-5
+    without = gradients(model.eval(), "torch", pictures.double())["logits"]
+    assert not torch.allclose(without, truth["logits"], atol=1e-3)
 
 
-def dropped(seed: int, rows: int, width: int, rate: float) -> np.ndarray:
-    """Where the kernels' own dropout leaves out what an MLP without weights, but with a bias, has inside."""
-    x, rstd, normal, slope, g = (torch.zeros(rows, n) for n in (ROOM, 1, ROOM, width, width))
-    norm, fc1, fc2 = torch.ones(2, ROOM), torch.zeros(width, ROOM), torch.zeros(ROOM, width)
-    kept = (x, torch.empty_like(x), rstd, normal, slope, g)
-    given = (*norm, fc1, torch.ones(width), fc2, torch.zeros(ROOM))
-    kernels.call("mlp", torch.float32, *kept, *given, rows, ROOM, width, 1e-6, seed, 0, rate)
-    assert set(g.unique().tolist()) == {0.0, g.max().item()}
-    return (g == 0).numpy()
-
-
-def test_dropout_leaves_out_its_share_evenly() -> None:
-    masks = np.stack([dropped(seed, 256, 512, 0.2) for seed in range(8)])
-    assert abs(masks.mean() - 0.2) < 4 * (0.16 / masks.size) ** 0.5
-    for axis in (1, 2):  # each row, and each column: as often as chance has it
-        count = masks.shape[axis]
-        z = (masks.mean(axis=axis) - 0.2) / (0.16 / count) ** 0.5
-        assert 0.9 < z.std() < 1.1 and abs(z).max() < 5.5
-    pairs = np.corrcoef(masks.reshape(8, -1)) - np.eye(8)  # of one seed and the next
-    assert abs(pairs).max() < 5 / (256 * 512) ** 0.5
+def test_noise_follows_the_sample_and_not_its_batch() -> None:
+    model, pictures = dropping("compact")
+    logits = {}
+    for backend in (accelerate, plain):
+        backend(model).train()
+        with keyed_noise(model, SEED, STEP, SAMPLES):
+            together = model(pictures)
+        order = torch.tensor([4, 1, 3])
+        with keyed_noise(model, SEED, STEP, SAMPLES[order]):
+            torch.testing.assert_close(model(pictures[order]), together[order], atol=1e-5, rtol=1e-5)
+        with keyed_noise(model, SEED, STEP + 1, SAMPLES):
+            assert not torch.allclose(model(pictures), together, atol=1e-3)
+        logits[backend.__name__] = together
+    torch.testing.assert_close(logits["accelerate"], logits["plain"], atol=1e-5, rtol=1e-5)
 
 
 def test_pictures_in_any_memory_order_give_the_same() -> None:
     model, pictures = network("compact")
-    plain = gradients(model, "native", pictures)
+    expected = gradients(model, "native", pictures)
     last = gradients(model, "native", pictures.to(memory_format=torch.channels_last))
-    assert all(torch.equal(plain[name], last[name]) for name in plain)
+    assert all(torch.equal(expected[name], last[name]) for name in expected)
     model.to(memory_format=torch.channels_last)
     turned = gradients(model, "native", pictures)
-    assert all(torch.equal(plain[name], turned[name]) for name in plain)
+    assert all(torch.equal(expected[name], turned[name]) for name in expected)
 
 
 @pytest.mark.usefixtures("threads")
@@ -210,41 +191,216 @@ def test_repeated_to_the_bit() -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_what_they_do_not_take_goes_the_explicit_way() -> None:
+# What is not on the list goes torch's way
+
+
+def agree(model: VisionTransformer, pictures: Tensor) -> None:
+    """Accelerated or not, a model gives the same logits and gradients."""
+    accelerated = is_accelerated(model)
+    found = gradients(model, "native" if accelerated else "torch", pictures)
+    truth = gradients(copy.deepcopy(plain(model)).double(), "torch", pictures.double())
+    assert found.keys() == truth.keys()
+    assert max(error(found, truth).values()) < 5e-5
+
+
+class LowRank(nn.Linear):
+    """A linear layer that adds something, as LoRA does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x.mean(dim=-1, keepdim=True)
+
+
+def low_rank(model: VisionTransformer) -> None:
+    model.blocks[1].mlp.fc1 = LowRank(96, 192)
+
+
+def no_bias_in_head_norm(model: VisionTransformer) -> None:
+    model.blocks[2].attn.q_norm = nn.LayerNorm(32, bias=False)
+
+
+def another_eps(model: VisionTransformer) -> None:
+    model.blocks[3].norm2.eps = 0.5
+
+
+def another_eps_in_one_block(model: VisionTransformer) -> None:
+    for block in model.blocks:
+        block.attn.k_norm.eps = 0.5
+
+
+def no_bias(model: VisionTransformer) -> None:
+    model.blocks[0].mlp.fc2.bias = None
+
+
+def other_width(model: VisionTransformer) -> None:
+    model.blocks[1].mlp.fc1, model.blocks[1].mlp.fc2 = nn.Linear(96, 40), nn.Linear(40, 96)
+
+
+def other_heads(model: VisionTransformer) -> None:
+    model.blocks[1].attn.num_heads, model.blocks[1].attn.q_norm = 2, nn.Identity()
+    model.blocks[1].attn.k_norm = nn.Identity()
+
+
+CHANGES: list[Callable[[VisionTransformer], None]] = [
+    low_rank, no_bias_in_head_norm, another_eps, another_eps_in_one_block, no_bias, other_width, other_heads,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_encoder_is_refused(change: Callable[[VisionTransformer], None]) -> None:
     model, pictures = network("compact")
-    model.eval().set_attention("native")
+    change(model)
+    assert unsupported(model) is not None
+    with pytest.raises(VitreousError, match="cannot take this network: its blocks"):
+        accelerate(model)
+    agree(model, pictures)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_after_the_decision_is_not_ignored(change: Callable[[VisionTransformer], None]) -> None:
+    model, pictures = network("compact")
+    change(accelerate(model))
+    found = model.eval()(pictures)
+    expected = copy.deepcopy(plain(model)).double()(pictures.double())
+    assert (found - expected).abs().max() < 1e-4
+
+
+def pooling_by_mean(model: VisionTransformer) -> None:
+    assert isinstance(model.patch_embed, ConvStem)
+    model.patch_embed.stages[0].pool = nn.AvgPool2d(2)
+
+
+def wider_steps(model: VisionTransformer) -> None:
+    assert isinstance(model.patch_embed, ConvStem)
+    model.patch_embed.mix.conv.padding_mode = "reflect"
+    model.patch_embed.mix.conv._reversed_padding_repeated_twice = [1, 1, 1, 1]
+
+
+def final_norm_without_bias(model: VisionTransformer) -> None:
+    model.norm.bias = None
+
+
+def whitening_of_its_own(model: VisionTransformer) -> None:
+    assert isinstance(model.patch_embed, ConvStem)
+    model.patch_embed.whiten.weight[12:].mul_(1.5)
+
+
+@pytest.mark.parametrize(
+    "change", [pooling_by_mean, wider_steps, final_norm_without_bias, whitening_of_its_own]
+)
+def test_a_changed_stem_or_pooling_goes_torchs_way_alone(change: Callable[[VisionTransformer], None]) -> None:
+    model, pictures = network("compact")
+    change(model)
+    agree(accelerate(model), pictures)
+
+
+def test_every_module_calls_its_hooks() -> None:
+    model, pictures = network("compact")
+    accelerate(model).eval()
+    expected = model(pictures)
+    called: set[str] = set()
+    handles = [
+        module.register_forward_hook(lambda *_, name=name: called.add(name))
+        for name, module in model.named_modules()
+        if not isinstance(module, nn.ModuleList)
+    ]
+    torch.testing.assert_close(model(pictures), expected, atol=1e-5, rtol=1e-5)
+    assert len(called) == len(handles)
+    for handle in handles:
+        handle.remove()
+    assert torch.equal(model(pictures), expected)
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: called.clear())
+    model(pictures)
+    handle.remove()
+    assert not called
+
+
+def test_modes_of_single_modules_count() -> None:
+    model, pictures = dropping("compact")
+    accelerate(model).eval()
+    expected = model(pictures)
+    model.blocks[1].mlp.drop2.train()
+    assert not torch.allclose(model(pictures), expected, atol=1e-3)
+    model.train()
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            module.eval()
+    torch.testing.assert_close(model(pictures), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_weights_that_are_not_contiguous() -> None:
+    model, pictures = network("compact")
+    for block in model.blocks:
+        block.attn.qkv.weight.data = block.attn.qkv.weight.data.T.contiguous().T
+    agree(accelerate(model), pictures)
+
+
+def test_gradients_of_pictures() -> None:
+    model, pictures = network("compact")
+    accelerate(model).eval()
     pictures.requires_grad_()  # as for a saliency map
     model(pictures).sum().backward()
     found, pictures.grad = pictures.grad, None
-    empty = model(pictures[:0])
-    doubled = model.double()(pictures.detach().double())
-    model.set_attention("explicit")
-    model(pictures.double()).sum().backward()
+    plain(model)(pictures).sum().backward()
     assert found is not None and pictures.grad is not None
     torch.testing.assert_close(found, pictures.grad, atol=1e-4, rtol=1e-4)
-    assert empty.shape == (0, 10)
-    assert torch.equal(doubled, model(pictures.double()))
-    changed, pictures = copy.deepcopy(model).float(), pictures.detach()
-    mlp, norm = changed.blocks[1].mlp, changed.norm
-    mlp.fc1, mlp.fc2 = nn.Linear(96, 40), nn.Linear(40, 96)
-    changed.blocks[0].mlp.fc2.bias, norm.bias = None, None
-    expected = changed(pictures)
-    changed.set_attention("native")
-    torch.testing.assert_close(changed(pictures), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_other_types_and_sizes() -> None:
+    model, pictures = network("compact")
+    accelerate(model).eval()
+    assert model(pictures[:0]).shape == (0, 10)
+    expected = plain(copy.deepcopy(model)).double()(pictures.double())
+    assert torch.equal(model.double()(pictures.double()), expected)
     model.float().blocks.double()
-    model.set_attention("native")
     with pytest.raises(RuntimeError):  # torch's own words, as for any network
-        model(pictures.detach())
+        model(pictures)
     with pytest.raises(RuntimeError):
-        model.float().set_attention("native")
-        model(pictures.to(torch.uint8))
+        model.float()(pictures.to(torch.uint8))
+    with pytest.raises(VitreousError, match="square pictures"):
+        model(pictures[:, :, 1:])
+
+
+def test_transforms_of_torch_func() -> None:
+    model, pictures = network("compact")
+    expected = model.eval()(pictures)
+    accelerate(model)
+    each = torch.func.vmap(lambda picture: model(picture[None])[0])(pictures)
+    torch.testing.assert_close(each, expected, atol=1e-5, rtol=1e-5)
+    doubled = {name: 2 * p.detach() for name, p in model.named_parameters()}
+    found = torch.func.functional_call(model, doubled, (pictures,))
+    torch.testing.assert_close(
+        found, torch.func.functional_call(plain(model), doubled, (pictures,)), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_tracing_is_refused_in_a_sentence() -> None:
+    model, pictures = network("compact")
+    accelerate(model).eval()
+    for trace in (torch.jit.trace, lambda m, x: torch.export.export(m, (x,))):
+        with pytest.raises(VitreousError, match=r"cannot be traced or exported; call .*plain\(model\) first"):
+            trace(model, pictures)
+    assert torch.jit.trace(plain(model), pictures)(pictures).shape == (6, 10)
+
+
+def test_weights_and_keys_stay_and_copies_are_whole() -> None:
+    model, pictures = network("compact")
+    before = dict(model.named_parameters())
+    expected = model.eval()(pictures)
+    accelerate(accelerate(model))
+    assert is_accelerated(model) and all(p is before[name] for name, p in model.named_parameters())
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert is_accelerated(other) and torch.equal(other(pictures), model(pictures))
+        other.blocks[0].mlp.fc1.weight.data.zero_()
+        assert not torch.equal(other(pictures), model(pictures))
+    assert type(plain(plain(model))) is VisionTransformer
+    assert torch.equal(model(pictures), expected)
 
 
 def test_rates_that_are_whole_numbers_are_numbers() -> None:
     model, pictures = network("compact")
     expected = gradients(model, "native", pictures)
     for block in model.blocks:
-        block.mlp.dropout.rate = 0
+        block.mlp.drop1.rate = block.mlp.drop2.rate = 0
     found = gradients(model, "native", pictures)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
@@ -252,50 +408,59 @@ def test_rates_that_are_whole_numbers_are_numbers() -> None:
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="a flag of that processor's")
 @pytest.mark.parametrize("name", ["compact", "odd channels", "odd widths"])
 def test_without_avx512_the_results_are_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "FLAGS", (*kernels.FLAGS, "-mno-avx512f"))
-    kernels.made.cache_clear()
+    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-mno-avx512f"))
+    build.made.cache_clear()
     try:
         model, pictures = network(name)
-        assert isinstance(kernels.made(torch.float32), ctypes.CDLL)
+        assert isinstance(build.made(torch.float32), ctypes.CDLL)
         found = gradients(model, "native", pictures)
-        ours, torchs = (gradients(model, path, pictures, bf16=True) for path in ("native", "explicit"))
-        truth = gradients(model.double(), "explicit", pictures.double())
+        ours, torchs = (gradients(model, backend, pictures, bf16=True) for backend in ("native", "torch"))
+        truth = gradients(model.double(), "torch", pictures.double())
         assert max(error(found, truth).values()) < 2e-5
         assert sum(error(ours, truth).values()) < 1.2 * sum(error(torchs, truth).values())
     finally:
-        kernels.made.cache_clear()
+        build.made.cache_clear()
 
 
-def test_too_few_tokens_for_a_register_go_the_explicit_way() -> None:
-    model = VisionTransformer(COMPACT, 16, 10)  # nine tokens
-    pictures = torch.randn(4, 3, 16, 16)
-    found = gradients(model, "native", pictures)
-    truth = gradients(model.double(), "explicit", pictures.double())
-    assert max(error(found, truth).values()) < 2e-5
+def test_too_few_tokens_for_a_register_go_torchs_way() -> None:
+    assert "at least 16 tokens" in str(unsupported(VisionTransformer(COMPACT, 16, 10)))  # it has nine
+    model, _ = network("compact")
+    agree(accelerate(model), torch.randn(4, 3, 16, 16))
 
 
-@pytest.mark.parametrize("change", [{"drop_path": 0.1}, {"embed_dim": 24, "num_heads": 3}])
-def test_a_network_that_they_do_not_know_is_refused(change: dict[str, Any]) -> None:
-    assert not supports(dataclasses.replace(COMPACT, **change), torch.float32)
-    with pytest.raises(VitreousError, match="do not know this network"):
-        create_model("compact", **change).set_attention("native")
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"drop_path": 0.1}, "stochastic depth"), ({"embed_dim": 24, "num_heads": 3}, "heads of at least 16")],
+)
+def test_a_network_that_they_do_not_know_is_refused(change: dict[str, Any], reason: str) -> None:
+    model = create_model("compact", **change)
+    assert reason in str(unsupported(model))
+    with pytest.raises(VitreousError, match=reason):
+        accelerate(model)
+
+
+def test_a_subclass_is_refused() -> None:
+    class Mine(VisionTransformer):
+        pass
+
+    assert "Mine may compute something else" in str(unsupported(Mine(COMPACT, 32, 10)))
 
 
 def test_without_a_compiler_there_are_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    model, pictures = network("compact")
+    model, _ = network("compact")
     broken = tmp_path / "c++"
     broken.write_text("#!/bin/sh\nexit 1\n")
     broken.chmod(0o755)
     try:
         for compiler in ("", str(broken)):
-            kernels.made.cache_clear()
-            monkeypatch.setattr(kernels, "cpp_compiler", lambda compiler=compiler: compiler or None)
-            assert not supports(model.architecture, torch.float32)
-            with pytest.raises(VitreousError, match=r"install g\+\+ or clang"):
-                gradients(model, "native", pictures)
+            build.made.cache_clear()
+            monkeypatch.setattr(build, "cpp_compiler", lambda compiler=compiler: compiler or None)
+            assert unsupported(model)
+            with pytest.raises(VitreousError, match=r"cannot take this network"):
+                accelerate(model)
     finally:
         monkeypatch.undo()
-        kernels.made.cache_clear()
+        build.made.cache_clear()
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -304,5 +469,4 @@ def test_evaluation_gives_the_same(name: str) -> None:
     model.eval()
     with torch.inference_mode():
         expected = model(pictures)
-        model.set_attention("native")
-        torch.testing.assert_close(model(pictures), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(accelerate(model)(pictures), expected, atol=1e-5, rtol=1e-5)

@@ -31,7 +31,7 @@ from vitreous.prepare import Request, open_module
 from vitreous.training import budget as budgets
 from vitreous.training.budget import BudgetKeeper, Sizes
 from vitreous.training.checkpoint import CheckpointKeeper, newest
-from vitreous.training.classifier import Classifier, counted_noise, make_optimizer
+from vitreous.training.classifier import Classifier, make_optimizer
 from vitreous.training.cost import RunCost, StepCost, step_cost
 from vitreous.training.schedule import Timeline
 
@@ -396,21 +396,6 @@ def test_muons_products_are_counted() -> None:
     shapes = [(32, 48), (32, 32), (32, 32), (32, 32), (96, 32)]  # stem, attention's and the MLP's matrices
     steps = 5 * sum(2 * (2 * min(s) ** 2 * max(s)) + 2 * min(s) ** 3 for s in shapes)
     assert flops["muon"] - flops["adamw"] == steps
-
-
-def test_noise_is_counted_and_leaves_the_callers_generator_alone() -> None:
-    torch.manual_seed(7)
-    expected = torch.rand(3)
-    torch.manual_seed(7)
-    cpu = torch.device("cpu")
-    with counted_noise(1, 2, cpu):
-        first = torch.rand(3)
-    with counted_noise(1, 2, cpu):
-        again = torch.rand(3)
-    with counted_noise(1, 3, cpu):
-        other = torch.rand(3)
-    assert torch.equal(first, again) and not torch.equal(first, other)
-    assert torch.equal(torch.rand(3), expected)
 
 
 def test_a_trainer_of_ones_own(arrays: Arrays, tiny: dict[str, Any], tmp_path: Path) -> None:

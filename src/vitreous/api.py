@@ -41,6 +41,7 @@ from vitreous.prepare import (
     open_module,
     run_cost,
     sample_batch,
+    use_path,
 )
 from vitreous.recipe import Budget, Recipe
 from vitreous.report import write_report
@@ -157,7 +158,7 @@ def _train(
         def prepared(recipe: Recipe) -> tuple[VisionTransformer, Machine, RunCost]:
             model = build_model(recipe, data, asked.seed)
             chosen = choose_attention(machine, model, batch) if earlier is None else machine
-            model.set_attention(chosen.attention)
+            use_path(model, chosen.attention)
             return model, chosen, run_cost(recipe, model, batch, chosen)
 
         model, chosen, cost = prepared(recipe)

@@ -22,7 +22,7 @@ from vitreous.errors import VitreousError
 from vitreous.files import atomic_write
 from vitreous.model.variants import Architecture
 from vitreous.model.vit import VisionTransformer
-from vitreous.native.ops import supports
+from vitreous.native.accelerate import accelerate, unsupported
 
 FORMAT = 1
 EVAL_BATCH = 500  # fixed, since the batch's size can change the last bits of a product
@@ -81,7 +81,7 @@ def save_bundle(bundle: Bundle, path: Path) -> None:
         "format": FORMAT,
         "architecture": dataclasses.asdict(bundle.model.architecture),
         "image_size": bundle.model.image_size,
-        "attention": bundle.model.attention_path,
+        "attention": bundle.model.attention,
         "classes": bundle.classes,
         "mean": bundle.mean,
         "std": bundle.std,
@@ -127,12 +127,9 @@ def _assemble(config: dict[str, Any], weights: dict[str, Tensor], device: str) -
         try:
             architecture = Architecture(**config["architecture"])
             model = VisionTransformer(architecture, config["image_size"], len(classes))
-            attention = config["attention"]
-            if attention == "native":  # on a machine that cannot compile, or a GPU, torch will do
-                dtype = torch.bfloat16 if config["precision"] == "bf16" else torch.float32
-                if device != "cpu" or not supports(architecture, dtype):
-                    attention = "explicit" if device == "cpu" else "fused"
-            model.set_attention(attention)
+            model.set_attention(config["attention"])
+            if device == "cpu" and not unsupported(model):
+                accelerate(model)
         except VitreousError as error:
             raise ValueError(str(error).rstrip(".")) from None
     model.load_state_dict(weights)

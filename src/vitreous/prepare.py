@@ -18,10 +18,10 @@ from vitreous.data.module import ImageData
 from vitreous.data.sources import NAMES
 from vitreous.errors import VitreousError, unknown
 from vitreous.machine import Machine
+from vitreous.model.summary import count_flops
 from vitreous.model.variants import VARIANTS, Architecture
-from vitreous.model.vit import ATTENTION_PATHS, VisionTransformer, count_flops
-from vitreous.native.build import made
-from vitreous.native.ops import fits, supports
+from vitreous.model.vit import ATTENTION, VisionTransformer
+from vitreous.native.accelerate import accelerate, plain, unsupported
 from vitreous.recipe import Recipe
 from vitreous.run import Run, Say
 from vitreous.training.cost import RunCost, forward_loss, step_cost
@@ -202,17 +202,24 @@ def choose_attention(
     twin = copy.deepcopy(model).to(machine.device)
     bf16 = machine.precision == "bf16"
     dtype = torch.bfloat16 if bf16 else torch.float32
-    native = machine.device == "cpu" and supports(model.architecture, dtype)
+    why = unsupported(twin, (torch.float32, dtype))
+    native = why is None
     if machine.device == "cpu" and not native:
-        why = made(dtype) if fits(model.architecture) else "they do not know this network"
-        machine = machine.decided(f"our own kernels: none, {why}")
+        machine = machine.decided(f"native kernels: off ({why})")
 
     def step(path: str) -> None:
-        twin.set_attention(path)
+        use_path(twin, path)
         forward_loss(twin, batch[0][:32], batch[1][:32], bf16=bf16).backward()
 
     with torch.random.fork_rng(devices=[]):
-        return machines.choose_attention(machine, step, ATTENTION_PATHS if native else ATTENTION_PATHS[:2])
+        return machines.choose_attention(machine, step, (*ATTENTION, "native") if native else ATTENTION)
+
+
+def use_path(model: VisionTransformer, path: str) -> None:
+    if path == "native":
+        accelerate(model)
+    else:
+        plain(model).set_attention(path)
 
 
 def run_cost(

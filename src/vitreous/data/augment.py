@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitreous.counted import random_bits, shift_right
 from vitreous.data.trivial import trivial
 from vitreous.errors import VitreousError, unknown
 
@@ -30,14 +31,9 @@ TRIVIAL = BOX_TRIES + 2 * MAX_TRIES  # three: operation, strength, sign
 MIX, SHARE, MIX_Y, MIX_X = range(TRIVIAL + 3, TRIVIAL + 7)
 STREAMS = TRIVIAL + 7
 
-GAMMA = 0x9E3779B97F4A7C15
-
 
 def uniform(seed: int, epoch: int, index: Tensor, streams: int) -> Tensor:
     """Random numbers in [0, 1), float32 [B, streams], each a function of (seed, epoch, index, stream) only.
-
-    SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014), three times
-    over: seed and epoch choose a generator of samples, which seeds a generator of streams for each.
 
     Args:
         seed: any int.
@@ -45,12 +41,8 @@ def uniform(seed: int, epoch: int, index: Tensor, streams: int) -> Tensor:
         index: int64 [B], the samples' positions in their split; the result lies on its device.
         streams: how many numbers per sample, S.
     """
-    key = _mix((seed + GAMMA) % 2**64)
-    key = _mix((key + (epoch + 1) * GAMMA) % 2**64)
-    stream = torch.arange(1, streams + 1, device=index.device)
-    sample = _mix_tensor(_signed(key) + (index + 1) * _signed(GAMMA))  # [B]
-    bits = _mix_tensor(sample[:, None] + stream * _signed(GAMMA))  # [B, S]
-    return _shift_right(bits, 40).to(torch.float32) * 2.0**-24  # the 24 bits that a float32 holds exactly
+    bits = random_bits(seed, epoch, index, streams)  # [B, S]
+    return shift_right(bits, 40).to(torch.float32) * 2.0**-24  # the 24 bits that a float32 holds exactly
 
 
 @dataclass(frozen=True)
@@ -309,27 +301,3 @@ def _gather(image: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
     pixel = (first[:, None] + rows)[:, :, None] * W + cols[:, None, :]  # [B, H, W]
     # Over the batch as one list of pixels: four times as fast as indexing with three arrays.
     return image.reshape(-1, 3).index_select(0, pixel.flatten()).view(B, H, W, 3)
-
-
-def _mix(x: int) -> int:
-    """SplitMix64's output function on an unsigned 64-bit Python int."""
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
-    return x ^ (x >> 31)
-
-
-def _mix_tensor(x: Tensor) -> Tensor:
-    """`_mix` on int64 tensors: products wrap around, so only the shifts need care."""
-    x = (x ^ _shift_right(x, 30)) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ _shift_right(x, 27)) * _signed(0x94D049BB133111EB)
-    return x ^ _shift_right(x, 31)
-
-
-def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Shift int64 right and fill with zeros; torch's own shift repeats the sign."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _signed(x: int) -> int:
-    """The int64 with the bits of an unsigned 64-bit int."""
-    return x - 2**64 if x >= 2**63 else x

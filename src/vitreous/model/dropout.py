@@ -1,54 +1,48 @@
-"""What is left out at random in training: single numbers, or whole residual branches."""
+"""Noise in training: dropout of single numbers, and stochastic depth, which leaves out whole residual branches.
+
+Within `keyed_noise` it is a function of (seed, step, sample, module, element), by one hash for torch and for the
+kernels of `vitreous.native`; so neither the size of a batch nor the number of processes changes it. Elsewhere each
+module draws its keys from torch's generator.
+
+Letters in the shape comments: B batch, E elements of a sample.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-STEPS = 2**16  # of a rate on a CPU: 16 random bits decide
+from vitreous.counted import random_bits, shift_right
+
+SIGN = -(2**31)
+CHUNK = 2**17  # elements hashed at a time: they stay in a core's cache, which makes it several times faster
 
 
 class Dropout(nn.Module):
-    """Dropout (Srivastava et al., 2014) at `rate`, on a CPU rounded to 1/65536.
+    """Dropout (Srivastava et al., 2014) at `rate`: a share of all elements is zeroed, the others scaled up."""
 
-    There torch draws its numbers one by one, on one thread: in the notebook's network a third of the step. A
-    generator of numpy's, seeded from torch's, takes a fiftieth of that.
-    """
+    keys: Tensor | None = None
 
     def __init__(self, rate: float) -> None:
         super().__init__()
-        self.rate = rate
+        self.rate = float(rate)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0:
             return x
-        if x.device.type != "cpu":
-            return F.dropout(x, self.rate)
-        seed = torch.randint(2**62, (1,))
-        return torch.where(kept(seed, x.shape, self.rate), x * (1 / (1 - self.rate)), 0.0)
-
-
-@torch.library.custom_op("vitreous::kept", mutates_args=())
-def kept(seed: Tensor, shape: list[int], rate: float) -> Tensor:
-    """Bool tensor of `shape`, each True with probability 1 - rate; an operator, so that compilation lets it be."""
-    count = math.prod(shape)
-    bits = np.random.SFC64(int(seed)).random_raw(-(-count // 4)).view(np.int16)[:count]
-    return (torch.from_numpy(bits) >= round(rate * STEPS) - STEPS // 2).view(shape)
-
-
-@kept.register_fake
-def _(seed: Tensor, shape: list[int], rate: float) -> Tensor:
-    return torch.empty(shape, dtype=torch.bool)
+        kept = keep_mask(keys_of(self, x), math.prod(x.shape[1:]), self.rate).view(x.shape)
+        return torch.where(kept, x * (1 / (1 - self.rate)), 0.0)
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (arXiv 1603.09382): a residual branch left out at random, picture by picture."""
+    """Stochastic depth (arXiv 1603.09382): a residual branch is left out at random, sample by sample."""
 
     rate: Tensor
+    keys: Tensor | None = None
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -58,5 +52,66 @@ class DropPath(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
-        kept = torch.rand(len(x), 1, 1, device=x.device) >= self.rate
+        uniform = shift_right(lowbias32(keys_of(self, x)), 8) * 2.0**-24  # [B], the bits that a float32 holds
+        kept = (uniform >= self.rate).view(-1, 1, 1)
         return x * (kept / (1 - self.rate)).to(x.dtype)
+
+
+@contextmanager
+def keyed_noise(model: nn.Module, seed: int, step: int, samples: Tensor) -> Iterator[None]:
+    """Inside, the noise of `model` is a function of (seed, step, sample, module, element).
+
+    The caller's generators are left as they were; what else a model may draw from them is a function of (seed, step).
+
+    Args:
+        seed, step: any int; the step from 0.
+        samples: int64 [B], on the model's device: each sample's position in its split.
+    """
+    sites = [module for module in model.modules() if isinstance(module, Dropout | DropPath)]
+    bits = random_bits(seed, step, samples, len(sites)).int()  # [B, sites]: the lower half of the bits
+    with torch.random.fork_rng(devices=[samples.device] if samples.is_cuda else []):
+        torch.manual_seed(seed * 0x9E3779B1 + step)
+        try:
+            for site, keys in zip(sites, bits.unbind(1), strict=True):
+                site.keys = keys
+            yield
+        finally:
+            for site in sites:
+                site.keys = None
+
+
+def keys_of(site: Dropout | DropPath, x: Tensor) -> Tensor:
+    """Keys of a module's noise, int32 [B]: those of `keyed_noise`, else drawn."""
+    if site.keys is not None:
+        return site.keys
+    return torch.randint(SIGN, -SIGN, (x.shape[0],), dtype=torch.int32, device=x.device)
+
+
+def keep_mask(keys: Tensor, elements: int, rate: float) -> Tensor:
+    """Which elements dropout keeps, bool [B, E], for keys int32 [B]: those whose hash is at least rate · 2³²."""
+    return _keep_mask(keys, elements, int(rate * 2**32))
+
+
+@torch.library.custom_op("vitreous::keep_mask", mutates_args=())
+def _keep_mask(keys: Tensor, elements: int, threshold: int) -> Tensor:
+    """An operator, so that compilation leaves the loop alone."""
+    place = torch.arange(elements, dtype=torch.int32, device=keys.device) * (0x9E3779B1 - 2**32)
+    rows = max(1, CHUNK // max(elements, 1)) if keys.device.type == "cpu" else max(1, len(keys))
+    kept = torch.empty(len(keys), elements, dtype=torch.bool, device=keys.device)
+    for start in range(0, len(keys), rows):
+        hashed = lowbias32(keys[start : start + rows, None] + place)
+        # As unsigned numbers: with the sign bit of both turned, signed ones compare alike.
+        torch.ge(hashed.bitwise_xor_(SIGN), threshold + SIGN, out=kept[start : start + rows])
+    return kept
+
+
+@_keep_mask.register_fake
+def _(keys: Tensor, elements: int, threshold: int) -> Tensor:
+    return keys.new_empty((keys.shape[0], elements), dtype=torch.bool)
+
+
+def lowbias32(x: Tensor) -> Tensor:
+    """C. Wellons' hash of 32 bits, on int32 whose products wrap around."""
+    x = (x ^ shift_right(x, 16)) * 0x7FEB352D
+    x = (x ^ shift_right(x, 15)) * (0x846CA68B - 2**32)
+    return x ^ shift_right(x, 16)

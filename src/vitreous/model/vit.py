@@ -16,15 +16,13 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from vitreous.errors import VitreousError, unknown
 from vitreous.model.dropout import Dropout, DropPath
 from vitreous.model.stem import ConvStem
 from vitreous.model.variants import Architecture, variant
-from vitreous.native import ops as native
 
-ATTENTION_PATHS = ("explicit", "fused", "native")
+ATTENTION = ("explicit", "fused")
 
 
 def create_model(
@@ -44,21 +42,6 @@ def create_model(
         chosen.image_size if image_size is None else image_size,
         chosen.num_classes if num_classes is None else num_classes,
     )
-
-
-def count_flops(model: VisionTransformer, image_size: int | None = None) -> int:
-    """FLOPs of one forward pass of one picture, a multiply-add counted as two.
-
-    Counted on a twin without memory, by the explicit attention path, so that it is instant, leaves `model`
-    alone and misses no product.
-    """
-    with torch.device("meta"):
-        twin = VisionTransformer(model.architecture, image_size or model.image_size, model.num_classes).eval()
-        twin.set_attention("explicit")
-        picture = torch.zeros(1, 3, twin.image_size, twin.image_size)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        twin(picture)
-    return counter.get_total_flops()
 
 
 class VisionTransformer(nn.Module):
@@ -109,49 +92,31 @@ class VisionTransformer(nn.Module):
         S is `image_size`, or another at which positions are interpolated.
         """
         x = self.embed(x)
-        if self.attention_path == "native" and x.shape[1] >= native.ROOM:
-            weights = native.layers(self.blocks)
-            if native.takes(x, weights):
-                x = native.encode(x, self.blocks, weights, 1 if self.cls_token is not None else x.shape[1])
-                return self.head(self._pool_natively(x))
         for block in self.blocks:
             x = block(x)
         return self.head(self.pool(self.norm(x)))
 
-    def _pool_natively(self, x: Tensor) -> Tensor:
-        if self.attn_pool is not None and isinstance(self.norm, nn.LayerNorm):
-            norm, query = self.norm, self.attn_pool.weight
-            if norm.bias is not None and native.takes(x, [norm.weight, norm.bias, query]):
-                return native.pool(x, norm, query)
-        return self.pool(self.norm(x))
-
     def embed(self, x: Tensor) -> Tensor:
         """Pictures [B, 3, S, S] to the encoder's input, tokens [B, N, D]."""
-        if (
-            x.ndim != 4
-            or x.shape[1] != 3
-            or x.shape[2] != x.shape[3]
-            or x.shape[3] <= self.architecture.patch_size
-        ):
+        self.check_pictures(x)
+        return self.place(self.patch_embed(x))
+
+    def place(self, x: Tensor) -> Tensor:
+        """Patches [B, G², D] to tokens [B, N, D]: class token first, position added."""
+        x = self.embed_activation(x)
+        grid = math.isqrt(x.shape[1])
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)  # [B, 1 + G², D]
+        return self.pos_drop(x + self.position(grid))
+
+    def check_pictures(self, x: Tensor) -> None:
+        """Raises `VitreousError` for anything but square pictures [B, 3, S, S] of more than a patch."""
+        square = x.ndim == 4 and x.shape[1] == 3 and x.shape[2] == x.shape[3]
+        if not square or x.shape[3] <= self.architecture.patch_size:
             raise VitreousError(
                 f"The model takes square pictures as [B, 3, {self.image_size}, {self.image_size}], not "
                 f"{list(x.shape)}; resize them."
             )
-        plain = self.cls_token is None and isinstance(self.embed_activation, nn.Identity)
-        ours = isinstance(self.patch_embed, ConvStem) and self.attention_path == "native"
-        weights = native.stages(self.patch_embed) if ours else []
-        if ours and not x.requires_grad and native.takes(x, [*weights, self.pos_embed]):
-            grid = (x.shape[2] - 1) // self.architecture.patch_size
-            x = native.tokens(x, self.patch_embed, weights, self.position(grid) if plain else None)
-            if plain:
-                return self.pos_drop(x)
-        else:
-            x = self.patch_embed(x)
-        x = self.embed_activation(x)
-        grid = math.isqrt(x.shape[1])
-        if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)  # [B, 1 + N, D]
-        return self.pos_drop(x + self.position(grid))
 
     def position(self, grid: int) -> Tensor:
         """The positions [1, N, D] for `grid` tokens along a side, between those of this model's own (section 3.2)."""
@@ -159,7 +124,7 @@ class VisionTransformer(nn.Module):
             return self.pos_embed
         first, rest = self.pos_embed.tensor_split(
             [self.num_tokens - self.grid**2], dim=1
-        )  # the class token's
+        )  # class token, patches
         rest = F.interpolate(rest.mT.unflatten(2, (self.grid, self.grid)), size=(grid, grid), mode="bilinear")
         return torch.cat([first, rest.flatten(2).mT], dim=1)
 
@@ -173,19 +138,10 @@ class VisionTransformer(nn.Module):
         return (weights.mT @ x).squeeze(1)  # [B, 1, N] @ [B, N, D] -> [B, D]
 
     def set_attention(self, path: str) -> None:
-        """Chooses how attention is computed, with the same results: "explicit" products, or torch's "fused" kernel.
-
-        With "native" our own kernels for CPUs do stem, encoder and attention pooling (`native.py`), which must support
-        the network; what they do not take (on a GPU, of another type, too few tokens, gradients of the pictures) goes
-        the explicit way. Hooks of modules whose work they do are not called.
-        """
-        if path not in ATTENTION_PATHS:
-            raise unknown("attention path", path, ATTENTION_PATHS)
-        if path == "native" and not native.fits(self.architecture):
-            raise VitreousError(
-                "Our own kernels do not know this network; choose the path 'explicit' or 'fused'."
-            )
-        self.attention_path = path
+        """Chooses how attention is computed, with the same results: "explicit" products, or torch's "fused" kernel."""
+        if path not in ATTENTION:
+            raise unknown("attention path", path, ATTENTION)
+        self.attention = path
         for block in self.blocks:
             block.attn.path = path
 
@@ -319,7 +275,7 @@ class Mlp(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(a.embed_dim, a.mlp_dim)
         self.fc2 = nn.Linear(a.mlp_dim, a.embed_dim)
-        self.dropout = Dropout(a.dropout)
+        self.drop1, self.drop2 = Dropout(a.dropout), Dropout(a.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x)))))
+        return self.drop2(self.fc2(self.drop1(F.gelu(self.fc1(x)))))

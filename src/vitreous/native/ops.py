@@ -13,76 +13,27 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vitreous.model.variants import Architecture
-from vitreous.native.build import ROOM, call, library
-
-
-def fits(a: Architecture) -> bool:
-    """Whether the kernels know such a network: no stochastic depth, and no row shorter than a register."""
-    widths = (a.embed_dim, a.embed_dim // a.num_heads, a.mlp_dim, *a.stem_dims)
-    even = a.embed_dim // a.num_heads % 2 == 0
-    return a.drop_path == 0 and min(widths) >= ROOM and even
-
-
-def supports(a: Architecture, dtype: torch.dtype) -> bool:
-    """Whether there are kernels for such a network here, with activations of `dtype`."""
-    return fits(a) and library(dtype) is not None
-
-
-def takes(x: Tensor, weights: Sequence[Tensor | None]) -> bool:
-    """Whether the kernels can read such pictures or tokens, and weights: float32 on a CPU, and not empty."""
-    ours = all(t is None or (t.is_cpu and t.dtype == torch.float32) for t in (x, *weights))
-    return ours and len(x) > 0 and len(weights) > 0 and activation_dtype() in (torch.float32, torch.bfloat16)
-
-
-def activation_dtype() -> torch.dtype:
-    """What autocast makes of activations here."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
-
+from vitreous.native.build import ROOM, call
 
 Weights = Sequence[Tensor | None]
 LAYER, OPTIONAL = 16, {2, 6, 7, 8, 9}  # tensors of a layer, and which of them it may lack
-
-
-def layers(blocks: Sequence[nn.Module]) -> list[Tensor | None]:
-    """The weights of layers `vit.Block`, in the order in which they are given; None for what may be lacking.
-
-    Nothing where someone has made them other than `Architecture` does: unlike each other, or without a bias. Named one
-    by one, for walking a module's parameters at each step takes a hundredth of it.
-    """
-    found: list[Tensor | None] = []
-    for block in cast(Any, blocks):
-        attn, mlp, norm1, norm2 = block.attn, block.mlp, block.norm1, block.norm2
-        q, k = attn.q_norm, attn.k_norm
-        normed = not isinstance(q, nn.Identity)
-        found += [attn.qkv.weight, attn.proj.weight, attn.qkv.bias, attn.proj.bias, norm1.weight, norm1.bias]
-        found += [q.weight, q.bias, k.weight, k.bias] if normed else [None] * 4
-        found += [mlp.fc1.weight, mlp.fc2.weight, mlp.fc1.bias, mlp.fc2.bias, norm2.weight, norm2.bias]
-    whole = all(w is not None or i % LAYER in OPTIONAL for i, w in enumerate(found))
-    return found if whole and all(_shape(w) == _shape(found[i % LAYER]) for i, w in enumerate(found)) else []
 
 
 def _shape(weight: Tensor | None) -> torch.Size | None:
     return None if weight is None else weight.shape
 
 
-def encode(x: Tensor, blocks: Sequence[nn.Module], weights: Weights, wanted: int) -> Tensor:
-    """Tokens float [B, N, D] through `layers` of `vit.Block` to the first `wanted` [B, wanted, D].
-
-    The last layer lets all tokens be attended to, and does the rest of its work for those that are wanted only.
-    """
-    first: Any = blocks[0]
-    rate = float(first.mlp.dropout.rate) if first.training else 0.0  # C takes an int's bits for a float
-    seeds = torch.randint(2**32, (2 * len(blocks),)).tolist() if rate else [0] * (2 * len(blocks))
-    H = first.attn.num_heads
-    sizes = (wanted, *x.shape[:2], H, x.shape[2] // H, first.mlp.fc1.out_features)
-    return Encoder.apply(x, sizes, float(first.norm1.eps), seeds, rate, torch.is_grad_enabled(), *weights)
+def encode(x, weights, keys, rate, wanted, num_heads, eps, bf16):
+    depth = len(weights) // LAYER
+    seeds = [0] * 2 * depth if keys is None else (keys[:, 0].long() & 0xFFFFFFFF).tolist()
+    sizes = (wanted, *x.shape[:2], num_heads, x.shape[2] // num_heads, weights[10].shape[0])
+    return Encoder.apply(x, sizes, float(eps), seeds, float(rate), torch.is_grad_enabled(), bf16, *weights)
 
 
 class Encoder(torch.autograd.Function):
@@ -97,9 +48,10 @@ class Encoder(torch.autograd.Function):
         seeds: Sequence[int],
         rate: float,
         keep: bool,
+        bf16: bool,
         *weights: Tensor | None,
     ) -> Tensor:
-        dtype, x, depth = activation_dtype(), x.contiguous(), len(weights) // LAYER
+        dtype, x, depth = torch.bfloat16 if bf16 else torch.float32, x.contiguous(), len(weights) // LAYER
         kept = depth if keep else 1
         room = torch.empty(_kept_bytes(dtype, kept, *sizes[1:]), dtype=torch.uint8)
         out = torch.empty(len(x), sizes[0], x.shape[2])
@@ -122,7 +74,7 @@ class Encoder(torch.autograd.Function):
         given = (grad.contiguous(), dx, room, _addresses(weights), sums, _integers(ctx.seeds), depth)
         call("encoder_backward", ctx.dtype, *given, *ctx.sizes, ctx.rate)
         grads = [_like(w, piece) for w, piece in zip(weights, sums.split(lengths), strict=True)]
-        return dx, None, None, None, None, None, *grads
+        return dx, None, None, None, None, None, None, *grads
 
 
 def _rounded(width: int) -> int:
@@ -155,21 +107,23 @@ def _like(weight: Tensor | None, sums: Tensor) -> Tensor | None:
     return sums.view_as(weight)
 
 
-def pool(x: Tensor, norm: nn.LayerNorm, weight: Tensor) -> Tensor:
-    """Tokens [B, N, D] through a layer norm and attention pooling, of which `weight` [1, D] is the query, to [B, D]."""
-    return Pool.apply(x, norm.weight, norm.bias, weight, float(norm.eps))
+def pool(x, norm, norm_bias, query, eps, bf16):
+    return Pool.apply(x, norm, norm_bias, query, float(eps), bf16)
 
 
 class Pool(torch.autograd.Function):
     """The last norm and the mean of tokens by their softmax."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, norm: Tensor, norm_bias: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, norm: Tensor, norm_bias: Tensor, weight: Tensor, eps: float, bf16: bool
+    ) -> Tensor:
+        dtype = torch.bfloat16 if bf16 else torch.float32
         B, N, D = x.shape
         x, out, stats, p = x.contiguous(), torch.empty(B, D), torch.empty(B, N, 2), torch.empty(B, N)
-        call("pool", activation_dtype(), x, out, stats, p, norm, norm_bias, weight, B, N, D, eps)
+        call("pool", dtype, x, out, stats, p, norm, norm_bias, weight, B, N, D, eps)
         ctx.save_for_backward(x, stats, p, norm, norm_bias, weight)
-        ctx.dtype = activation_dtype()
+        ctx.dtype = dtype
         return out
 
     @staticmethod
@@ -178,24 +132,11 @@ class Pool(torch.autograd.Function):
         x, *known = ctx.saved_tensors
         dx, sums = torch.empty_like(x), torch.empty(3, x.shape[2])
         call("pool_backward", ctx.dtype, grad.contiguous(), dx, x, *known, sums, *x.shape)
-        return dx, sums[0], sums[1], sums[2:], None
+        return dx, sums[0], sums[1], sums[2:], None, None
 
 
-def stages(stem: nn.Module) -> list[Tensor]:
-    """The weights of `stem.ConvStem`: the whitening, the projection and its bias, three for each stage."""
-    anyone = cast(Any, stem)
-    found = [anyone.whiten.weight, anyone.proj.weight, anyone.proj.bias]
-    for stage in (*anyone.stages, anyone.mix):
-        found += [stage.conv.weight, stage.norm.weight, stage.norm.bias]
-    return found
-
-
-def tokens(x: Tensor, stem: nn.Module, weights: Sequence[Tensor], position: Tensor | None) -> Tensor:
-    """Pictures [B, 3, S, S] through `stem.ConvStem`, of the given weights, to tokens, float [B, N, D].
-
-    `position` [1, N, D] is added to them, if there is one.
-    """
-    return Stem.apply(x, position, float(cast(Any, stem).mix.norm.eps), *weights)
+def stem(x, position, weights, eps, bf16):
+    return Stem.apply(x, position, float(eps), bf16, *weights)
 
 
 class Stem(torch.autograd.Function):
@@ -207,12 +148,13 @@ class Stem(torch.autograd.Function):
         x: Tensor,
         position: Tensor | None,
         eps: float,
+        bf16: bool,
         whitening: Tensor,
         proj: Tensor,
         proj_bias: Tensor,
         *weights: Tensor,
     ) -> Tensor:
-        dtype, (B, _, S, _) = activation_dtype(), x.shape
+        dtype, (B, _, S, _) = torch.bfloat16 if bf16 else torch.float32, x.shape
         a, saved = torch.empty(B, S - 1, S - 1, len(whitening), dtype=dtype), []
         place, strides = ctypes.c_void_p(x.data_ptr()), _integers(x.stride())
         call("whiten", dtype, place, strides, whitening.contiguous(), a, B, S)
@@ -264,4 +206,4 @@ class Stem(torch.autograd.Function):
             da = through
         dposition = None if placed is None else of_position.view(placed)
         dproj = of_proj.view(D, -1)[:, : a.shape[3]].unflatten(1, (-1, 1, 1))
-        return None, dposition, None, None, dproj, of_bias, *grads
+        return None, dposition, None, None, None, dproj, of_bias, *grads

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,7 +11,9 @@ from torch import Tensor
 
 from vitreous.data.augment import resized
 from vitreous.metrics import SplitMetrics
+from vitreous.model.dropout import keyed_noise
 from vitreous.model.vit import VisionTransformer
+from vitreous.native.accelerate import is_accelerated
 from vitreous.recipe import OptimizerSection, Recipe
 from vitreous.training.muon import Muon
 from vitreous.training.schedule import Timeline, linear, onecycle, phase_at, phases
@@ -56,7 +56,9 @@ class Classifier(pl.LightningModule):
         images = resized(images, side)
         # An epoch's last, smaller batch is not worth compiling for.
         stance = "default" if len(labels) == self.recipe.training.batch_size else "force_eager"
-        with counted_noise(self.seed, self.global_step, self.device), torch.compiler.set_stance(stance):
+        known = isinstance(batch, dict) and "index" in batch
+        samples = batch["index"] if known else torch.arange(len(labels), device=self.device)
+        with keyed_noise(self.model, self.seed, self.global_step, samples), torch.compiler.set_stance(stance):
             logits = self(images)
         loss = self._loss(logits.float(), labels)
         if "share" in batch:  # pictures mixed of two
@@ -141,7 +143,7 @@ def make_optimizer(
             muon_learning_rate=section.muon_learning_rate,
             momentum=section.muon_momentum,
             dtype=torch.bfloat16 if bf16 else torch.float32,
-            native=model.attention_path == "native",
+            native=is_accelerated(model),
         )
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
@@ -161,12 +163,3 @@ def set_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, timeline: Timeli
         else:
             factor = linear(position, total, warmup)
         group["lr"] = group["peak_lr"] * factor
-
-
-@contextmanager
-def counted_noise(seed: int, step: int, device: torch.device) -> Iterator[None]:
-    """Randomness inside is a function of (seed, step); the caller's generators are left as they were."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed * 0x9E3779B1 + step)
-        yield

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitreous.machine import best_time
 from vitreous.model.vit import VisionTransformer
+from vitreous.native.accelerate import accelerate, is_accelerated, plain
 from vitreous.recipe import OptimizerSection
 from vitreous.training.classifier import make_optimizer
 
@@ -75,16 +76,18 @@ def step_cost(
         loss.item()  # waits for the device
         return time.perf_counter() - start
 
-    path = twin.attention_path
+    native, attention = is_accelerated(twin), twin.attention
     with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
-        twin.set_attention("explicit")  # the counter knows every one of its products
+        plain(twin).set_attention("explicit")  # the counter knows every one of its products
         with FlopCounterMode(display=False) as counter:
             seconds = step(make_optimizer(twin, section, bf16=bf16))
-        twin.set_attention(path)
+        twin.set_attention(attention)
+        if native:
+            accelerate(twin)
         optimizer = make_optimizer(twin, section, bf16=bf16)
         if seconds < SHORT_SECONDS:
             seconds = min(step(optimizer), step(optimizer))
-        elif path != "explicit":
+        elif native or attention != "explicit":
             seconds = step(optimizer)
     twin.eval()
     with torch.no_grad():

@@ -15,6 +15,7 @@ from typing import Any
 _HOMES = {
     "train": "vitreous.api",
     "resume": "vitreous.api",
+    "repeat": "vitreous.api",
     "evaluate": "vitreous.api",
     "Run": "vitreous.run",
     "Recipe": "vitreous.recipe",

@@ -1,16 +1,18 @@
-"""One page from data to honest numbers: `train`, `resume` and `evaluate` wire all parts together."""
+"""One page from data to honest numbers: `train`, `resume`, `repeat` and `evaluate` wire all parts together."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
+import math
 import platform
 import shlex
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import pytorch_lightning as pl
@@ -25,62 +27,90 @@ from vitreous.data.module import ImageData
 from vitreous.data.show import show as draw
 from vitreous.errors import VitreousError, unknown
 from vitreous.evaluation import evaluate_split, final_figures
-from vitreous.machine import Machine
 from vitreous.metrics import Figures
 from vitreous.model.summary import describe_architecture, render
-from vitreous.model.vit import VisionTransformer
-from vitreous.prepare import (
-    ARRAYS,
-    Request,
-    build_model,
-    changed_recipe,
-    choose_attention,
+from vitreous.plan import (
+    Plan,
+    check_record,
     count_parameters,
-    fit_to_budget,
-    fit_to_data,
+    make_plan,
     open_module,
-    run_cost,
-    sample_batch,
-    use_path,
+    record_request,
+    stored_request,
 )
 from vitreous.recipe import Budget, Recipe
 from vitreous.report import write_report
+from vitreous.request import Request
 from vitreous.run import Run, Say
-from vitreous.training.budget import BudgetKeeper, Sizes
+from vitreous.training.budget import BudgetKeeper
 from vitreous.training.checkpoint import CheckpointKeeper, WholeFile, newest
 from vitreous.training.classifier import Classifier
-from vitreous.training.cost import RunCost
 from vitreous.training.loggers import MetricsCsv, check_logger, extra_logger, finish
 from vitreous.training.progress import Progress, duration, quiet_lightning
-from vitreous.training.schedule import Timeline
 
-REQUESTED = [field.name for field in dataclasses.fields(Request) if field.name != "data"]
+DIVERGED = 10  # times the loss of guessing, ln(classes)
+Given = ParamSpec("Given")
+Found = TypeVar("Found")
 
 
+def hints(function: Callable[Given, Found]) -> Callable[Given, Found]:
+    """Refuses an unknown argument with the nearest name, as the command line does with its options."""
+    known = inspect.signature(function).parameters
+
+    @functools.wraps(function)
+    def checked(*args: Given.args, **kwargs: Given.kwargs) -> Found:
+        for key in kwargs:
+            if key not in known:
+                raise unknown("argument", key, known)
+        return function(*args, **kwargs)
+
+    return checked
+
+
+@hints
 def train(
     data: Any = "cifar10",
-    recipe: str | Recipe = "default",
+    recipe: str | Path | Recipe = "default",
     *,
     minutes: float | None = None,
     epochs: int | None = None,
     steps: int | None = None,
     flops: float | None = None,
     out: Path | str | None = None,
-    overrides: Mapping[str, Any] | list[str] = {},  # noqa: B006 (never changed)
-    **request: Any,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    seed: int = 42,
+    device: str = "auto",
+    precision: str = "auto",
+    backend: str = "auto",
+    logger: str = "csv",
+    data_dir: Path | str | None = None,
+    image_size: int | None = None,
+    skip_bad: bool = False,
+    classes: Sequence[str] | None = None,
+    judge: str = "both",
 ) -> Run:
     """Trains a Vision Transformer from scratch, evaluates it, and writes a run folder.
 
     Args:
         data: "cifar10", "cifar100", "shapes", a folder or zip of class folders, `(images, labels)`
             with uint8 [N, H, W, 3] and int [N], or an `ImageStore`.
-        recipe: a name of `vitreous recipes`, a TOML file, or a `Recipe`.
-        minutes, epochs, steps, flops: the budget, one of them; the recipe's own if none is given.
-        out: the run folder; by default the next `runs/DATA-RECIPE-NNN`.
-        overrides: fields of the recipe, as `{"model.depth": 6}` or `["depth=6"]`.
-        **request: `seed` (42), `device`, `precision` ("auto"), `logger` ("csv"), `data_dir`,
-            `image_size`, `skip_bad`; `judge`: "both" (val and test at the end), "val" (test stays unread)
-            or "test" (val's pictures are trained on too).
+        recipe: a name that `vitreous recipes` lists, or a TOML file, a run's too; or a `Recipe`.
+        minutes: budget: wall clock, from the data in the cache to the test figures.
+        epochs: budget: passes over the training images.
+        steps: budget: steps of the optimizer.
+        flops: budget: counted training FLOPs, as in 6e13.
+        out: the run folder itself; by default the next runs/DATA-RECIPE-NNN.
+        overrides: keys of the recipe, as `{"model.depth": 6}` or `["depth=6"]`.
+        seed: seed of weights, order, augmentation and noise.
+        device: where to train: auto|cpu|cuda|mps.
+        precision: type of the products; auto is bf16 where the processor has it: auto|32|bf16.
+        backend: torch, or native: kernels compiled for this CPU; auto is native where it can be.
+        logger: beside metrics.csv, which is always written: csv|tensorboard|wandb.
+        data_dir: where data are kept; by default $VITREOUS_DATA or ~/.cache/vitreous.
+        image_size: side in pixels that images are resized to.
+        skip_bad: leave out bad files instead of stopping.
+        classes: names of the labels, for arrays.
+        judge: final figures: both; val leaves test unread; test trains on validation too.
 
     Returns:
         The run: `.summary`, `.model`, `.predict(images)`, `.path`.
@@ -89,24 +119,24 @@ def train(
         VitreousError: anything that the caller can mend, as one sentence.
         KeyboardInterrupt: it was stopped; the run folder can be resumed.
     """
-    for key in request:
-        if key not in REQUESTED:
-            raise unknown("argument", key, REQUESTED)
-    asked = Request(data, **request)
+    request = Request(
+        data, seed, device, precision, backend, logger, data_dir, image_size, skip_bad, classes, judge
+    )
+    check_data(data, recipe)
+    check_logger(logger)
+    recorded = recorded_choices(recipe, request)
     if not isinstance(recipe, Recipe):
-        recipe = recipes.load(notebook_for(data) if recipe == "notebook" else recipe, overrides)
+        recipe = recipes.load(notebook_for(data) if recipe == "notebook" else str(recipe), overrides)
     elif overrides:
         raise VitreousError("Overrides are laid over a recipe that is given by name; change a Recipe itself.")
-    given = {"minutes": minutes, "epochs": epochs, "steps": steps, "flops": flops}
-    amounts = {unit: _number(unit, amount) for unit, amount in given.items() if amount is not None}
-    if len(amounts) > 1:
-        raise VitreousError(f"Give one budget, not {' and '.join(amounts)}.")
-    for unit, amount in amounts.items():
+    budgets = {"minutes": minutes, "epochs": epochs, "steps": steps, "flops": flops}
+    given = {unit: _number(unit, amount) for unit, amount in budgets.items() if amount is not None}
+    if len(given) > 1:
+        raise VitreousError(f"Give one budget, not {' and '.join(given)}.")
+    for unit, amount in given.items():
         recipe = dataclasses.replace(recipe, budget=Budget(amount, unit))
-    check_logger(asked.logger)
-    machine = machines.look(asked.device, asked.precision)
     with runs.created(out, data_name(data), recipe.name) as path:
-        return _train(path, recipe, asked, machine)
+        return _train(path, recipe, request, recorded)
 
 
 def _number(unit: str, amount: Any) -> float:
@@ -128,68 +158,90 @@ def resume(path: Path | str, data: Any = None) -> Run:
             choices.
     """
     run = Run(Path(path))
-    if (run.path / "summary.json").exists() and run.summary.get("status") == "finished":
+    if is_finished(run):
         print(f"{run.path} is finished, with {accuracies(run.summary)}: nothing is left to train.")
         if not (run.path / "report.html").exists():  # the disk was full, say
             print(f"report: {write_report(run.path)}")
         return run
-    asked = Request.of(run)
-    if asked.data == ARRAYS:
-        if data is None:
-            raise VitreousError("This run was trained on arrays; give them again, as resume(path, data).")
-        asked = dataclasses.replace(asked, data=data)
-    then = run.resolved["machine"]
-    now = machines.look(then["device"], then["precision"])
-    machine = dataclasses.replace(now, attention=then["attention"], compile=then["compile"])
-    return _train(run.path, run.recipe, asked, machine, earlier=run.resolved)
+    recorded = check_record(run)
+    return _train(run.path, run.recipe, stored_request(run, data), recorded, resumes=True)
+
+
+def repeat(path: Path | str, data: Any = None, *, out: Path | str | None = None) -> Run:
+    """Trains once more as a finished run did, to the same bits, in a run folder of its own.
+
+    It uses the run's request, recipe, choices and the steps that were fitted to its budget, of minutes too.
+    What this machine cannot honour is said, and the new run's `[resolved]` then has `exact = false`.
+
+    Args:
+        path: the run folder.
+        data: the arrays again, for a run on arrays.
+        out: the run folder itself; by default the next runs/DATA-RECIPE-NNN.
+
+    Raises:
+        VitreousError: there is no such run, it is not finished, or its data have changed.
+    """
+    run = Run(Path(path))
+    recorded, request = check_record(run), stored_request(run, data)
+    if not is_finished(run) or "timeline" not in recorded:
+        raise VitreousError(
+            f"{run.path} is not finished; continue it with --resume {run.path} and repeat it then."
+        )
+    with runs.created(out, data_name(request.data), run.recipe.name) as new:
+        return _train(new, run.recipe, request, recorded, repeats=run)
+
+
+def is_finished(run: Run) -> bool:
+    return (run.path / "summary.json").exists() and run.summary.get("status") == "finished"
 
 
 def _train(
-    path: Path, recipe: Recipe, asked: Request, machine: Machine, earlier: Mapping[str, Any] | None = None
+    path: Path,
+    recipe: Recipe,
+    request: Request,
+    recorded: Mapping[str, Any] | None = None,
+    *,
+    resumes: bool = False,
+    repeats: Run | None = None,
 ) -> Run:
-    with runs.log(path) as say, quiet_lightning():
-        data = open_module(recipe, asked, say)
-        began = time.monotonic()  # a budget of minutes starts here, with the data in the cache
-        recipe = fit_to_data(recipe, data, say)
+    """The page: plan, write it down, train, evaluate.
 
-        # The network, from what the data say of themselves; what a step of it costs; what suits the machine.
-        batch = sample_batch(data, machine.device)
-
-        def prepared(recipe: Recipe) -> tuple[VisionTransformer, Machine, RunCost]:
-            model = build_model(recipe, data, asked.seed)
-            chosen = choose_attention(machine, model, batch) if earlier is None else machine
-            use_path(model, chosen.attention)
-            return model, chosen, run_cost(recipe, model, batch, chosen)
-
-        model, chosen, cost = prepared(recipe)
-        turned = fit_to_budget(recipe, data, cost, say)
-        if turned.model != recipe.model:
-            model, chosen, cost = prepared(turned)
-        recipe, machine = turned, chosen
-        steps_per_epoch = len(data.train_dataloader())
-        val, test = (
-            len(getattr(data.splits, name)) if name in asked.judges else 0 for name in ("val", "test")
-        )
-        sizes = Sizes(data.batch_size, steps_per_epoch, val, test)
-        timeline = Timeline()
-        keeper = BudgetKeeper(
-            timeline, recipe.budget, cost, sizes, began=began, note=lambda line: say(line, quiet=True)
-        )
-        if earlier is None:
-            machine = machines.choose_compile(machine, keeper.forecast_seconds)
-        resolved = resolve(asked, data, model, machine, cost, earlier, say)
-        runs.write_recipe(path, recipe, resolved)
-        runs.write_json(path / "split.json", data.splits.record())
-        introduce(recipe, data, model, machine, cost, timeline, path, say)
+    `recorded` is the `[resolved]` table of the run that is resumed or repeated, or a part of the one whose recipe
+    is used.
+    """
+    with runs.log(path) as say, quiet_lightning(), machines.keep_memory():
+        plan = make_plan(recipe, request, say, recorded, strict=resumes)
+        resolved = resolve(plan, recorded if resumes or repeats else None, say)
+        if resumes:
+            resolved = {**recorded, "exact": resolved["exact"]}  # type: ignore[dict-item]
+        if repeats:
+            resolved |= {"repeats": str(repeats.path.resolve())}
+        runs.write_recipe(path, plan.recipe, resolved)
+        runs.write_json(path / "split.json", plan.data.splits.record())
+        introduce(plan, path, say)
 
         with resumable(path, say):
             # Train.
+            keeper = BudgetKeeper(
+                plan.timeline,
+                plan.recipe.budget,
+                plan.cost,
+                plan.sizes,
+                began=plan.began,
+                recorded=plan.later_fits,
+                note=lambda line: say(line, quiet=True),
+            )
             checkpoints = CheckpointKeeper(path / "checkpoints", say=say)
-            classifier = Classifier(model, recipe, timeline=timeline, seed=asked.seed)
-            start = newest(checkpoints.folder, say) if earlier else None
-            trainer = fit(path, asked, machine, classifier, data, keeper, checkpoints, start)
+            start = newest(checkpoints.folder, say) if resumes else None
+            trainer = fit(plan, path, keeper, checkpoints, start)
+            resolved["timeline"] = {"fits": [*plan.timeline.fits, *keeper.recorded]}  # for `repeat`
+            runs.write_recipe(path, plan.recipe, resolved)
 
             # Write the model down, and take every figure from what was written.
+            asked, recipe, data, model, machine = (
+                plan.request, plan.recipe, plan.data, plan.model, plan.machine
+            )  # fmt: skip
+            steps_per_epoch = plan.sizes.steps_per_epoch
             store = data.store
             save_bundle(
                 Bundle(model, store.classes, store.mean, store.std, machine.precision), path / "bundle"
@@ -211,6 +263,8 @@ def _train(
                 figures = final_figures(path, data.splits, asked.judges, machine.device)
                 finish(trainer.loggers, figures, steps - 1)  # Lightning counts steps from zero
                 summary |= figures
+                if has_diverged(figures, store.num_classes):
+                    summary["diverged"] = True
             summary["total_seconds"] = round(keeper.total_seconds, 2)
             runs.write_json(path / "summary.json", summary)
             if checkpoints.interrupted:
@@ -220,36 +274,31 @@ def _train(
 
 
 def fit(
-    path: Path,
-    asked: Request,
-    machine: Machine,
-    classifier: Classifier,
-    data: ImageData,
-    keeper: BudgetKeeper,
-    checkpoints: CheckpointKeeper,
-    start: Path | None,
+    plan: Plan, path: Path, keeper: BudgetKeeper, checkpoints: CheckpointKeeper, start: Path | None
 ) -> pl.Trainer:
     """Runs Lightning's Trainer, from the checkpoint `start` if there is one, to the keeper's end."""
+    machine = plan.machine
+    classifier = Classifier(plan.model, plan.recipe, timeline=plan.timeline, seed=plan.request.seed)
     if machine.compile:
-        for block in classifier.model.blocks:
+        for block in plan.model.blocks:
             block.compile(dynamic=False)
     start_step = int(start.stem.partition("-")[2]) if start else 0
     metrics = MetricsCsv(
         path / "metrics.csv",
         seconds=lambda: keeper.train_seconds,
-        steps_per_epoch=keeper.sizes.steps_per_epoch,
+        steps_per_epoch=plan.sizes.steps_per_epoch,
         start_step=start_step,
     )
-    extra = extra_logger(asked.logger, path, classifier.recipe.tables(), classifier.model)
+    extra = extra_logger(plan.request.logger, path, plan.recipe.tables(), plan.model)
     trainer = pl.Trainer(
         accelerator={"cuda": "gpu"}.get(machine.device, machine.device),
         devices=1,
         precision="bf16-mixed" if machine.precision == "bf16" else "32-true",
         max_epochs=-1,  # the keeper stops it
         check_val_every_n_epoch=keeper.validate_every,
-        limit_val_batches=1.0 if keeper.sizes.val else 0,
+        limit_val_batches=1.0 if plan.sizes.val else 0,
         num_sanity_val_steps=0,
-        log_every_n_steps=min(50, max(1, keeper.timeline.total // 400)),
+        log_every_n_steps=min(50, max(1, plan.timeline.total // 400)),
         logger=[metrics, extra] if extra else [metrics],
         callbacks=[keeper, Progress(keeper), checkpoints],
         plugins=WholeFile(),
@@ -259,12 +308,14 @@ def fit(
         enable_model_summary=False,
     )
     try:
-        trainer.fit(classifier, datamodule=data, ckpt_path=start, weights_only=True)
+        trainer.fit(classifier, datamodule=plan.data, ckpt_path=start, weights_only=True)
     except (KeyboardInterrupt, SystemExit):  # a second Ctrl-C; Lightning turns it into an exit
         checkpoints.interrupted = True
     except RuntimeError as error:
         if start and "loading state_dict" in str(error):
-            raise changed_recipe(path) from None
+            raise VitreousError(
+                f"{path / 'recipe.toml'} was changed since the run began; restore it or train anew."
+            ) from None
         raise
     return trainer
 
@@ -289,24 +340,20 @@ def evaluate(
     if split not in ("val", "test"):
         raise unknown("split", split, ("val", "test"))
     run = run if isinstance(run, Run) else Run(Path(run))
-    asked = Request.of(run)
+    asked = stored_request(run, data)
     if split == "val" and "val" not in asked.judges:
         raise VitreousError(
             f"{run.path} was trained on its validation pictures too; evaluate its test split."
         )
-    if asked.data == ARRAYS:
-        if data is None:
-            raise VitreousError("This run was trained on arrays; give them again, as data=(images, labels).")
-        asked = dataclasses.replace(asked, data=data)
     if data_dir is not None:
         asked = dataclasses.replace(asked, data_dir=data_dir)
     recorded = run.resolved["machine"]
-    machine = machines.look(recorded["device"] if device == "auto" else device, "32")
+    machine = machines.detect_machine(recorded["device"] if device == "auto" else device)
     module = open_module(run.recipe, asked, lambda line: None)
     check_fingerprint(run.resolved, module)
     bundle = load_bundle(run.path / "bundle", machine.device)
     if bundle.precision == "bf16":
-        machines.look(machine.device, "bf16")  # refuses a machine on which it would crawl
+        machines.choose_precision(machine, "bf16")  # refuses a machine on which it would crawl
     figures, _ = evaluate_split(bundle, getattr(module.splits, split))
     return figures
 
@@ -316,34 +363,36 @@ def show(
     recipe: str = "default",
     out: Path | str | None = None,
     *,
-    overrides: Mapping[str, Any] | list[str] = {},  # noqa: B006
-    **request: Any,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    data_dir: Path | str | None = None,
+    image_size: int | None = None,
+    skip_bad: bool = False,
 ) -> Path:
-    """Writes a PNG of a data set: pictures with their labels, and the same after the recipe's augmentation."""
+    """Writes a PNG of a data set: images with their labels, and the same as a training by the recipe would see them."""
     chosen = recipes.load(notebook_for(data) if recipe == "notebook" else recipe, overrides)
-    module = open_module(chosen, Request(data, **request), print)
-    return draw(module.store, module.augment, Path(out or f"{data_name(data)}.png"))
+    request = Request(data, data_dir=data_dir, image_size=image_size, skip_bad=skip_bad)
+    plan = make_plan(chosen, request, print)
+    return draw(plan.data.store, plan.data.augment, Path(out or f"{data_name(data)}.png"))
 
 
-def resolve(
-    asked: Request,
-    data: ImageData,
-    model: VisionTransformer,
-    machine: Machine,
-    cost: RunCost,
-    earlier: Mapping[str, Any] | None,
-    say: Say,
-) -> dict[str, Any]:
-    """What was decided and found, for `recipe.toml`; on resume, held against what was decided then."""
-    store = data.store
+def resolve(plan: Plan, earlier: Mapping[str, Any] | None, say: Say) -> dict[str, Any]:
+    """What was decided and found, for `recipe.toml`.
+
+    Args:
+        earlier: the same of the run that is resumed or repeated, against which this one is held.
+
+    Raises:
+        VitreousError: the data are not those of the earlier run.
+    """
+    store = plan.data.store
     now = {
         "fingerprint": store.fingerprint,
         "data_source": store.source,
         "image_size": store.image_size,
         "num_classes": store.num_classes,
-        "parameters": count_parameters(model),
-        "steps_per_epoch": len(data.train_dataloader()),
-        "step_flops": cost.full.flops,
+        "parameters": count_parameters(plan.model),
+        "steps_per_epoch": plan.sizes.steps_per_epoch,
+        "step_flops": plan.cost.full.flops,
         "exact": True,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {
@@ -353,24 +402,28 @@ def resolve(
             "pytorch_lightning": pl.__version__,
             "numpy": np.__version__,
         },
-        "machine": machine.record(),
-        "request": asked.record(),
+        "machine": plan.machine.record(),
+        "request": record_request(plan.request),
     }
     if earlier is None:
         return now
-    check_fingerprint(earlier, data)
-    changed = [
-        f"{name} {then} is now {there}"
-        for name, then, there in (
-            ("torch", earlier["versions"]["torch"], torch.__version__),
-            ("the machine", earlier["machine"]["name"], machine.name),
-            ("the number of threads", earlier["machine"]["threads"], machine.threads),
-        )
-        if then != there
-    ]
+    check_fingerprint(earlier, plan.data)
+    changed = differences(earlier, now)
     if changed:
-        say(f"Continuing, but not to the same bits: {', '.join(changed)}.")
-    return {**earlier, "exact": earlier["exact"] and not changed}
+        say(f"This run will not have the bits of the earlier one: {', '.join(changed)}.")
+    return {**now, "exact": earlier["exact"] and not changed}
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What keeps two runs of one recipe, seed and data from the same bits, by their `[resolved]` tables.
+
+    Bits hold within one device, processor, precision, backend, attention, compiler, number of threads and version of
+    torch: another of any of them adds in another order.
+    """
+    held = ("device", "name", "precision", "backend", "attention", "compile", "compiler", "threads")
+    pairs = [(name, then["machine"][name], now["machine"][name]) for name in held]
+    pairs.append(("torch", then["versions"]["torch"], now["versions"]["torch"]))
+    return [f"{name} was {old or 'none'} and is {new or 'none'}" for name, old, new in pairs if old != new]
 
 
 def check_fingerprint(resolved: Mapping[str, Any], data: ImageData) -> None:
@@ -382,30 +435,29 @@ def check_fingerprint(resolved: Mapping[str, Any], data: ImageData) -> None:
         )
 
 
-def introduce(
-    recipe: Recipe,
-    data: ImageData,
-    model: VisionTransformer,
-    machine: Machine,
-    cost: RunCost,
-    timeline: Timeline,
-    path: Path,
-    say: Say,
-) -> None:
+def introduce(plan: Plan, path: Path, say: Say) -> None:
     """Says what is about to be trained, on what and for how long."""
-    splits, store = data.splits, data.store
-    for reason in machine.reasons:
+    recipe, splits, store = plan.recipe, plan.data.splits, plan.data.store
+    for reason in plan.machine.reasons:
         say(reason)
     say(
-        f"data: {store.name}, {len(splits.train):,} pictures to train on"
-        f"{', validation among them' if data.train_on_val else f', {len(splits.val):,} to validate'}, "
+        f"data: {store.name}, {len(splits.train):,} images to train on"
+        f"{', validation among them' if plan.data.train_on_val else f', {len(splits.val):,} to validate'}, "
         f"{len(splits.test):,} to test, {store.num_classes} classes, {store.image_size} pixels"
     )
-    say(render(describe_architecture(recipe.variant, recipe.model, model.image_size, model.num_classes)))
+    say(
+        render(
+            describe_architecture(recipe.variant, recipe.model, plan.model.image_size, plan.model.num_classes)
+        )
+    )
+    rates = f"learning rate {recipe.optimizer.learning_rate:g}"
+    if recipe.optimizer.name == "muon":
+        rates = f"learning rate {recipe.optimizer.muon_learning_rate:g} for matrices, AdamW with {rates} for the rest"
+    say(f"optimizer: {recipe.optimizer.name}, {rates}")
     about = "about " if recipe.budget.unit == "minutes" else ""
     say(
-        f"budget: {recipe.budget}, {about}{timeline.total:,} steps of {data.batch_size} pictures at "
-        f"{cost.mean()[0] / 1e9:,.1f} GFLOP each"
+        f"budget: {recipe.budget}, {about}{plan.timeline.total:,} steps of {plan.sizes.batch} images at "
+        f"{plan.cost.mean()[0] / 1e9:,.1f} GFLOP each"
     )
     say(f"run: {path}")
 
@@ -414,14 +466,25 @@ def conclude(summary: Mapping[str, Any], report: Path, say: Say) -> None:
     """Says what came out of it."""
     judge = "test" if "test_acc" in summary else "val"
     say(
-        f"{accuracies(summary)} (always guessing the largest class: {summary[f'{judge}_majority']:.4f}), "
+        f"{accuracies(summary)} (majority-class baseline: {summary[f'{judge}_majority']:.4f}), "
         f"{judge}_loss {summary[f'{judge}_loss']:.4f}"
     )
+    if summary.get("diverged"):
+        say(
+            f"Warning: the training diverged ({judge}_loss {summary[f'{judge}_loss']:.4g}), so this model is of no "
+            "use; train again with a smaller learning_rate."
+        )
     say(
         f"{summary['steps']:,} steps, {summary['epochs']:.2f} epochs, {summary['train_flops']:.3g} FLOPs, "
         f"{summary['images_per_second']:,.0f} images/s, {duration(summary['total_seconds'])} in all"
     )
     say(f"report: {report}")
+
+
+def has_diverged(figures: Mapping[str, float], num_classes: int) -> bool:
+    """Whether a final loss is not finite, or far above that of guessing."""
+    losses = [value for name, value in figures.items() if name.endswith("_loss")]
+    return not all(loss <= DIVERGED * math.log(num_classes) for loss in losses)  # nan is not, either
 
 
 def accuracies(summary: Mapping[str, Any]) -> str:
@@ -456,3 +519,41 @@ def notebook_for(data: Any) -> str:
     name = "notebook-cifar100" if data_name(data) == "cifar100" else "notebook-cifar10"
     print(f"recipe: notebook means {name} here")
     return name
+
+
+def check_data(data: Any, recipe: Any) -> None:
+    """Raises `VitreousError` where arrays were given as two arguments rather than as one."""
+    if isinstance(recipe, str | Path | Recipe):
+        return
+    if isinstance(data, tuple | list) and isinstance(recipe, tuple | list):
+        raise VitreousError(
+            "The second argument is a recipe. A test split of your own goes into the data: "
+            "train(from_arrays(images, labels, test=(images, labels))), with from_arrays from vitreous.data.store."
+        )
+    raise VitreousError(
+        f"The second argument is a recipe, by name, file or as a Recipe, not {type(recipe).__name__}; "
+        "give images and labels as one pair: train((images, labels))."
+    )
+
+
+def recorded_choices(recipe: str | Path | Recipe, request: Request) -> dict[str, Any]:
+    """The choices of the run whose `recipe.toml` is given, where the request leaves them open; else none."""
+    if isinstance(recipe, Recipe) or not str(recipe).endswith(".toml"):
+        return {}
+    resolved = recipes.read(str(recipe)).get("resolved")
+    if resolved is None:
+        return {}
+    then = resolved.get("machine", {})
+    missing = [name for name in ("precision", "backend", "attention", "compile") if name not in then]
+    if missing:
+        print(
+            f"{recipe} does not record {', '.join(missing)} as this version does; all of it is chosen anew."
+        )
+        return {}
+    wanted = {
+        "attention": "auto",
+        "compile": "auto",
+        "precision": request.precision,
+        "backend": request.backend,
+    }
+    return {"machine": {name: then[name] for name, asked in wanted.items() if asked == "auto"}}

@@ -21,20 +21,28 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vitreous.errors import VitreousError, unknown
+from vitreous.request import OPTIONS
 
 
 def train(
-    words: Iterable[str] = (), resume: Path | None = None, recipe: str = "default", **options: Any
+    words: Iterable[str] = (),
+    resume: Path | None = None,
+    repeat: Path | None = None,
+    recipe: str = "default",
+    **options: Any,
 ) -> None:
     from vitreous import api
 
     data, overrides = split_words(words)
-    if resume is not None:
-        if data or overrides or options or recipe != "default":
-            raise VitreousError(
-                "--resume needs nothing else: the run folder knows its data, recipe and budget."
-            )
-        api.resume(resume)
+    if resume is not None or repeat is not None:
+        kept = {"out"} if resume is None else set()
+        if data or overrides or set(options) - kept or recipe != "default" or (resume and repeat):
+            alone = "--resume needs nothing else" if resume else "--repeat needs nothing else but --out"
+            raise VitreousError(f"{alone}: the run folder knows its data, recipe and budget.")
+        if resume is not None:
+            api.resume(resume)
+        elif repeat is not None:
+            api.repeat(repeat, **options)
         return
     if data is None:
         raise VitreousError(
@@ -91,9 +99,11 @@ def data_show(words: Iterable[str] = (), **options: Any) -> None:
     print(api.show(data, overrides=overrides, **options))
 
 
-def data_clear(data: str | None = None, **options: Any) -> None:
+def data_clear(data: str | None = None, everything: bool = False, **options: Any) -> None:
     from vitreous.data.sources import clear
 
+    if (data is not None) == everything:
+        raise VitreousError("Name the data set to remove, or give --all to remove every packed one.")
     clear(data, **options)
 
 
@@ -167,6 +177,17 @@ def argument(name: str, help: str, **settings: Any) -> Argument:
     return name, {"help": help, **settings}
 
 
+def option(name: str) -> Argument:
+    """An option of the table that `vitreous.train` shares, as argparse takes it."""
+    known = OPTIONS[name]
+    help = known.help if known.default in (None, False) else f"{known.help} (default: {known.default})"
+    flag = f"--{name.replace('_', '-')}"
+    if known.kind is bool:
+        return argument(flag, help, action="store_true")
+    kind = {int: whole, float: number}.get(known.kind, known.kind)
+    return argument(flag, help, type=kind, metavar=known.metavar)
+
+
 KINDS_OF_DATA = "cifar10, cifar100, shapes, or a folder or zip of class folders"
 DATA = argument("data", KINDS_OF_DATA, metavar="DATA")
 # One list, since DATA may stand before or after the overrides.
@@ -174,19 +195,8 @@ WORDS = argument(
     "words", f"{KINDS_OF_DATA}; and keys of the recipe, listed below", nargs="*", metavar="DATA [key=value …]"
 )
 RUN = argument("run", "a run folder", type=Path, metavar="RUN")
-RECIPE = argument(
-    "--recipe", "a name that `vitreous recipes` lists, or a file (default: default)", metavar="NAME|FILE.toml"
-)
-DEVICE = argument("--device", "default: auto", metavar="auto|cpu|cuda|mps")
 JSON = argument("--json", "print JSON", dest="as_json", action="store_true")
-DATA_DIR = argument(
-    "--data-dir",
-    "where data are kept (default: $VITREOUS_DATA or ~/.cache/vitreous)",
-    type=Path,
-    metavar="DIR",
-)
-IMAGE_SIZE = argument("--image-size", "side in pixels that pictures are resized to", type=whole, metavar="S")
-SKIP_BAD = argument("--skip-bad", "leave out bad files instead of stopping", action="store_true")
+DATA_DIR, IMAGE_SIZE, SKIP_BAD = map(option, ("data_dir", "image_size", "skip_bad"))
 
 
 @dataclass(frozen=True)
@@ -209,36 +219,9 @@ COMMANDS: dict[str, Command] = {
         "train a Vision Transformer and evaluate it",
         (
             WORDS,
-            RECIPE,
-            argument(
-                "--minutes",
-                "budget: wall clock, from data in cache to test figures",
-                type=number,
-                metavar="M",
-            ),
-            argument("--epochs", "or: passes over the training pictures", type=whole, metavar="N"),
-            argument("--steps", "or: steps of the optimizer", type=whole, metavar="N"),
-            argument("--flops", "or: counted training FLOPs, as in 6e13", type=number, metavar="F"),
-            argument(
-                "--out", "the run folder itself (default: runs/DATA-RECIPE-NNN)", type=Path, metavar="DIR"
-            ),
+            *(option(name) for name, known in OPTIONS.items() if known.kind is not tuple),
             argument("--resume", "continue an interrupted run; needs nothing else", type=Path, metavar="RUN"),
-            argument(
-                "--seed", "of weights, order, augmentation and noise (default: 42)", type=whole, metavar="N"
-            ),
-            DEVICE,
-            argument("--precision", "default: auto, decided by timing a product", metavar="auto|32|bf16"),
-            argument(
-                "--logger", "beside metrics.csv, which is always written", metavar="csv|tensorboard|wandb"
-            ),
-            DATA_DIR,
-            IMAGE_SIZE,
-            SKIP_BAD,
-            argument(
-                "--judge",
-                "figures at the end: both; val, test stays unread; test, val is trained on too",
-                metavar="both|val|test",
-            ),
+            argument("--repeat", "train as a finished run did, to the same bits", type=Path, metavar="RUN"),
         ),
         (
             "vitreous train shapes --minutes 1            no download, a first look",
@@ -247,6 +230,7 @@ COMMANDS: dict[str, Command] = {
             "vitreous train path/to/pictures --image-size 64 --minutes 20",
             "vitreous train cifar10 --steps 500 depth=6 optimizer.learning_rate=1e-3",
             "vitreous train --resume runs/cifar10-default-001",
+            "vitreous train --repeat runs/cifar10-default-001",
         ),
         takes_recipe=True,
     ),
@@ -304,7 +288,7 @@ COMMANDS: dict[str, Command] = {
         "a picture of a data set, and of the same pictures augmented",
         (
             WORDS,
-            RECIPE,
+            option("recipe"),
             argument("--out", "default: DATA.png", type=Path, metavar="FILE.png"),
             DATA_DIR,
             IMAGE_SIZE,
@@ -317,10 +301,11 @@ COMMANDS: dict[str, Command] = {
         data_clear,
         "remove packed data from the cache",
         (
-            argument("data", "a name or path; everything packed if left out", nargs="?", metavar="[DATA]"),
+            argument("data", "a name or path", nargs="?", metavar="[DATA]"),
+            argument("--all", "remove every packed data set", dest="everything", action="store_true"),
             DATA_DIR,
         ),
-        ("vitreous data clear", "vitreous data clear cifar10"),
+        ("vitreous data clear cifar10", "vitreous data clear --all"),
     ),
     "model": Command(
         model,

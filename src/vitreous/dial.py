@@ -1,10 +1,10 @@
-"""The dial: from a budget to the size of the network and the strength of its regularisation.
+"""The dial: from a budget to the size of the network and the strength of its augmentation.
 
-One number turns it, the training FLOPs that the budget amounts to. The sizes and where one takes over from another
-were found by trials on CIFAR-10's validation split (`docs/log.md`, "The dial's law" and "Many passes"): at 5.5e14 the
-second and the third are within half a point, and from where the third does best is extrapolated. On CIFAR-100 the
-second overtakes the first somewhat earlier.
-What a person sets by hand stays as set; of what makes the size, one value is enough to leave all of it alone.
+The training FLOPs that a budget amounts to choose the network; the epochs that this network then makes of it choose the
+augmentation. Sizes and thresholds were found by trials on CIFAR-10's validation split (`docs/log.md`, "The dial's law"
+and "Many passes"): at 5.5e14 the second and the third size are within half a point, and the threshold of the third is
+extrapolated. On CIFAR-100 the second overtakes the first somewhat earlier.
+What a person sets by hand stays as set. Setting any size field turns automatic sizing off.
 """
 
 from __future__ import annotations
@@ -23,54 +23,54 @@ SIZES: tuple[tuple[float, dict[str, Any]], ...] = (
     (1e15, {"embed_dim": 192, "depth": 5, "num_heads": 3, "mlp_dim": 384, "stem_dims": (64, 192)}),
 )
 
-# From how many passes over the pictures on, which augmentation: a network that sees a picture a few times only is
-# hindered by hiding parts of it (2 points at 6 passes), and up to 21 passes a crop by 2 does well.
-PASSES: tuple[tuple[float, dict[str, Any]], ...] = (
+# From how many epochs on, which augmentation: hiding parts of an image hinders a network that sees it a few times only
+# (2 points at 6 epochs), and up to 21 epochs a crop by 2 does well.
+EPOCHS: tuple[tuple[float, dict[str, Any]], ...] = (
     (0.0, {"crop": 2}),
     (25.0, {"crop": 4, "cutout": 8}),
 )
 
 
-def turn(
-    recipe: Recipe,
-    pictures: int,
-    image_size: int,
-    flops: Callable[[Architecture], float],
-    step: Callable[[Architecture], float],
-) -> tuple[Recipe, list[str]]:
-    """The recipe with what its budget calls for, and a sentence for each value that was derived.
+def apply_size(recipe: Recipe, train_flops: Callable[[Architecture], float]) -> tuple[Recipe, str]:
+    """The recipe with the network that its budget calls for, and a sentence that says so ("" where none is chosen).
 
     Args:
-        pictures: in the training split.
-        image_size: their side in pixels, which augmentation is measured in.
-        flops: what the budget amounts to with a network, in training FLOPs.
-        step: FLOPs of a step with a network, on average over the run.
+        train_flops: what the budget amounts to with a network, in training FLOPs.
     """
-    if not recipe.dial:
-        return recipe, []
-    said = []
     model = recipe.model
     sizes = [key for key in SIZES[0][1] if key != "stem_dims" or model.stem == "conv"]
-    if not {f"model.{key}" for key in ("variant", *sizes)} & set(recipe.pinned):
-        for start, size in SIZES:
-            candidate = dataclasses.replace(model, **{key: size[key] for key in sizes})
-            if flops(candidate) >= start:
-                model = candidate
-        values = ", ".join(f"{key} {getattr(model, key)}" for key in sizes)
-        said.append(f"dial: {flops(model):.2g} training FLOPs call for {values}")
-    passes = flops(model) / step(model) * recipe.training.batch_size / pictures
+    if not recipe.dial or {f"model.{key}" for key in ("variant", *sizes)} & set(recipe.pinned):
+        return recipe, ""
+    for start, size in SIZES:
+        candidate = dataclasses.replace(recipe.model, **{key: size[key] for key in sizes})
+        if train_flops(candidate) >= start:
+            model = candidate
+    values = ", ".join(f"{key} {getattr(model, key)}" for key in sizes)
+    recipe = dataclasses.replace(recipe, model=model)
+    return recipe, f"dial: {train_flops(model):.2g} training FLOPs → network: {values}"
+
+
+def apply_augmentation(recipe: Recipe, epochs: float, image_size: int) -> tuple[Recipe, str]:
+    """The recipe with the augmentation that so many epochs call for, and a sentence that says so ("" for none).
+
+    The recipe that comes back holds its values itself: its dial is off.
+
+    Args:
+        image_size: in pixels, which crop and cutout are measured in.
+    """
+    if not recipe.dial:
+        return recipe, ""
     augment: Mapping[str, Any] = {}
-    for start, strength in PASSES:
-        if passes >= start:
+    for start, strength in EPOCHS:
+        if epochs >= start:
             augment = strength
-    scaled = {
-        key: round(value * image_size / 32) if key in ("crop", "cutout") else value
+    free = {
+        key: round(value * image_size / 32)
         for key, value in augment.items()
+        if f"augment.{key}" not in recipe.pinned
     }
-    free = {key: value for key, value in scaled.items() if f"augment.{key}" not in recipe.pinned}
-    if free:
-        said.append(f"dial: {passes:.1f} passes call for {', '.join(f'{k} {v}' for k, v in free.items())}")
     recipe = dataclasses.replace(
-        recipe, model=model, augment=dataclasses.replace(recipe.augment, **free), dial=False, pinned=()
+        recipe, augment=dataclasses.replace(recipe.augment, **free), dial=False, pinned=()
     )
-    return recipe, said
+    values = ", ".join(f"{key} {value}" for key, value in free.items())
+    return recipe, f"dial: {epochs:.1f} epochs → augmentation: {values}" if free else ""

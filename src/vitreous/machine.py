@@ -1,8 +1,8 @@
-"""What this machine does best: measured or detected, said in one line each, recorded in the run.
+"""What this machine does best: chosen by facts, said in one sentence for each choice, recorded in the run.
 
-Nothing is looked up in a table of processors. Some have no bf16 unit, and torch then multiplies
-bf16 in a reference loop, hundreds of times slower, without a word; some fused kernels lose to
-plain products on a CPU. A few milliseconds of timing tell.
+Device, precision, backend, attention and compilation change the bits of a training, so none of them depends on a
+stopwatch: the same command gives the same bits on a busy machine too. The one exception guards against a crawl. Where
+a processor lacks a bf16 unit, torch may multiply bf16 in a reference loop, hundreds of times slower, without a word.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -19,9 +21,16 @@ import torch
 
 from vitreous.errors import VitreousError, unknown
 from vitreous.native.build import cpp_compiler
+from vitreous.request import DEVICES, PRECISIONS
 
-PRECISIONS = ("32", "bf16")
-DEVICES = ("cpu", "cuda", "mps")
+CRAWL = 20  # times slower than float32: a product in bf16 that no unit computes
+# Up to how many tokens torch's explicit products beat its fused attention on a CPU, forward and backward. Measured
+# with 16 to 400 tokens and heads of 16 to 64: in float32 the two are within 6 % up to 65 tokens and fused wins from
+# 100 on; in bf16 the fused backward pass takes 1.6 to 11 times as long up to 257 tokens and still 1.3 times at 400.
+EXPLICIT_TOKENS = {"32": 100, "bf16": 400}
+# From how many training FLOPs on compiling pays back. It gains 1 to 4 % of a step on two cores and costs up to half a
+# minute; an accelerator does a hundred times as much in that time.
+COMPILE_FLOPS = {"cpu": 1e14, "cuda": 1e16}
 
 
 @dataclass(frozen=True)
@@ -31,23 +40,27 @@ class Machine:
     Attributes:
         device: "cpu", "cuda" or "mps".
         name: the processor's or the accelerator's own name.
-        precision: "32", or "bf16" for autocast with float32 weights.
-        attention: "explicit" products, torch's "fused" kernel, or "native": our own kernels for stem and encoder.
-        compile: whether the encoder's block is compiled.
         threads: CPU threads that torch uses.
-        float32_gflops, bf16_gflops: rate of a square matrix product, 1e9 operations a second, a
+        float32_gflops, bf16_gflops: speed of a square matrix product, 1e9 operations a second, a
             multiply-add as two; 0 where it was not measured.
+        precision: of training, "32", or "bf16" for autocast with float32 weights.
+        backend: "torch", or "native" for kernels compiled on this machine.
+        attention: how torch computes attention: "explicit" products, or its "fused" kernel.
+        compile: whether torch compiles the encoder's blocks.
+        compiler: version of the C++ compiler, where the native backend or compilation uses it, else "".
         reasons: one sentence for each choice.
     """
 
     device: str
     name: str
-    precision: str
-    attention: str
-    compile: bool
     threads: int
     float32_gflops: float
     bf16_gflops: float
+    precision: str = "32"
+    backend: str = "torch"
+    attention: str = "explicit"
+    compile: bool = False
+    compiler: str = ""
     reasons: tuple[str, ...] = ()
 
     def decided(self, reason: str, **choice: Any) -> Machine:
@@ -59,61 +72,89 @@ class Machine:
         return {**asdict(self), "reasons": list(self.reasons)}
 
 
-def look(device: str = "auto", precision: str = "auto") -> Machine:
-    """Looks at the machine: chooses the device, and the precision by timing a product.
+def detect_machine(device: str = "auto", threads: int | None = None) -> Machine:
+    """Finds the device, its name and its speed; sets torch's threads.
 
-    Attention and compilation depend on the network too; `choose_attention` and
-    `choose_compile` decide them once it is known.
+    Each of the functions `choose_…` then makes one choice for it.
+
+    Args:
+        threads: of torch on a CPU; by default as many as it has set itself. Never more than the processors that
+            this process may use.
 
     Raises:
-        VitreousError: an unknown device or precision, or one that this machine does not have.
+        VitreousError: an unknown device, or one that this machine does not have.
     """
-    if device != "auto" and device not in DEVICES:
+    if device not in ("auto", *DEVICES):
         raise unknown("device", device, ("auto", *DEVICES))
-    if precision != "auto" and precision not in PRECISIONS:
-        raise unknown("precision", precision, ("auto", *PRECISIONS))
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
-        device = next(name for name in ("cuda", "mps", "cpu") if there[name])
-    if not there[device]:
+        device = next(name for name in ("cuda", "mps", "cpu") if available[name])
+    if not available[device]:
         raise VitreousError(f"torch sees no {device} device here; use --device cpu.")
-    reasons = []
     if device == "cpu":
-        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(min(torch.get_num_threads(), threads))
-        if keep_memory():
-            reasons.append("memory: freed blocks are kept, not returned to the system at every step")
-    float32, bf16 = (0.0, 0.0) if device == "mps" else product_rates(device)
-    if precision == "auto":
-        precision = "bf16" if bf16 > 1.2 * float32 else "32"
-        chosen = "chosen by timing" if float32 else "the safe choice on mps"
-        measured = f" (matrix products: float32 {float32:.0f}, bf16 {bf16:.3g} GFLOP/s)" if float32 else ""
-        reasons.append(f"precision: {precision}, {chosen}{measured}")
-    else:
-        reasons.append(f"precision: {precision}, as asked")
-        if precision == "bf16" and 0 < bf16 < float32 / 4:
-            raise VitreousError(
-                f"bf16 runs at {bf16:.3g} GFLOP/s here and float32 at {float32:.0f}: "
-                "this processor has no bf16 unit; train with --precision auto or 32, or go to a machine that has one."
-            )
+        processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(min(threads or torch.get_num_threads(), processors))
+    float32, bf16 = (0.0, 0.0) if device == "mps" else product_speeds(device)
     return Machine(
         device=device,
         name=torch.cuda.get_device_name() if device == "cuda" else processor(),
-        precision=precision,
-        attention="fused",
-        compile=False,
         threads=torch.get_num_threads(),
         float32_gflops=round(float32, 1),
-        bf16_gflops=round(bf16, 1),
-        reasons=tuple(reasons),
+        bf16_gflops=round(bf16, 3),
     )
 
 
-def product_rates(device: str) -> tuple[float, float]:
-    """Rates of 1024-square products in float32 and bf16, in 1e9 operations a second.
+def choose_precision(machine: Machine, precision: str) -> Machine:
+    """The machine with its precision: bf16 wherever it has a unit for it, unless another was asked for.
 
-    A small bf16 product goes first, against float32 of the same size, since other work on the
-    machine slows both: where it crawls, the large one is never tried.
+    Raises:
+        VitreousError: bf16 was asked for, and crawls.
+    """
+    if precision not in ("auto", *PRECISIONS):
+        raise unknown("precision", precision, ("auto", *PRECISIONS))
+    crawls = machine.bf16_gflops < machine.float32_gflops / CRAWL
+    speeds = (
+        f"bf16 runs at {machine.bf16_gflops:.3g} GFLOP/s here and float32 at {machine.float32_gflops:.0f}"
+    )
+    if precision == "bf16" and crawls:
+        raise VitreousError(
+            f"{speeds}: this processor has no bf16 unit; "
+            "train with --precision auto or 32, or go to a machine that has one."
+        )
+    if precision != "auto":
+        return machine.decided(f"precision: {precision}, as given", precision=precision)
+    unit = bf16_unit(machine.device)
+    if unit and not crawls:
+        return machine.decided(f"precision: bf16, as the {machine.device} has {unit}", precision="bf16")
+    why = f"{speeds}, in spite of its {unit}" if unit else f"no bf16 unit is known on this {machine.device}"
+    return machine.decided(f"precision: 32, {why}", precision="32")
+
+
+def bf16_unit(device: str) -> str | None:
+    """What multiplies bf16 fast on this device, by its name, or None; detected and not timed."""
+    if device == "cuda":
+        return "tensor cores" if torch.cuda.is_bf16_supported(including_emulation=False) else None
+    if device == "mps":
+        return None
+    if torch.cpu._is_amx_tile_supported():
+        return "AMX tiles"
+    if torch.cpu._is_avx512_bf16_supported():
+        return "AVX-512 with bf16"
+    return "Arm's bf16 extension" if "bf16" in processor_flags() or _apple_bf16() else None
+
+
+def _apple_bf16() -> bool:
+    if platform.system() != "Darwin":
+        return False
+    asked = ["sysctl", "-n", "hw.optional.arm.FEAT_BF16"]
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip() == "1"
+
+
+def product_speeds(device: str) -> tuple[float, float]:
+    """Speeds of 1024-square products in float32 and bf16, in 1e9 operations a second.
+
+    A small bf16 product goes first, against float32 of the same size, as other work on the machine slows both. Where
+    it crawls, the large one is never tried.
     """
 
     def rate(dtype: torch.dtype, size: int, repeats: int) -> float:
@@ -122,7 +163,7 @@ def product_rates(device: str) -> tuple[float, float]:
 
     float32 = rate(torch.float32, 1024, 5)
     small = rate(torch.bfloat16, 256, 3)
-    if small < rate(torch.float32, 256, 3) / 4:
+    if small < rate(torch.float32, 256, 3) / CRAWL:
         return float32, small
     return float32, rate(torch.bfloat16, 1024, 5)
 
@@ -145,81 +186,120 @@ def best_time(run: Callable[[], Any], device: str, repeats: int) -> float:
     return min(times)
 
 
-def choose_attention(
-    machine: Machine, step: Callable[[str], Any], paths: Sequence[str] = ("explicit", "fused")
-) -> Machine:
-    """The machine with the fastest attention path.
+def choose_backend(machine: Machine, backend: str, unsupported: str | None) -> Machine:
+    """The machine with its backend: native kernels wherever they can be used, unless torch was asked for.
 
     Args:
-        step: runs forward and backward of the real network on a few pictures, given the path.
-        paths: those to choose from on a CPU.
+        backend: "auto", "torch" or "native".
+        unsupported: why the native kernels cannot take the network, or None.
+
+    Raises:
+        VitreousError: native was asked for and cannot be used.
     """
     if machine.device != "cpu":
-        reason = f"attention: fused, as the kernels of {machine.device} are made for it"
-        return machine.decided(reason, attention="fused")
-    seconds = {path: best_time(lambda path=path: step(path), "cpu", 3) for path in paths}  # type: ignore[misc]
-    # Native unless another gains 5 %: a busy moment is no reason, and the rest of a run may be quiet.
-    path, *others = sorted(seconds, key=lambda name: seconds[name] * (0.95 if name == "native" else 1))
-    longer = ", ".join(
-        f"{other} takes {seconds[other] / seconds[path]:.2f} times as long" for other in others
-    )
-    return machine.decided(f"attention: {path}, chosen by timing ({longer})", attention=path)
+        unsupported = f"they are for CPUs, and this run is on {machine.device}"
+    if backend == "native" and unsupported:
+        raise VitreousError(
+            f"The native kernels cannot be used ({unsupported}); train with --backend torch or auto."
+        )
+    if backend == "torch":
+        return machine.decided("backend: torch, as given", backend="torch")
+    if unsupported:
+        return machine.decided(
+            f"backend: torch, as native kernels cannot be used ({unsupported})", backend="torch"
+        )
+    why = "as given" if backend == "native" else "kernels compiled for this CPU"
+    return machine.decided(f"backend: native, {why}", backend="native", compiler=compiler_version())
 
 
-def choose_compile(machine: Machine, train_seconds: float) -> Machine:
-    """The machine with the choice whether compiling pays back in a training of about `train_seconds`."""
-    if machine.device == "mps":
-        return machine.decided("compile: off, torch supports it too little on mps", compile=False)
-    if machine.attention == "native":
-        return machine.decided("compile: off, our own kernels do more than it would", compile=False)
-    if machine.device == "cpu" and not cpp_compiler():
-        reason = "compile: off, there is no C++ compiler; installing g++ or clang++ makes training faster"
-        return machine.decided(reason, compile=False)
-    if train_seconds < COMPILE_PAYS_SECONDS:
-        reason = f"compile: off, it would not pay back in about {train_seconds:.0f} s of training"
-        return machine.decided(reason, compile=False)
-    return machine.decided("compile: on, one block for all layers", compile=True)
+def choose_attention(device: str, precision: str, tokens: int) -> str:
+    """How torch computes attention best: "explicit" products, or its "fused" kernel; a rule, without timing."""
+    return "explicit" if device == "cpu" and tokens <= EXPLICIT_TOKENS[precision] else "fused"
 
 
-COMPILE_PAYS_SECONDS = (
-    900.0  # on two cores it gains 1 to 4 % of a step, and costs up to half a minute when cold
-)
+def choose_compile(machine: Machine, compile: bool | str, train_flops: float) -> Machine:
+    """The machine with the choice whether torch compiles the network.
+
+    Args:
+        compile: what another run recorded, or "auto": where it pays back in a training of `train_flops`.
+
+    Raises:
+        VitreousError: it is to be compiled and cannot be.
+    """
+    obstacle = ""
+    if machine.backend == "native":
+        obstacle = "the native kernels gain more than it would"
+    elif machine.device == "mps":
+        obstacle = "torch supports it too little on mps"
+    elif not cpp_compiler():
+        obstacle = "it needs a C++ compiler; install g++ or clang++ to train faster"
+    if compile is True and obstacle:
+        raise VitreousError(f"The network cannot be compiled here ({obstacle}).")
+    if compile == "auto":
+        least = COMPILE_FLOPS.get(machine.device, 0.0)
+        if not obstacle and train_flops < least:
+            obstacle = f"it pays back from {least:.0e} training FLOPs on"
+        compile = not obstacle
+    if not compile:
+        return machine.decided(f"compile: off, {obstacle or 'as given'}", compile=False)
+    return machine.decided("compile: on, one block for all layers", compile=True, compiler=compiler_version())
 
 
-def keep_memory() -> bool:
-    """Tells glibc to keep freed memory, which training would fault in again on every step.
+def compiler_version() -> str:
+    """The first line of what the C++ compiler says of its version, "" without one."""
+    compiler = cpp_compiler()
+    if compiler is None:
+        return ""
+    said = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    return said.partition("\n")[0].strip()
 
-    Large blocks otherwise go back to the system when freed; on a virtual machine the page faults
-    of getting them again cost a fifth of the time of a small network. Returns whether it took
-    effect (glibc only).
+
+# Of malloc.h, with glibc's own values.
+MALLOC_DEFAULTS = {"trim_threshold": (-1, 128 * 1024), "top_pad": (-2, 0), "mmap_max": (-4, 65536)}
+
+
+@contextmanager
+def keep_memory() -> Iterator[None]:
+    """Lets glibc keep freed memory inside, which training would otherwise fault in again at every step.
+
+    Large blocks go back to the system when they are freed; on a virtual machine the page faults of getting them again
+    cost a fifth of the time of a small network. At the end glibc's own values return, and what is free goes back to
+    the system. Does nothing elsewhere.
     """
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
-        return False
+        yield
+        return
     libc = ctypes.CDLL(None)
-    trim_threshold, top_pad, mmap_max = -1, -2, -4  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX of malloc.h
-    done = [
-        libc.mallopt(mmap_max, 0),
-        libc.mallopt(trim_threshold, -1),
-        libc.mallopt(top_pad, 256 * 1024 * 1024),
-    ]
-    return all(done)
+    for name, value in (("mmap_max", 0), ("trim_threshold", -1), ("top_pad", 256 * 1024 * 1024)):
+        libc.mallopt(MALLOC_DEFAULTS[name][0], value)
+    try:
+        yield
+    finally:
+        for number, value in MALLOC_DEFAULTS.values():
+            libc.mallopt(number, value)
+        libc.malloc_trim(ctypes.c_size_t(0))
 
 
 def processor() -> str:
     """The processor's name, as the system gives it."""
-    try:
-        with open("/proc/cpuinfo") as file:  # noqa: PTH123
-            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def processor_flags() -> list[str]:
+    """The processor's extensions, as Linux names them; empty elsewhere."""
+    return (_cpuinfo("flags") or _cpuinfo("Features")).split()
 
 
 def instruction_sets() -> str:
     """Which of the vector extensions that matter here the processor names, e.g. "avx2 avx512f avx512_bf16"."""
+    flags = processor_flags()
+    return " ".join(flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "bf16") if flag in flags)
+
+
+def _cpuinfo(key: str) -> str:
+    """The first value of a key in /proc/cpuinfo, "" where there is none."""
     try:
         with open("/proc/cpuinfo") as file:  # noqa: PTH123
-            flags = next((line.split(":", 1)[1].split() for line in file if line.startswith("flags")), [])
+            return next((line.split(":", 1)[1].strip() for line in file if line.startswith(key)), "")
     except OSError:
-        flags = []
-    return " ".join(flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags)
+        return ""

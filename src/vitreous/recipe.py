@@ -37,7 +37,9 @@ def setting(
 
 @dataclass(frozen=True)
 class DataSection:
-    val_fraction: float = setting(0.1, "share of a split that is cut off for validation", low=0.001, high=0.5)
+    val_fraction: float = setting(
+        0.1, "share of a split that is cut off for validation", low=0.001, high=0.499
+    )
     split_seed: int = setting(42, "seed of that cut, apart from the run's own seed", low=0, high=2**32 - 1)
 
 
@@ -62,11 +64,13 @@ class AugmentSection:
 @dataclass(frozen=True)
 class OptimizerSection:
     name: str = setting("adamw", "muon keeps AdamW for everything but matrices", choices=("adamw", "muon"))
-    learning_rate: float = setting(1e-3, "peak learning rate of AdamW", low=0.0, high=10.0)
+    learning_rate: float = setting(
+        1e-3, "peak of AdamW's; overriding it alone scales muon_learning_rate alike", low=0.0, high=10.0
+    )
     beta1: float = setting(0.9, "AdamW's first moment", low=0.0, high=0.9999)
     beta2: float = setting(0.999, "AdamW's second moment", low=0.0, high=0.999999)
     weight_decay: float = setting(0.0, "decoupled, on every parameter of AdamW", low=0.0, high=10.0)
-    muon_learning_rate: float = setting(0.02, "peak learning rate of Muon", low=0.0, high=10.0)
+    muon_learning_rate: float = setting(0.02, "peak of Muon's, for matrices", low=0.0, high=10.0)
     muon_momentum: float = setting(0.95, "Nesterov momentum of Muon", low=0.0, high=0.9999)
 
 
@@ -215,12 +219,15 @@ def load(name: str, overrides: Mapping[str, Any] | Iterable[str] = ()) -> Recipe
         VitreousError: unknown recipe, section or key (with the nearest name), a value of the wrong
             type or out of range.
     """
-    source = text(name)
+    return parse(read(name), overrides, default_name=Path(name).stem, own=name not in names())
+
+
+def read(name: str) -> dict[str, Any]:
+    """The tables of a recipe, as its TOML file holds them; see `text` for errors."""
     try:
-        tables = tomllib.loads(source)
+        return tomllib.loads(text(name))
     except tomllib.TOMLDecodeError as error:
         raise VitreousError(f"The recipe {name} is not valid TOML ({error}); mend it there.") from None
-    return parse(tables, overrides, default_name=Path(name).stem, own=name not in names())
 
 
 def parse(
@@ -249,6 +256,7 @@ def parse(
     for section, key, _ in changes:
         if section == "budget" or (section, key) == ("model", "variant"):
             given[section].clear()  # another unit, another network: what the recipe says of its own is void
+    scale_muon(given["optimizer"], {key: value for section, key, value in changes if section == "optimizer"})
     for section, key, value in changes:
         given[section][key] = value
 
@@ -270,6 +278,19 @@ def parse(
         pinned=(*pinned, *(f"{section}.{key}" for section, key, _ in changes)),
         **{name: _build(kind, given[name], name) for name, kind in SECTIONS.items()},
     )
+
+
+def scale_muon(optimizer: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """Muon's learning rate follows where an override changes AdamW's alone, so that one setting scales the training.
+
+    `optimizer` is the recipe's own section, before the changes.
+    """
+    rate, own = changes.get("learning_rate"), optimizer.get("learning_rate", OptimizerSection.learning_rate)
+    muon = optimizer.get("muon_learning_rate", OptimizerSection.muon_learning_rate)
+    numbers = all(type(value) in (int, float) for value in (rate, own, muon))  # what is wrong is told later
+    alone = not {"name", "muon_learning_rate"} & set(changes)
+    if optimizer.get("name") == "muon" and numbers and alone and own > 0:
+        optimizer["muon_learning_rate"] = muon * (rate / own)
 
 
 def dump(tables: Mapping[str, Any]) -> str:

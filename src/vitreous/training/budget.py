@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,14 +33,32 @@ class Sizes:
     test: int
 
 
+def planned_steps(budget: Budget, cost: RunCost, sizes: Sizes) -> int:
+    """How many steps a budget amounts to; a forecast for minutes, exact for all others."""
+    flops, seconds = cost.mean()
+    steps = {
+        "steps": lambda: budget.amount,
+        "epochs": lambda: budget.amount * sizes.steps_per_epoch,
+        "flops": lambda: round(budget.amount / max(flops, 1)),
+        "minutes": lambda: (60 * budget.amount - final_seconds(cost, sizes)) / seconds,
+    }[budget.unit]()
+    return max(1, math.floor(steps))
+
+
+def final_seconds(cost: RunCost, sizes: Sizes) -> float:
+    """Forecast of the time from the last step to the printed test figures."""
+    return (sizes.val + sizes.test) * cost.full.evaluation_seconds / sizes.batch + REPORT_SECONDS
+
+
 class BudgetKeeper(pl.Callback):
-    """Plans the timeline, times the run, fits a budget of minutes as it goes, and stops at the end.
+    """Times the run, fits a budget of minutes as it goes, and stops at the end.
 
     Args:
         timeline: the run's length, fitted in place and kept in checkpoints.
         budget: the amount that the run may cost; all but minutes are exact.
-        cost: of its steps, measured before the run.
+        cost: of its steps.
         began: when the budget's clock started, on `time.monotonic`.
+        recorded: later fits of a run that is repeated, applied at their steps; none is made here then.
         note: is told of each fit, for the log.
     """
 
@@ -52,35 +70,24 @@ class BudgetKeeper(pl.Callback):
         sizes: Sizes,
         *,
         began: float,
+        recorded: Sequence[tuple[int, int]] | None = None,
         note: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.timeline, self.budget, self.cost, self.sizes = timeline, budget, cost, sizes
-        self.began, self.note = began, note
-        self.deadline = began + 60 * budget.amount if budget.unit == "minutes" else None
+        self.began, self.recorded, self.note = began, list(recorded or ()), note
+        fits = budget.unit == "minutes" and recorded is None
+        self.deadline = began + 60 * budget.amount if fits else None
         self.measured_picture_seconds: float | None = None
         self.recent: deque[tuple[float, float]] = deque(maxlen=MEASURED_STEPS)  # seconds: measured, forecast
         self.flops = 0
         self.earlier_seconds = self.earlier_total = 0.0  # of processes before this one
         self.started = self.ended = self.mark = self.last_fit = 0.0
-        # Validation comes at the end of every n-th epoch, so seldom that its share is kept.
-        epoch_seconds = sizes.steps_per_epoch * cost.mean()[1]
-        self.validate_every = max(1, round(self.validation_seconds / (VALIDATION_SHARE * epoch_seconds)))
-        timeline.fit(0, self._first_guess())
+        self.validate_every = self._validate_every(0)
 
-    def _first_guess(self) -> int:
-        flops, seconds = self.cost.mean()
-        steps = {
-            "steps": lambda: self.budget.amount,
-            "epochs": lambda: self.budget.amount * self.sizes.steps_per_epoch,
-            "flops": lambda: round(self.budget.amount / max(flops, 1)),
-            "minutes": lambda: (60 * self.budget.amount - self.final_seconds) / seconds,
-        }[self.budget.unit]()
-        return max(1, math.floor(steps))
-
-    @property
-    def forecast_seconds(self) -> float:
-        """What the whole training will take without compilation, roughly."""
-        return self.timeline.total * self.cost.mean()[1]
+    def _validate_every(self, step: int) -> int:
+        """Epochs between two validations, so many that the share of validation is kept."""
+        epoch_seconds = self.sizes.steps_per_epoch * self.seconds_ahead(step)
+        return max(1, round(self.validation_seconds / (VALIDATION_SHARE * epoch_seconds)))
 
     @property
     def picture_seconds(self) -> float:
@@ -115,8 +122,11 @@ class BudgetKeeper(pl.Callback):
 
     @property
     def pace(self) -> float:
-        """How many times as long as forecast the recent steps took: their median, and 1 before there are a few."""
-        if len(self.recent) < FEW_STEPS:
+        """How many times as long as forecast the recent steps took: their median.
+
+        Where the forecast was measured it holds until there are a few steps; a guess gives way to the first.
+        """
+        if len(self.recent) < (FEW_STEPS if self.deadline is not None else 1):
             return 1.0
         return statistics.median(measured / max(forecast, 1e-9) for measured, forecast in self.recent)
 
@@ -136,6 +146,7 @@ class BudgetKeeper(pl.Callback):
         now = time.monotonic()
         if self.sizes.val:
             self.measured_picture_seconds = (now - self.mark) / self.sizes.val
+            trainer.check_val_every_n_epoch = self.validate_every = self._validate_every(trainer.global_step)
         self.mark = self.ended = now
 
     def on_train_batch_end(
@@ -149,6 +160,8 @@ class BudgetKeeper(pl.Callback):
         self.mark = self.ended = now
         if self.deadline is not None:
             self._fit(trainer.global_step, now)
+        while self.recorded and self.recorded[0][0] <= trainer.global_step:
+            self.timeline.fit(*self.recorded.pop(0))
         if trainer.global_step >= self.timeline.total:
             self._stop(trainer)
 
@@ -188,6 +201,7 @@ class BudgetKeeper(pl.Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues a run: its length stays as it was last fitted, which makes the rest repeatable."""
         self.timeline.fits[:] = [tuple(fit) for fit in state["fits"]]
+        self.recorded = [fit for fit in self.recorded if fit[0] > self.timeline.fits[-1][0]]
         self.earlier_seconds, self.earlier_total = state["train_seconds"], state["total_seconds"]
         self.flops = state["flops"]
         self.deadline = None

@@ -1,8 +1,8 @@
-"""What one training step costs: counted FLOPs and measured seconds, on a twin that is thrown away."""
+"""What training steps cost: FLOPs counted on a network without memory, seconds measured on a twin."""
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import time
 from dataclasses import dataclass
 
@@ -13,37 +13,39 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitreous.machine import best_time
 from vitreous.model.vit import VisionTransformer
-from vitreous.native.accelerate import accelerate, is_accelerated, plain
-from vitreous.recipe import OptimizerSection
+from vitreous.recipe import Recipe
 from vitreous.training.classifier import make_optimizer
+from vitreous.training.schedule import phases
 
-SHORT_SECONDS = 2.0  # a step shorter than this is timed again, warm
+GUESSED_SPEED = 1e11  # FLOPs a second of what has not been measured; the first steps correct it
+SHORT_SECONDS = 2.0  # a step shorter than this is timed twice
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """Of one step of a batch.
+    """The cost of one step of a batch.
 
     Attributes:
         flops: of forward, backward and the optimizer's products, a multiply-add as two.
-        seconds: not compiled.
-        evaluation_seconds: of the forward pass alone, as evaluation does it.
+        evaluation_flops: of the forward pass alone.
+        seconds, evaluation_seconds: of the same, not compiled; a guess from the FLOPs until `measure_seconds`.
     """
 
     flops: int
+    evaluation_flops: int
     seconds: float
     evaluation_seconds: float
 
 
 @dataclass(frozen=True)
 class RunCost:
-    """Of the steps of a run, phase by phase: `parts` holds (until which share of the steps, cost of one)."""
+    """The cost of a run's steps, phase by phase: `parts` holds (until which share of the steps, cost of one)."""
 
     parts: tuple[tuple[float, StepCost], ...]
 
     @property
     def full(self) -> StepCost:
-        """Of a step on pictures of full size."""
+        """Of a step on images of full size."""
         return self.parts[-1][1]
 
     def at(self, fraction: float) -> StepCost:
@@ -61,44 +63,73 @@ class RunCost:
         return (flops, seconds) if start < 1 else (self.full.flops, self.full.seconds)
 
 
-def step_cost(
-    model: VisionTransformer, section: OptimizerSection, images: Tensor, labels: Tensor, *, bf16: bool
-) -> StepCost:
-    """Runs a real eager step on a copy of `model`, on the device of `images` [B, 3, H, W], normalised."""
-    twin = copy.deepcopy(model).to(images.device).train()
+def count_cost(recipe: Recipe, image_size: int, num_classes: int, batch_size: int) -> RunCost:
+    """The cost of a recipe's steps, its FLOPs counted on the plain network on the `meta` device.
 
-    def step(optimizer: torch.optim.Optimizer) -> float:
-        start = time.perf_counter()
-        loss = forward_loss(twin, images, labels, bf16=bf16)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        loss.item()  # waits for the device
-        return time.perf_counter() - start
-
-    native, attention = is_accelerated(twin), twin.attention
-    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
-        plain(twin).set_attention("explicit")  # the counter knows every one of its products
-        with FlopCounterMode(display=False) as counter:
-            seconds = step(make_optimizer(twin, section, bf16=bf16))
-        twin.set_attention(attention)
-        if native:
-            accelerate(twin)
-        optimizer = make_optimizer(twin, section, bf16=bf16)
-        if seconds < SHORT_SECONDS:
-            seconds = min(step(optimizer), step(optimizer))
-        elif native or attention != "explicit":
-            seconds = step(optimizer)
-    twin.eval()
-    with torch.no_grad():
-        evaluation = best_time(
-            lambda: forward_loss(twin, images, labels, bf16=bf16).item(), images.device.type, 1
+    So the count is instant and exact, and depends on neither machine nor backend.
+    """
+    with torch.device("meta"):
+        # In evaluation mode, which multiplies the same matrices and draws no noise.
+        network = VisionTransformer(recipe.model, image_size, num_classes).eval()
+    network.set_attention("explicit")  # the counter knows every one of its products
+    parts = []
+    for phase in phases(recipe.schedule, image_size):
+        images = torch.empty(batch_size, 3, phase.side, phase.side, device="meta")
+        labels = torch.empty(batch_size, dtype=torch.int64, device="meta")
+        with torch.no_grad(), FlopCounterMode(display=False) as forward:
+            network(images)
+        with FlopCounterMode(display=False) as whole:
+            forward_loss(network, images, labels, bf16=False).backward()
+            if recipe.optimizer.name == "muon":  # AdamW has no products, and its fused form no meta device
+                make_optimizer(network, recipe.optimizer, bf16=False).step()
+        network.zero_grad()
+        flops, evaluation = whole.get_total_flops(), forward.get_total_flops()
+        parts.append(
+            (phase.until, StepCost(flops, evaluation, flops / GUESSED_SPEED, evaluation / GUESSED_SPEED))
         )
-    return StepCost(counter.get_total_flops(), seconds, evaluation)
+    return RunCost(tuple(parts))
 
 
-def forward_loss(model: VisionTransformer, images: Tensor, labels: Tensor, *, bf16: bool) -> Tensor:
+def measure_seconds(
+    cost: RunCost, network: VisionTransformer, recipe: Recipe, batch_size: int, device: str, *, bf16: bool
+) -> RunCost:
+    """The cost with its seconds measured by real steps of `network`, which is trained on noise and of no more use."""
+    network = network.to(device).train()
+    optimizer = make_optimizer(network, recipe.optimizer, bf16=bf16)
+    parts = []
+    with torch.random.fork_rng(devices=[device] if device == "cuda" else []):
+        for phase, (until, step) in zip(phases(recipe.schedule, network.image_size), cost.parts, strict=True):
+            images = torch.randn(batch_size, 3, phase.side, phase.side, device=device)
+            images = images.contiguous(memory_format=torch.channels_last)  # as augmentation leaves them
+            labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
+            seconds = _step_seconds(network, optimizer, images, labels, bf16)  # the first warms up
+            if seconds < SHORT_SECONDS:
+                seconds = min(_step_seconds(network, optimizer, images, labels, bf16) for _ in range(2))
+            parts.append((until, dataclasses.replace(step, seconds=seconds)))
+    network.eval()
+    with torch.no_grad():
+        evaluation = best_time(lambda: forward_loss(network, images, labels, bf16=False).item(), device, 1)
+    return RunCost(
+        tuple((until, dataclasses.replace(step, evaluation_seconds=evaluation)) for until, step in parts)
+    )
+
+
+def _step_seconds(
+    network: VisionTransformer, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, bf16: bool
+) -> float:
+    start = time.perf_counter()
+    loss = forward_loss(network, images, labels, bf16=bf16)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    loss.item()  # waits for the device
+    return time.perf_counter() - start
+
+
+def forward_loss(network: VisionTransformer, images: Tensor, labels: Tensor, *, bf16: bool) -> Tensor:
     """Cross-entropy of a batch, under autocast if `bf16`."""
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-        logits = model(images)
+    if not bf16:
+        return F.cross_entropy(network(images), labels)
+    with torch.autocast(images.device.type, torch.bfloat16):
+        logits = network(images)
     return F.cross_entropy(logits.float(), labels)

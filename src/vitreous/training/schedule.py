@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from vitreous.errors import VitreousError
 from vitreous.recipe import ScheduleSection
 
 
@@ -59,9 +60,20 @@ class Phase:
 
 
 def phases(section: ScheduleSection, image_size: int) -> tuple[Phase, ...]:
-    """The phases of a run on pictures of `image_size`, in order; the last is of full size and ends at 1."""
+    """The phases of a run on images of `image_size`, in order; the last is of full size and ends at 1.
+
+    Raises:
+        VitreousError: a share of `image_size` is less than a pixel.
+    """
     small = zip(section.small_until, section.small_sides, strict=True)
-    return (*(Phase(until, round(side * image_size)) for until, side in small), Phase(1.0, image_size))
+    found = (*(Phase(until, round(side * image_size)) for until, side in small), Phase(1.0, image_size))
+    if any(phase.side < 1 for phase in found):
+        least = 1 / image_size
+        raise VitreousError(
+            f"schedule.small_sides has {min(section.small_sides):g}, which leaves no pixel of {image_size}; "
+            f"give shares of at least {least:.2g}."
+        )
+    return found
 
 
 def phase_at(phases: Sequence[Phase], fraction: float) -> int:

@@ -119,32 +119,22 @@ def peer(by: str, net: str, fused: bool) -> nn.Module:
     raise ValueError(f"there is no peer {by!r}")
 
 
-def ours(
-    arm: dict[str, Any], images: Tensor, labels: Tensor
-) -> tuple[nn.Module, torch.optim.Optimizer, bool]:
-    """Our network as `vitreous train` runs it: everything chosen by measuring."""
+def ours(arm: dict[str, Any]) -> tuple[nn.Module, torch.optim.Optimizer, bool]:
+    """Our network as `vitreous train` runs it."""
     from vitreous import machine as machines
-    from vitreous.model.vit import ATTENTION_PATHS, create_model
-    from vitreous.native.ops import supports
+    from vitreous.model.vit import create_model
+    from vitreous.native.accelerate import unsupported
+    from vitreous.plan import set_up
     from vitreous.recipe import OptimizerSection
     from vitreous.training.classifier import make_optimizer
 
-    machine = machines.look("cpu", arm.get("precision", "auto"))
+    machines.keep_memory().__enter__()  # for as long as this process lives
+    machine = machines.choose_precision(machines.detect_machine("cpu"), arm.get("precision", "auto"))
     bf16 = machine.precision == "bf16"
     model = create_model(arm["net"])
-
-    train = arm["task"] == "train"
-
-    def step(path: str) -> None:
-        model.set_attention(path)
-        with torch.inference_mode(not train), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = F.cross_entropy(model(images[:32]).float(), labels[:32])
-        if train:
-            loss.backward()
-
-    native = supports(model.architecture, torch.bfloat16 if bf16 else torch.float32)
-    paths = ATTENTION_PATHS if native else ATTENTION_PATHS[:2]
-    model.set_attention(machines.choose_attention(machine, step, paths).attention)
+    machine = machines.choose_backend(machine, "auto", unsupported(model, (torch.float32, torch.bfloat16)))
+    attention = machines.choose_attention(machine.device, machine.precision, model.num_tokens)
+    set_up(model, machine.decided("", attention=attention))
     return model, make_optimizer(model, OptimizerSection(), bf16=bf16), bf16
 
 
@@ -156,13 +146,13 @@ def build(arm: dict[str, Any]) -> Callable[[], float]:
     images, labels = torch.randn(batch, 3, side, side), torch.randint(0, classes, (batch,))
     train = arm["task"] == "train"
     if arm["by"] == "ours":
-        model, optimizer, bf16 = ours(arm, images, labels)
+        model, optimizer, bf16 = ours(arm)
     else:
         best, bf16 = arm["mode"] == "best", bool(arm.get("bf16"))
         if best:
             from vitreous.machine import keep_memory
 
-            keep_memory()
+            keep_memory().__enter__()
         model = (
             Plain(arm["net"]) if arm["by"] == "plain" else peer(arm["by"], arm["net"], arm.get("fused", True))
         )

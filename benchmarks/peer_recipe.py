@@ -74,8 +74,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes that augment (default: 1)")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    machine = machines.look("cpu")
-    keep_memory()
+    machine = machines.choose_precision(machines.detect_machine("cpu"), "auto")
+    keep_memory().__enter__()  # for as long as this process lives
     splits = open_data("cifar10", None, say=print).splits
     train, test = splits["train"], splits["test"]
     bf16 = machine.precision == "bf16"

@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--name", default="peers", help="of the record (default: peers)")
     args = parser.parse_args()
-    machine = machines.look("cpu")
+    machine = machines.choose_precision(machines.detect_machine("cpu"), "auto")
     print("\n".join(machine.reasons))
     results: dict[str, Any] = {}
     for net in args.nets:

@@ -8,7 +8,6 @@ Leave the machine alone meanwhile. Writes `records/speed/record.json` and `speed
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import itertools
 import statistics
@@ -35,9 +34,13 @@ from vitreous import dial
 from vitreous import machine as machines
 from vitreous import recipe as recipes
 from vitreous.data.augment import normalize, resized
+from vitreous.data.module import ImageData
 from vitreous.machine import instruction_sets
 from vitreous.model.vit import VisionTransformer
-from vitreous.prepare import Request, build_model, choose_attention, open_module
+from vitreous.native.accelerate import plain
+from vitreous.plan import make_plan, set_up
+from vitreous.recipe import Recipe
+from vitreous.request import Request
 from vitreous.training.classifier import make_optimizer
 from vitreous.training.schedule import phases
 
@@ -58,7 +61,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--name", default="speed", help="of the record (default: speed)")
     args = parser.parse_args()
-    machine = machines.look("cpu")
+    machine = machines.choose_precision(machines.detect_machine("cpu"), "auto")
     rate = 1e9 * max(machine.float32_gflops, machine.bf16_gflops)
     print("\n".join(machine.reasons))
 
@@ -99,26 +102,23 @@ def default_step(machine: machines.Machine, rate: float) -> list[dict[str, float
     """The default recipe's step on CIFAR-10, for each of the dial's sizes phase by phase: its time, its products'.
 
     `share_of_own_products` is what torch takes for each of the step's products alone, those of attention and of the
-    convolutions' backward pass included, which our kernels do themselves.
+    convolutions' backward pass included, which the native kernels do themselves.
     """
-    recipe = recipes.load("default")
-    data = open_module(recipe, Request("cifar10"), print)
-    loader = itertools.chain.from_iterable(itertools.repeat(data.train_dataloader()))  # epoch after epoch
-    batch = next(loader)
-
-    def prepared() -> torch.Tensor:
-        assert data.augment is not None
-        image = data.augment(batch["image"], batch["index"], batch["epoch"])
-        return normalize(image, data.store.mean, data.store.std)
-
-    images, labels = prepared(), batch["label"]
     found = []
     for _, size in dial.SIZES:
-        model = build_model(
-            dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, **size)), data, 42
+        plan = make_plan(
+            recipes.load("default", {**size, "steps": 1000}), Request("cifar10", device="cpu"), print
         )
-        attention = choose_attention(machine, model, (images, labels)).attention
-        model.set_attention(attention)
+        data, model, recipe = plan.data, plan.model, plan.recipe
+        loader = itertools.chain.from_iterable(itertools.repeat(data.train_dataloader()))  # epoch after epoch
+        batch = next(loader)
+
+        def prepared(batch: dict[str, Any] = batch, data: ImageData = data) -> torch.Tensor:
+            assert data.augment is not None
+            image = data.augment(batch["image"], batch["index"], batch["epoch"])
+            return normalize(image, data.store.mean, data.store.std)
+
+        images, labels = prepared(), batch["label"]
         model.train()
         for phase in phases(recipe.schedule, data.store.image_size):
             small = resized(images, phase.side)
@@ -126,6 +126,7 @@ def default_step(machine: machines.Machine, rate: float) -> list[dict[str, float
             def step(
                 optimizer: torch.optim.Optimizer,
                 small: torch.Tensor = small,
+                labels: torch.Tensor = labels,
                 model: VisionTransformer = model,
             ) -> None:
                 with torch.autocast("cpu", torch.bfloat16, enabled=machine.precision == "bf16"):
@@ -134,24 +135,24 @@ def default_step(machine: machines.Machine, rate: float) -> list[dict[str, float
                 optimizer.step()
                 optimizer.zero_grad()
 
-            def fresh(model: VisionTransformer = model) -> torch.optim.Optimizer:
+            def optimizer(model: VisionTransformer = model, recipe: Recipe = recipe) -> torch.optim.Optimizer:
                 return make_optimizer(model, recipe.optimizer, bf16=machine.precision == "bf16")
 
-            ours = functools.partial(step, fresh())
-            model.set_attention("explicit")  # our own kernels have products inside
-            torchs = functools.partial(step, fresh())
+            native = functools.partial(step, optimizer())
+            plain(model).set_attention("explicit")
+            torchs = functools.partial(step, optimizer())
             with FlopCounterMode(display=False) as counter:
                 torchs()
             times, alone, data_times = [], [], []
             for _ in range(ROUNDS):
-                model.set_attention(attention)
-                times.append(timed(ours, repeats=3))
-                model.set_attention("explicit")
+                set_up(model, plan.machine)
+                times.append(timed(native, repeats=3))
+                plain(model).set_attention("explicit")  # the kernels have products inside
                 products, kinds = product_seconds(torchs, repeats=3)
                 alone.append(products)
-                fetching = timed(lambda: next(loader), repeats=1) + timed(prepared, repeats=3)
-                data_times.append(fetching + timed(lambda side=phase.side: resized(images, side), repeats=3))
-            model.set_attention(attention)
+                fetching = timed(functools.partial(next, loader), repeats=1) + timed(prepared, repeats=3)
+                data_times.append(fetching + timed(functools.partial(resized, images, phase.side), repeats=3))
+            set_up(model, plan.machine)
             seconds = statistics.median(times)
             shares = sorted(products / each for products, each in zip(alone, times, strict=True))
             found.append(

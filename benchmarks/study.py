@@ -24,20 +24,13 @@ import matplotlib.pyplot as plt
 import torch
 from record import HERE, RECORDS, training, write
 
-from vitreous import machine as machines
 from vitreous import recipe as recipes
 from vitreous.dial import SIZES
 from vitreous.machine import instruction_sets
-from vitreous.prepare import (
-    Request,
-    build_model,
-    choose_attention,
-    fit_to_budget,
-    open_module,
-    run_cost,
-    sample_batch,
-)
+from vitreous.plan import make_plan
 from vitreous.recipe import Budget
+from vitreous.request import Request
+from vitreous.training.cost import measure_seconds
 
 DOCS = HERE.parent / "docs"
 BUDGETS = ("3e13", "6e13", "1.2e14")
@@ -98,27 +91,24 @@ def run(name: str, data: str, budget: str, seed: int, changes: list[str]) -> Non
 
 def time_ablation() -> None:
     """Seconds of each row: the steps that its runs took, at what a step takes now, all rows in turns."""
-    machine, request = machines.look("cpu"), Request("cifar10", judge="val")
     measured: dict[str, list[float]] = defaultdict(list)
-    made = {}
+    plans = {}
     for name, (_, changes) in ABLATION.items():
-        recipe = recipes.load("default", changes)
-        data = open_module(recipe, request, lambda line: None)
-        recipe = dataclasses.replace(recipe, budget=Budget(float(ABLATED_AT), "flops"))
-        batch, model = sample_batch(data, "cpu"), build_model(recipe, data, 42)
-        recipe = fit_to_budget(recipe, data, run_cost(recipe, model, batch, machine), lambda line: None)
-        model = build_model(recipe, data, 42)
-        model.set_attention(choose_attention(machine, model, batch).attention)
-        made[name] = recipe, model, batch
+        recipe = dataclasses.replace(
+            recipes.load("default", changes), budget=Budget(float(ABLATED_AT), "flops")
+        )
+        plans[name] = make_plan(recipe, Request("cifar10", judge="val", device="cpu"), lambda line: None)
     for number in range(SECONDS_ROUNDS):
-        for name, (recipe, model, batch) in made.items():
-            flops, seconds = run_cost(recipe, model, batch, machine).mean()
+        for name, plan in plans.items():
+            bf16 = plan.machine.precision == "bf16"
+            cost = measure_seconds(plan.cost, plan.model, plan.recipe, plan.sizes.batch, "cpu", bf16=bf16)
+            flops, seconds = cost.mean()
             measured[name].append(seconds * float(ABLATED_AT) / flops)
         print(f"round {number + 1}: default {measured['default'][-1]:.0f} s", flush=True)
     write(
         RECORDS / "ablation-seconds",
         "python benchmarks/study.py seconds",
-        machine=machine.record() | {"instruction_sets": instruction_sets()},
+        machine=plans["default"].machine.record() | {"instruction_sets": instruction_sets()},
         versions={"torch": torch.__version__},
         seconds=measured,
     )

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from vitreous.data import sources
@@ -637,6 +638,52 @@ def test_open_data_takes_arrays_and_stores() -> None:
     store = open_data(arrays())
     assert store.name == "arrays"
     assert open_data(store) is store
+
+
+def test_open_data_names_the_classes_of_arrays() -> None:
+    store = open_data(arrays(), classes=["ant", "bee", "cat"])
+    assert store.classes == ("ant", "bee", "cat")
+    assert info(store)["splits"]["train"]["per_class"] == {"ant": 3, "bee": 2, "cat": 1}
+    for source in ("shapes", store):
+        with pytest.raises(VitreousError, match="leave `classes` out"):
+            open_data(source, classes=["a", "b", "c"])
+
+
+def test_open_data_takes_a_test_split_of_arrays() -> None:
+    images, labels = arrays()
+    for make in (np.asarray, torch.from_numpy):
+        store = open_data(((make(images), labels), (make(images[:3]), labels[:3])))
+        assert {split: len(part) for split, part in store.splits.items()} == {"train": 6, "test": 3}
+        assert set(map(bytes, store.splits["test"].images)) == set(map(bytes, images[:3]))
+    # Two pictures with two labels are no such pair, however they are written.
+    for two in (
+        ((images[0], images[1]), (0, 1)),
+        ([*images[:2]], [0, 1]),
+        (tuple(images[:2]), tuple(labels[:2])),
+    ):
+        assert len(open_data(two).splits["train"]) == 2
+
+
+def test_open_data_takes_no_argument_for_another() -> None:
+    images, labels = arrays()
+    wrong: list[tuple[tuple[Any, ...], dict[str, Any], str]] = [
+        ((images, labels), {}, r"cannot be made of ndarray; give a name, a path or \(images, labels\)"),
+        (((images, labels), (images, labels)), {}, r"\(\(images, labels\), \(test_images, test_labels\)\)"),
+        (((images, labels, ["a", "b"]),), {}, "cannot be made of tuple"),
+        (("",), {}, "cannot be used as a path .it is empty"),
+        (("a\0b",), {}, "no data set or folder"),
+        (("x" * 300 + "/y",), {}, "cannot be used as a path"),
+        (("~nobody-of-this-name/x",), {}, "cannot be used as a path"),
+        (((images, labels),), {"image_size": 8}, "has pictures of 4 by 4, which are not resized"),
+        ((open_data((images, labels)),), {"image_size": 8}, "has pictures of 4 by 4, which are not resized"),
+        (("shapes",), {"image_size": 0}, "image size is 0; give a whole number"),
+        (("shapes",), {"image_size": "64"}, "image size is '64'; give a whole number"),
+        (("shapes",), {"image_size": 32.5}, "image size is 32.5; give a whole number"),
+        (("shapes",), {"data_dir": 3}, "data folder is given as int"),
+    ]
+    for given, options, text in wrong:
+        with pytest.raises(VitreousError, match=text):
+            open_data(*given, **options)
 
 
 def test_open_data_refuses_what_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -366,13 +366,26 @@ def test_from_arrays_says_what_is_wrong() -> None:
         ((images.transpose(0, 3, 1, 2), labels), r"channels last \(`images.transpose\(0, 2, 3, 1\)`\)"),
         ((images[:, :4], labels), r"\(12, 4, 6, 3\); give square ones"),
         ((images[:0], labels[:0]), r"\(0, 6, 6, 3\)"),
-        (([images[0], images[1][:3]], labels[:2]), "not one array"),
+        (([images[0], images[1][:3]], labels[:2]), "as one array"),
         ((images, labels[:3]), r"one integer for each of the 12 images"),
         ((images, labels + 0.5), r"labels are float64"),
         ((images, labels - 1), r"reach from -1 to 1"),
         ((images, labels, ["a", "b"]), r"reach from 0 to 2; give positions from 0 to 1"),
         ((images, labels * 2), r"none is 1; number the classes from 0 without gaps"),
-        ((images, labels * 10**9), r"without gaps"),
+        (
+            (images, labels * 10**9),
+            r"reach to 2000000000, but none is 1; number the classes from 0 without gaps",
+        ),
+        ((images, labels + 1), r"reach to 3, but none is 0; .* `open_data\(\(images, labels\), classes="),
+        ((images, labels.astype(np.uint64) + np.uint64(2**63)), r"give positions from 0"),
+        ((images, np.array(["a"] * 12)), r"labels are <U1"),
+        ((torch.from_numpy(images).bfloat16(), labels), r"cannot be read as one array"),
+        ((images.astype(object), labels), r"are object; give uint8"),
+        ((images, labels, "abc"), r"class names are 'abc'; give a list"),
+        ((images, labels, 3), r"class names are 3; give a list"),
+        ((images, labels, ["a", "b", 3]), r"class name 3 is no text"),
+        ((images, labels, ["a", "b", ""]), r"class name '' is no text"),
+        ((images, labels, ["a", "b", "a"]), r"Two classes have the name 'a'"),
         ((images, labels, None, (images[:, :4, :4], labels)), r"another size"),
     ]
     for arguments, text in wrong:
@@ -462,14 +475,24 @@ def test_the_cut_depends_on_the_seed_alone() -> None:
 
 def test_the_stream_of_the_cut_is_fixed() -> None:
     """A run's split is found again by later versions: these positions may never change."""
-    labels = np.zeros(20, np.int64)
-    images = np.repeat(np.arange(20, dtype=np.uint8), 3).reshape(20, 1, 1, 3)
+    labels = np.array([0] * 20 + [1])  # of the second class there is only one, so nothing of it is cut
+    images = np.repeat(np.arange(21, dtype=np.uint8), 3).reshape(21, 1, 1, 3)
     store = from_arrays(images, labels)
     val = resolve_splits(store, 0.25, seed=42).val
     numbers = np.random.Philox(key=[42, 0]).random_raw(20)
     ranked = sorted(range(20), key=lambda position: numbers[position])
     names = store.splits["train"].names
     assert val.names == [names[position] for position in sorted(ranked[5:10])]  # the first five are for test
+
+
+def test_pictures_of_one_class_are_not_trained_on() -> None:
+    images, _, names = raw_split([9, 4, 7])
+    ones = np.ones(20, np.int64)
+    for store in (from_arrays(images, ones - 1), toy(train=(images, ones, names), test=raw_split([3, 2, 1]))):
+        with pytest.raises(
+            VitreousError, match=r"are of the class '(0|bee)'; training needs at least two classes"
+        ):
+            resolve_splits(store)
 
 
 def test_too_little_to_cut_is_a_sentence() -> None:

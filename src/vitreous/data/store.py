@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ class ImageStore:
     """A whole data set, in canonical order.
 
     `splits` always has "train", and "val" and "test" where the source has them. `mean` and `std` are the
-    channels' over the source's training split, before validation is cut from it, in units of 0 to 1.
+    channels' over the source's training split, before validation is cut from it, in units of 0 to 1; `std` is
+    at least 1/255, a step of a pixel's value, as a channel that is the same everywhere is divided by it, too.
     `fingerprint` identifies classes, labels and pixels, wherever they came from. `path` is the folder of
     the packed arrays, None for a data set that is only in memory.
     """
@@ -137,8 +139,8 @@ class _Moments:
     def std(self) -> tuple[float, float, float]:
         n = self.count
         pairs = zip(self.sums, self.squares, strict=True)
-        r, g, b = (math.sqrt((n * squares - total * total) / (n * n)) / 255 for total, squares in pairs)
-        return r, g, b
+        r, g, b = (math.sqrt((n * squares - total * total) / (n * n)) for total, squares in pairs)
+        return max(r, 1) / 255, max(g, 1) / 255, max(b, 1) / 255
 
 
 class _Fingerprint:
@@ -377,6 +379,9 @@ def open_store(path: Path) -> ImageStore:
             if images.shape != expected or labels.shape != (count,) or len(names) != count:
                 raise ValueError(f"its {split} split is not as its header says")
             splits[split] = Split(images, labels, names)
+        moments = [*header["mean"], *header["std"]]
+        if len(moments) != 6 or not all(map(math.isfinite, moments)) or min(header["std"]) <= 0:
+            raise ValueError("its mean and std are no numbers to normalise by")
         return ImageStore(
             name=header["name"],
             classes=tuple(header["classes"]),
@@ -550,14 +555,21 @@ def resolve_splits(store: ImageStore, val_fraction: float = 0.1, seed: int = 42)
     only has its val taken as the test split. A cut takes at least one picture of a class and leaves at
     least one in train; a class of one picture is only trained on. The pictures kept are copied into memory.
 
+    Args:
+        store: the data set.
+        val_fraction: above 0 and at most 0.5; below 0.5 where both val and test are cut.
+        seed: any int.
+
     Raises:
-        VitreousError: the fraction is not between 0 and 0.5, there are too few pictures to cut from, or those to
-            train on show fewer than two classes.
+        VitreousError: the fraction is not in that range, there are too few pictures to cut from, or those to train
+            on show fewer than two classes.
     """
-    if not 0 < val_fraction < 0.5:
+    if not isinstance(val_fraction, Real) or not 0 < val_fraction <= 0.5:
         raise VitreousError(
-            f"val_fraction is {val_fraction}; give more than 0 and less than 0.5, such as 0.1."
+            f"val_fraction is {val_fraction!r}; give more than 0 and at most 0.5, such as 0.1."
         )
+    if not isinstance(seed, Integral):
+        raise VitreousError(f"The seed of the split is {seed!r}; give a whole number.")
     present = np.unique(store.splits["train"].labels)
     if len(present) < 2:
         raise VitreousError(
@@ -573,6 +585,11 @@ def resolve_splits(store: ImageStore, val_fraction: float = 0.1, seed: int = 42)
             "split, read once at the end."
         )
     cut = tuple(split for split in ("test", "val") if split not in given)
+    if len(cut) * val_fraction >= 1:
+        raise VitreousError(
+            f"{store.name} has neither a validation nor a test split, and val_fraction {val_fraction:g} of its "
+            "training pictures for each leaves none to train on; give less, such as 0.1."
+        )
     if cut:
         train = given["train"]
         labels = np.asarray(train.labels)

@@ -141,6 +141,11 @@ class Augment:
             x = self._cut_out(x, u)
         return x
 
+    @property
+    def mixes(self) -> bool:
+        """Whether training goes on to `mix` the augmented pictures."""
+        return self.mixup + self.cutmix > 0
+
     def mix(self, x: Tensor, partner: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """Mixes each picture with its partner, by mixup, by cutmix or not at all.
 

@@ -102,7 +102,7 @@ class ImageData(pl.LightningDataModule):
         image: Tensor = batch["image"]
         if training and self.augment is not None:
             image = self.augment(image, batch["index"], batch["epoch"])
-            if self.augment.mixup or self.augment.cutmix:
+            if self.augment.mixes:
                 partner = batch["partner"]
                 image, share = self.augment.mix(image, image[partner], batch["index"], batch["epoch"])
                 batch = {**batch, "other": batch["label"][partner], "share": share}

@@ -21,6 +21,8 @@ from vitreous.data.augment import (
     to_float,
     uniform,
 )
+from vitreous.data.loader import BatchLoader, partners
+from vitreous.data.store import Split
 from vitreous.errors import VitreousError
 
 
@@ -297,14 +299,14 @@ def test_the_streams_of_the_operations_do_not_overlap() -> None:
 
 def mixed(seed: int, **probabilities: float) -> tuple[torch.Tensor, ...]:
     x = torch.rand(200, 3, 12, 15, generator=torch.Generator().manual_seed(1))
-    label, index = torch.arange(200) % 7, torch.arange(50, 250)
+    index = torch.arange(50, 250)
     augment = Augment(seed=seed, **probabilities)  # type: ignore[arg-type]
-    return x, label, uniform(seed, 6, index, module.STREAMS), *augment.mix(x, label, index, 6)
+    partner = x[torch.from_numpy(partners(200))]
+    return x, uniform(seed, 6, index, module.STREAMS), *augment.mix(x, partner, index, 6)
 
 
-def test_mixup_is_a_blend_with_the_neighbour() -> None:
-    x, label, u, out, other, share = mixed(4, mixup=0.6)
-    assert torch.equal(other, torch.cat([label[-1:], label[:-1]]))
+def test_mixup_is_a_blend_with_the_picture_before() -> None:
+    x, u, out, share = mixed(4, mixup=0.6)
     blended = 0
     for i in range(200):
         keep = u[i, module.SHARE].item() if u[i, module.MIX] < 0.6 else 1.0
@@ -315,7 +317,7 @@ def test_mixup_is_a_blend_with_the_neighbour() -> None:
 
 
 def test_cutmix_pastes_a_box_and_counts_what_is_left() -> None:
-    x, _, u, out, _, share = mixed(8, cutmix=0.7)
+    x, u, out, share = mixed(8, cutmix=0.7)
     pasted = 0
     for i in range(200):
         expected = x[i].numpy().copy()
@@ -333,7 +335,28 @@ def test_cutmix_pastes_a_box_and_counts_what_is_left() -> None:
 
 
 def test_both_mixings_share_the_pictures_between_them() -> None:
-    _, _, u, _, _, share = mixed(2, mixup=0.3, cutmix=0.3)
+    _, u, _, share = mixed(2, mixup=0.3, cutmix=0.3)
     assert ((share < 1) <= (u[:, module.MIX] < 0.6)).all() and 80 < (share < 1).sum() < 150
     with pytest.raises(VitreousError, match="sum is at most 1"):
         Augment(mixup=0.6, cutmix=0.6)
+
+
+def test_a_part_of_a_batch_is_mixed_as_in_the_whole_batch() -> None:
+    """As two processes would: each holds a part, and fetches from the split the partners that it does not hold."""
+    split = Split(pictures(500).numpy(), np.arange(500) % 7, [""] * 500)
+    loader = BatchLoader(split, 64, seed=3, shuffle=True)
+    loader.set_epoch(5)
+    batch = next(iter(loader))
+    augment = Augment(crop=2, flip="random", mixup=0.4, cutmix=0.4, seed=9)
+
+    def fetched(index: torch.Tensor) -> torch.Tensor:
+        return augment(torch.from_numpy(split.images[index.numpy()]), index, 5)
+
+    x = fetched(batch["index"])
+    whole, share = augment.mix(x, x[batch["partner"]], batch["index"], 5)
+    for part in (slice(0, 23), slice(23, 64)):
+        own, other = batch["index"][part], batch["index"][batch["partner"][part]]
+        out, kept = augment.mix(fetched(own), fetched(other), own, 5)
+        assert torch.equal(out, whole[part]) and torch.equal(kept, share[part])
+    assert (share < 1).sum() > 30
+    assert not set(batch["index"][batch["partner"][:23]].tolist()) <= set(batch["index"][:23].tolist())

@@ -81,6 +81,25 @@ def test_atomic_write_keeps_the_old_content_when_writing_fails(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt, SystemExit, RuntimeError("of torch's writer"), MemoryError]
+)
+@pytest.mark.parametrize("at", ["write", "fsync", "replace"])
+def test_atomic_write_leaves_nothing_behind_when_it_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, at: str
+) -> None:
+    (tmp_path / "file").write_text("old")
+
+    def stop(*_: object) -> None:
+        raise error
+
+    if at != "write":
+        monkeypatch.setattr(*((os, "fsync", stop) if at == "fsync" else (Path, "replace", stop)))
+    with pytest.raises(error if isinstance(error, type) else type(error)):
+        atomic_write(tmp_path / "file", stop if at == "write" else b"new")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "old")]
+
+
 def test_atomic_write_names_a_place_that_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(VitreousError, match="file"):

@@ -42,6 +42,14 @@ def test_a_batch_holds_the_pictures_that_its_index_names(tmp_path: Path) -> None
     assert np.array_equal(np.load(tmp_path / "images.npy"), split.images)
 
 
+def test_each_pictures_partner_is_the_one_before_it() -> None:
+    for batch in BatchLoader(make_split(10), 4, seed=3, shuffle=True):
+        order, partner = batch["index"].tolist(), batch["partner"]
+        assert partner.dtype == torch.int64
+        assert [order[p] for p in partner] == [order[-1], *order[:-1]]
+    assert len(order) == 2  # the partial batch, too
+
+
 def test_every_epoch_is_another_permutation_of_everything() -> None:
     loader = BatchLoader(make_split(50), 8, seed=1, shuffle=True)
     epochs = [list(itertools.chain(*indices(loader))) for _ in range(4)]

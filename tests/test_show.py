@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vitreous.data.augment import Augment
+from vitreous.data.augment import SHARE, STREAMS, Augment, uniform
 from vitreous.data.show import show
 from vitreous.data.store import ImageStore, from_arrays
 from vitreous.errors import VitreousError
@@ -68,6 +68,30 @@ def test_each_line_holds_a_classes_pictures_and_then_the_same_augmented(tmp_path
         assert firsts == sorted(firsts) and len({y for _, y in firsts}) == 1
         lines.append(firsts[0][1])
     assert lines == sorted(set(lines))
+
+
+def test_pictures_are_shown_mixed_where_training_mixes_them(tmp_path: Path) -> None:
+    """Of two classes, one black and one white, what is neither can only be a mixture."""
+    images = np.repeat(np.array([0, 255], np.uint8), 50 * 8 * 8 * 3).reshape(100, 8, 8, 3)
+    store = from_arrays(images, np.repeat([0, 1], 50), ["black", "white"])
+    seed = 5
+    sheet = read(show(store, Augment(mixup=1.0, seed=seed), tmp_path / "mixed.png"))
+    tile, across = 96, 4
+    width = sheet.shape[1]
+    greys = []
+    for epoch in range(3):
+        left = width - (3 - epoch) * (across * 100 - 4 + 20)
+        for line in range(8):
+            y = 96 + (line % 4) * 100 + (line // 4) * (4 * 100 + 8)
+            for column in range(across):
+                corner = sheet[y : y + tile, left + column * 100 : left + column * 100 + tile]
+                assert len(np.unique(corner)) == 1
+                greys.append(int(corner[0, 0, 0]))
+    index = torch.cat([torch.arange(16), torch.arange(50, 66)])
+    kept = torch.cat([uniform(seed, epoch, index, STREAMS)[:, SHARE] for epoch in range(3)])
+    white = torch.tensor(([False] * 16 + [True] * 16) * 3)
+    expected = 255 * torch.where(white, kept, 1 - kept)
+    assert np.abs(np.array(greys) - expected.numpy()).max() <= 0.51
 
 
 def test_without_augmentation_it_shows_more_pictures_as_they_are(tmp_path: Path) -> None:

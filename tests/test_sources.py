@@ -21,8 +21,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from vitreous.cli import main
 from vitreous.data import sources
 from vitreous.data.cifar import CIFARS, read_cifar
 from vitreous.data.pickles import Call, Global, read_pickle
@@ -639,6 +641,52 @@ def test_open_data_takes_arrays_and_stores() -> None:
     assert open_data(store) is store
 
 
+def test_open_data_names_the_classes_of_arrays() -> None:
+    store = open_data(arrays(), classes=["ant", "bee", "cat"])
+    assert store.classes == ("ant", "bee", "cat")
+    assert info(store)["splits"]["train"]["per_class"] == {"ant": 3, "bee": 2, "cat": 1}
+    for source in ("shapes", store):
+        with pytest.raises(VitreousError, match="leave `classes` out"):
+            open_data(source, classes=["a", "b", "c"])
+
+
+def test_open_data_takes_a_test_split_of_arrays() -> None:
+    images, labels = arrays()
+    for make in (np.asarray, torch.from_numpy):
+        store = open_data(((make(images), labels), (make(images[:3]), labels[:3])))
+        assert {split: len(part) for split, part in store.splits.items()} == {"train": 6, "test": 3}
+        assert set(map(bytes, store.splits["test"].images)) == set(map(bytes, images[:3]))
+    # Two pictures with two labels are no such pair, however they are written.
+    for two in (
+        ((images[0], images[1]), (0, 1)),
+        ([*images[:2]], [0, 1]),
+        (tuple(images[:2]), tuple(labels[:2])),
+    ):
+        assert len(open_data(two).splits["train"]) == 2
+
+
+def test_open_data_takes_no_argument_for_another() -> None:
+    images, labels = arrays()
+    wrong: list[tuple[tuple[Any, ...], dict[str, Any], str]] = [
+        ((images, labels), {}, r"cannot be made of ndarray; give a name, a path or \(images, labels\)"),
+        (((images, labels), (images, labels)), {}, r"\(\(images, labels\), \(test_images, test_labels\)\)"),
+        (((images, labels, ["a", "b"]),), {}, "cannot be made of tuple"),
+        (("",), {}, "cannot be used as a path .it is empty"),
+        (("a\0b",), {}, "no data set or folder"),
+        (("x" * 300 + "/y",), {}, "cannot be used as a path"),
+        (("~nobody-of-this-name/x",), {}, "cannot be used as a path"),
+        (((images, labels),), {"image_size": 8}, "has pictures of 4 by 4, which are not resized"),
+        ((open_data((images, labels)),), {"image_size": 8}, "has pictures of 4 by 4, which are not resized"),
+        (("shapes",), {"image_size": 0}, "image size is 0; give a whole number"),
+        (("shapes",), {"image_size": "64"}, "image size is '64'; give a whole number"),
+        (("shapes",), {"image_size": 32.5}, "image size is 32.5; give a whole number"),
+        (("shapes",), {"data_dir": 3}, "data folder is given as int"),
+    ]
+    for given, options, text in wrong:
+        with pytest.raises(VitreousError, match=text):
+            open_data(*given, **options)
+
+
 def test_open_data_refuses_what_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     wrong: list[tuple[Any, str]] = [
@@ -674,24 +722,64 @@ def cache(tmp_path: Path, tiny: tuple[str, Pictures]) -> Path:
     datasets = tmp_path / "data" / "datasets"
     write_folder(datasets / ".cifar10.0123abcd.partial", {"train_images.npy": b"half", "x/y": b""})
     write_folder(datasets / "somebody", {"precious": b"", "store.json": b"{}"})
+    kernels = {"7a45abd7d30a08e707c6.so": b"code", "tmpab12cd_9/kernels.so": b"half", "precious.so": b""}
+    write_folder(tmp_path / "data" / "kernels", kernels)
+    (tmp_path / "data" / "kernels" / "0123456789abcdef0123.so").symlink_to(tmp_path / "mine")
     for link in ("link", ".link.partial"):
         (datasets / link).symlink_to(tmp_path / "mine")
     return tmp_path / "data"
 
 
+def everything_in(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
 def test_clear_removes_all_that_is_ours_and_nothing_else(cache: Path) -> None:
+    mine = everything_in(cache.parent / "mine")
     said: list[str] = []
-    clear(None, cache, said.append)
-    assert sorted(path.name for path in (cache / "datasets").iterdir()) == [
-        ".link.partial",
-        "link",
-        "somebody",
+    clear(everything=True, data_dir=cache, say=said.append)
+    assert everything_in(cache) == [
+        *("datasets", "datasets/.link.partial", "datasets/link", "datasets/somebody"),
+        *("datasets/somebody/precious", "datasets/somebody/store.json"),
+        *("kernels", "kernels/0123456789abcdef0123.so", "kernels/precious.so"),
     ]
-    assert (cache / "datasets" / "somebody" / "precious").exists()
-    assert (cache.parent / "mine" / "train" / "cat").exists()
-    assert len(said) == 3
-    clear(None, cache, said.append)
-    assert said[-1] == f"Nothing is packed in {cache / 'datasets'}."
+    assert everything_in(cache.parent / "mine") == mine
+    assert len(said) == 4
+    clear(everything=True, data_dir=cache, say=said.append)
+    assert said[4:] == [f"There was nothing of ours to remove in {cache}."]
+
+
+def test_clear_removes_nothing_that_was_not_named(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = everything_in(cache)
+    (packed,) = (cache / "datasets").glob("mine*")
+    for line in ("data clear", "data clear cifar10 --all", "data clear kernel"):
+        assert main([*line.split(), "--data-dir", str(cache)]) == 2
+    with pytest.raises(
+        VitreousError, match=f"Say what to remove, or --all .* holds cifar10, {packed.name}, kernels"
+    ):
+        clear(data_dir=cache)
+    with pytest.raises(VitreousError, match="holds nothing of ours"):
+        clear(data_dir=cache / "nowhere")
+    with pytest.raises(VitreousError, match="empty"):
+        clear("", data_dir=cache)
+    assert everything_in(cache) == before
+
+
+def test_clear_removes_the_kernels_alone(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    datasets = everything_in(cache / "datasets")
+    assert main(["data", "clear", "kernels", "--data-dir", str(cache)]) == 0
+    assert everything_in(cache / "datasets") == datasets
+    assert everything_in(cache / "kernels") == ["0123456789abcdef0123.so", "precious.so"]
+    for left in (cache / "kernels").iterdir():
+        left.rename(cache / left.name)
+    write_folder(cache / "kernels", {"7a45abd7d30a08e707c6.so": b"code"})
+    assert main(["data", "clear", "--all", "--data-dir", str(cache)]) == 0
+    assert not (cache / "kernels").exists()
+    # A folder that is itself a link is somebody else's.
+    write_folder(cache / "elsewhere", {"7a45abd7d30a08e707c6.so": b"code"})
+    (cache / "kernels").symlink_to(cache / "elsewhere")
+    assert main(["data", "clear", "kernels", "--data-dir", str(cache)]) == 0
+    assert everything_in(cache / "elsewhere") == ["7a45abd7d30a08e707c6.so"]
 
 
 def test_clear_takes_a_name_a_packed_path_or_a_source(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -699,16 +787,16 @@ def test_clear_takes_a_name_a_packed_path_or_a_source(cache: Path, monkeypatch: 
     (packed,) = datasets.glob("mine*")
     for wrong in ("cifar100", "somebody/precious", cache.parent):
         with pytest.raises(VitreousError, match="Nothing is packed for"):
-            clear(wrong, cache, quiet)
-    clear("cifar10", cache, quiet)
+            clear(wrong, data_dir=cache, say=quiet)
+    clear("cifar10", data_dir=cache, say=quiet)
     assert not (datasets / "cifar10").exists()
     assert packed.exists()
     monkeypatch.chdir(cache.parent)
-    clear("mine", cache, quiet)
+    clear("mine", data_dir=cache, say=quiet)
     assert not packed.exists()
     assert (cache.parent / "mine" / "train").exists()
     open_data(cache.parent / "mine", cache, say=quiet)
-    clear(packed, cache, quiet)
+    clear(packed, data_dir=cache, say=quiet)
     assert not packed.exists()
 
 

@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from vitreous.data import store as store_module
+from vitreous.data.augment import normalize, to_float
 from vitreous.data.store import (
     FingerprintError,
     ImageStore,
@@ -29,6 +31,7 @@ from vitreous.data.store import (
     resolve_splits,
 )
 from vitreous.errors import VitreousError
+from vitreous.recipe import DataSection
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -124,6 +127,21 @@ def test_mean_and_std_are_the_training_split_s_in_units_of_one(splits: dict[str,
     pixels = splits["train"][0].reshape(-1, 3) / 255.0
     np.testing.assert_allclose(store.mean, pixels.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(store.std, pixels.std(axis=0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (17, 128, 254)])
+def test_a_channel_that_is_the_same_everywhere_can_be_normalised(
+    tmp_path: Path, colour: tuple[int, ...]
+) -> None:
+    images, labels, names = raw_split([9, 4, 7])
+    images[..., 0] = colour[0]
+    dark = np.zeros_like(images) + np.array(colour, np.uint8)
+    for train in (images, dark):
+        store = pack_at(tmp_path / "packed", {"train": (train, labels, names)})
+        x = normalize(to_float(torch.from_numpy(store.splits["train"].images)), store.mean, store.std)
+        assert x.isfinite().all() and x[:, 0].abs().max() < 1e-4
+        other = normalize(to_float(torch.from_numpy(255 - train)), store.mean, store.std)
+        assert other.abs().max() <= 256  # what is met later stays in bounds
 
 
 def test_importers_mistakes_are_ours(splits: dict[str, RawSplit]) -> None:
@@ -236,7 +254,18 @@ def test_a_damaged_cache_is_refused_with_the_way_to_remove_it(
     assert remove_store(path) > 0
 
 
-@pytest.mark.parametrize("change", [{"version": 99}, {"splits": {"train": 5}}, {"files": {}, "mean": None}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": 99},
+        {"splits": {"train": 5}},
+        {"files": {}, "mean": None},
+        {"std": [0.2, 0.0, 0.2]},
+        {"mean": [0.5, 0.5]},
+        {"std": ["a", "b", "c"]},
+        {"mean": [0.5, 0.5, float("nan")]},
+    ],
+)
 def test_a_header_that_lies_is_refused(
     tmp_path: Path, splits: dict[str, RawSplit], change: dict[str, object]
 ) -> None:
@@ -366,13 +395,26 @@ def test_from_arrays_says_what_is_wrong() -> None:
         ((images.transpose(0, 3, 1, 2), labels), r"channels last \(`images.transpose\(0, 2, 3, 1\)`\)"),
         ((images[:, :4], labels), r"\(12, 4, 6, 3\); give square ones"),
         ((images[:0], labels[:0]), r"\(0, 6, 6, 3\)"),
-        (([images[0], images[1][:3]], labels[:2]), "not one array"),
+        (([images[0], images[1][:3]], labels[:2]), "as one array"),
         ((images, labels[:3]), r"one integer for each of the 12 images"),
         ((images, labels + 0.5), r"labels are float64"),
         ((images, labels - 1), r"reach from -1 to 1"),
         ((images, labels, ["a", "b"]), r"reach from 0 to 2; give positions from 0 to 1"),
         ((images, labels * 2), r"none is 1; number the classes from 0 without gaps"),
-        ((images, labels * 10**9), r"without gaps"),
+        (
+            (images, labels * 10**9),
+            r"reach to 2000000000, but none is 1; number the classes from 0 without gaps",
+        ),
+        ((images, labels + 1), r"reach to 3, but none is 0; .* `open_data\(\(images, labels\), classes="),
+        ((images, labels.astype(np.uint64) + np.uint64(2**63)), r"give positions from 0"),
+        ((images, np.array(["a"] * 12)), r"labels are <U1"),
+        ((torch.from_numpy(images).bfloat16(), labels), r"cannot be read as one array"),
+        ((images.astype(object), labels), r"are object; give uint8"),
+        ((images, labels, "abc"), r"class names are 'abc'; give a list"),
+        ((images, labels, 3), r"class names are 3; give a list"),
+        ((images, labels, ["a", "b", 3]), r"class name 3 is no text"),
+        ((images, labels, ["a", "b", ""]), r"class name '' is no text"),
+        ((images, labels, ["a", "b", "a"]), r"Two classes have the name 'a'"),
         ((images, labels, None, (images[:, :4, :4], labels)), r"another size"),
     ]
     for arguments, text in wrong:
@@ -462,8 +504,8 @@ def test_the_cut_depends_on_the_seed_alone() -> None:
 
 def test_the_stream_of_the_cut_is_fixed() -> None:
     """A run's split is found again by later versions: these positions may never change."""
-    labels = np.zeros(20, np.int64)
-    images = np.repeat(np.arange(20, dtype=np.uint8), 3).reshape(20, 1, 1, 3)
+    labels = np.array([0] * 20 + [1])  # of the second class there is only one, so nothing of it is cut
+    images = np.repeat(np.arange(21, dtype=np.uint8), 3).reshape(21, 1, 1, 3)
     store = from_arrays(images, labels)
     val = resolve_splits(store, 0.25, seed=42).val
     numbers = np.random.Philox(key=[42, 0]).random_raw(20)
@@ -472,11 +514,37 @@ def test_the_stream_of_the_cut_is_fixed() -> None:
     assert val.names == [names[position] for position in sorted(ranked[5:10])]  # the first five are for test
 
 
+def test_pictures_of_one_class_are_not_trained_on() -> None:
+    images, _, names = raw_split([9, 4, 7])
+    ones = np.ones(20, np.int64)
+    for store in (from_arrays(images, ones - 1), toy(train=(images, ones, names), test=raw_split([3, 2, 1]))):
+        with pytest.raises(
+            VitreousError, match=r"are of the class '(0|bee)'; training needs at least two classes"
+        ):
+            resolve_splits(store)
+
+
 def test_too_little_to_cut_is_a_sentence() -> None:
     with pytest.raises(VitreousError, match="too few pictures to cut a test split"):
         resolve_splits(toy(train=raw_split([1, 1, 1])))
     with pytest.raises(VitreousError, match="too few pictures to cut a val split"):
         resolve_splits(toy(train=raw_split([2, 2, 1])))
-    for fraction in (0, 0.5, -0.1, 1.5, float("nan")):
-        with pytest.raises(VitreousError, match="more than 0 and less than"):
-            resolve_splits(toy(train=raw_split([9, 9, 9])), fraction)
+
+
+def test_the_range_of_val_fraction_is_that_of_a_recipe() -> None:
+    train_only, tested = (
+        toy(train=raw_split([9, 9, 9])),
+        toy(train=raw_split([9, 9, 9]), test=raw_split([3, 3, 3])),
+    )
+    for fraction in (0, 0.51, -0.1, 1.5, float("nan"), "0.1", None, True):
+        with pytest.raises(VitreousError, match=r"give more than 0 and at most 0\.5"):
+            resolve_splits(tested, fraction)  # type: ignore[arg-type]
+    (setting,) = (field for field in fields(DataSection) if field.name == "val_fraction")
+    low, high = setting.metadata["low"], setting.metadata["high"]
+    assert (low, high) == (0.001, 0.5)
+    assert len(resolve_splits(tested, low).val) == 3
+    assert len(resolve_splits(tested, high).val) == 15  # 5 of each 9
+    with pytest.raises(VitreousError, match=r"val_fraction 0.5 .* leaves none to train on"):
+        resolve_splits(train_only, high)
+    with pytest.raises(VitreousError, match="seed of the split is 'x'"):
+        resolve_splits(tested, seed="x")  # type: ignore[arg-type]

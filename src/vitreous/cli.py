@@ -299,13 +299,13 @@ COMMANDS: dict[str, Command] = {
     ),
     "data clear": Command(
         data_clear,
-        "remove packed data from the cache",
+        "remove packed data or compiled kernels from the cache",
         (
-            argument("data", "a name or path", nargs="?", metavar="[DATA]"),
-            argument("--all", "remove every packed data set", dest="everything", action="store_true"),
+            argument("data", "a name or path, or kernels", nargs="?", metavar="[DATA]"),
+            argument("--all", "every packed data set, and the kernels", dest="everything", action="store_true"),
             DATA_DIR,
         ),
-        ("vitreous data clear cifar10", "vitreous data clear --all"),
+        ("vitreous data clear cifar10", "vitreous data clear kernels", "vitreous data clear --all"),
     ),
     "model": Command(
         model,

@@ -19,6 +19,23 @@ from typing import BinaryIO
 from vitreous.errors import VitreousError
 
 
+def path_of(given: str | os.PathLike[str]) -> Path:
+    """A path as a person gives it, "~" spelled out; nothing need be there.
+
+    Raises:
+        VitreousError: it is no path, or none that can be looked at.
+    """
+    try:
+        path = Path(given).expanduser()
+        path.exists()
+        if given == "":
+            raise ValueError("it is empty")
+    except (TypeError, ValueError, RuntimeError, OSError) as error:  # a number, no such user, a name too long
+        reason = getattr(error, "strerror", None) or error
+        raise VitreousError(f"{given!r} cannot be used as a path ({reason}); check it.") from None
+    return path
+
+
 def human_size(size: int) -> str:
     """`size` bytes for a person: "184 MB" (decimal units)."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

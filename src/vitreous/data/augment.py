@@ -58,9 +58,9 @@ class Augment:
         trivial: one random operation of random strength a picture (TrivialAugment, arXiv 2103.10158).
         resized_crop: (smallest, largest) share of the area that a crop keeps before it is resized to the
             old size, with a random ratio from 3/4 to 4/3 (Szegedy et al., arXiv 1409.4842).
-        mixup: probability that a picture is blended with its neighbour in the batch (Zhang et al., arXiv
-            1710.09412, with alpha 1).
-        cutmix: probability that a box of the neighbour is pasted into it (Yun et al., arXiv 1905.04899).
+        mixup: probability that a picture is blended with its partner (Zhang et al., arXiv 1710.09412, with
+            alpha 1); see `mix`.
+        cutmix: probability that a box of the partner is pasted into it (Yun et al., arXiv 1905.04899).
         fill: colour of the cut-out in 0..1; the data's mean, so that it is 0 once normalised.
         seed: of all random numbers.
 
@@ -133,16 +133,25 @@ class Augment:
             x = self._cut_out(x, u)
         return x
 
-    def mix(self, x: Tensor, label: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Mixes each picture with its neighbour in the batch, by mixup, by cutmix or not at all.
+    @property
+    def mixes(self) -> bool:
+        """Whether training goes on to `mix` the augmented pictures."""
+        return self.mixup + self.cutmix > 0
+
+    def mix(self, x: Tensor, partner: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """Mixes each picture with its partner, by mixup, by cutmix or not at all.
+
+        A row of the result depends on the same row of the arguments only. So a part of a batch is mixed as in
+        the whole batch if it is given the same partners, each augmented by its own index.
 
         Args:
             x: float [B, 3, H, W], from a call of this augmentation.
-            label: int64 [B]; index: int64 [B]; epoch: as there.
+            partner: float [B, 3, H, W], the augmented picture that each is mixed with.
+            index: int64 [B], which sample each picture of `x` is; epoch: the epoch, from 0.
 
         Returns:
-            the pictures; the neighbours' labels [B]; and the share of its own that each picture keeps,
-            float [B] in 0..1: what its own label counts, the neighbour's counting the rest.
+            the pictures, and the share of its own that each keeps, float [B] in 0..1: what its own label
+            counts, the partner's label counting the rest.
         """
         u = uniform(self.seed, epoch, index, STREAMS)
         blended = u[:, MIX] < self.mixup
@@ -159,10 +168,9 @@ class Augment:
         box = inside(u[:, MIX_Y], H)[:, :, None] & inside(u[:, MIX_X], W)[:, None, :]  # [B, H, W]
         box &= pasted[:, None, None]
         kept = torch.where(blended, u[:, SHARE], 1.0)
-        neighbour = x.roll(1, 0)
-        x = torch.where(box[:, None], neighbour, neighbour + kept[:, None, None, None] * (x - neighbour))
+        x = torch.where(box[:, None], partner, partner + kept[:, None, None, None] * (x - partner))
         share = torch.where(pasted, 1 - box.float().mean(dim=(1, 2)), kept)
-        return x, label.roll(1, 0), share
+        return x, share
 
     def _flipped(self, u: Tensor, index: Tensor, epoch: int) -> Tensor:
         """Whether each picture is mirrored in this epoch, bool [B]."""

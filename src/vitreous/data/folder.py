@@ -39,6 +39,7 @@ from vitreous.files import (
     check_free_space,
     human_size,
     open_zip,
+    path_of,
     read_zip_member,
     write_failure,
     zip_members,
@@ -111,7 +112,7 @@ def open_tree(path: Path) -> Iterator[Tree]:
 
 def _existing(path: Path) -> Path:
     """`path`, resolved, if it is a folder or a zip."""
-    path = Path(path).expanduser()
+    path = path_of(path)
     if path.is_dir() or zipfile.is_zipfile(path):
         return path.resolve()
     if path.suffix.lower() == ".zip" and path.exists():

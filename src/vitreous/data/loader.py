@@ -24,12 +24,23 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.argsort(np.random.Philox(key=key).random_raw(count), kind="stable")
 
 
+def partners(count: int) -> np.ndarray:
+    """Whom mixup and cutmix mix each picture of a whole batch with: int64 [count], positions in the batch.
+
+    It is the picture before, and the last one for the first. The order of the epoch is random, so the pairs
+    are too. `count` is the size of the batch that a step trains on, however many processes share it: a
+    process that holds a part looks up the whole batch's partners and augments each by its own index.
+    """
+    return (np.arange(count) - 1) % count
+
+
 class BatchLoader:
     """Batches of a split, an epoch per `iter()`; serves as a dataloader of a Lightning Trainer as it is.
 
     Each batch is a dict: `image` uint8 [B, H, W, 3], `label` int64 [B], `index` int64 [B] (position in the
-    split, what augmentation counts its randomness by) and `epoch` int. There are no workers: gathering
-    uint8 pictures from memory takes well under a thousandth of a training step.
+    split, what augmentation counts its randomness by), `partner` int64 [B] (position in the batch of the
+    picture that each is mixed with, see `partners`) and `epoch` int. There are no workers: gathering uint8
+    pictures from memory takes well under a thousandth of a training step.
 
     One iteration at a time. It counts itself as it yields: with the last batch of an epoch the state is
     already the start of the next one, whether or not the iterator is asked again. An iteration that is
@@ -86,6 +97,7 @@ class BatchLoader:
                 "image": torch.from_numpy(np.ascontiguousarray(self.split.images[index])),
                 "label": torch.from_numpy(np.asarray(self.split.labels[index], dtype=np.int64)),
                 "index": torch.from_numpy(index.copy()),
+                "partner": torch.from_numpy(partners(len(index))),
                 "epoch": epoch,
             }
             last = batch + 1 == len(self)

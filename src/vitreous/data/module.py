@@ -22,8 +22,9 @@ class ImageData(pl.LightningDataModule):
     """Train, validation and test batches of any source, for `vitreous.train` and for a Trainer of your own.
 
     A batch on the device is `{"image": float [B, 3, H, W] normalised, "label": int64 [B], "index": int64
-    [B], "epoch": int}`; training pictures are augmented there. Where the augmentation mixes them, `"other"`,
-    int64 [B], is the second label of each and `"share"`, float [B], what the first one counts.
+    [B], "partner": int64 [B], "epoch": int}`; training pictures are augmented there. Where the augmentation
+    mixes each with its partner, `"other"`, int64 [B], is the partner's label and `"share"`, float [B], what
+    the picture's own label counts.
 
     Args:
         source: "cifar10", "cifar100", "shapes", a folder or zip of class folders, `(images, labels)`
@@ -101,9 +102,10 @@ class ImageData(pl.LightningDataModule):
         image: Tensor = batch["image"]
         if training and self.augment is not None:
             image = self.augment(image, batch["index"], batch["epoch"])
-            if self.augment.mixup or self.augment.cutmix:
-                image, other, share = self.augment.mix(image, batch["label"], batch["index"], batch["epoch"])
-                batch = {**batch, "other": other, "share": share}
+            if self.augment.mixes:
+                partner = batch["partner"]
+                image, share = self.augment.mix(image, image[partner], batch["index"], batch["epoch"])
+                batch = {**batch, "other": batch["label"][partner], "share": share}
         else:
             image = to_float(image)
         return {**batch, "image": normalize(image, self.store.mean, self.store.std)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from vitreous.data.augment import Augment
 from vitreous.data.store import ImageStore
 from vitreous.files import atomic_write
 
@@ -24,11 +24,8 @@ GAP = 4  # between pictures
 SPACE = 20  # between the groups, and around everything
 INK, GREY, PAPER = "#1f2328", "#6b7280", "#ffffff"
 
-# As in training: uint8 [B, H, W, 3], index int64 [B] and epoch to float [B, 3, H, W] in 0..1.
-Augmentation = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 
-
-def show(store: ImageStore, augment: Augmentation | None, path: Path) -> Path:
+def show(store: ImageStore, augment: Augment | None, path: Path) -> Path:
     """Write a PNG of training pictures with their classes' names, and of what training makes of them.
 
     Each line holds pictures of one class as they are and, where `augment` is given, the same pictures once
@@ -36,7 +33,8 @@ def show(store: ImageStore, augment: Augmentation | None, path: Path) -> Path:
 
     Args:
         store: the data set.
-        augment: as `vitreous.data.augment.Augment`; None to leave it out.
+        augment: that of training; None to leave it out. Where it mixes, each picture is mixed with another of the
+            sheet, as far away as can be, so mostly with one of another class.
         path: the PNG to write; one that is there is replaced.
 
     Returns:
@@ -74,25 +72,19 @@ def show(store: ImageStore, augment: Augmentation | None, path: Path) -> Path:
         text = "as they are" if group == 0 else f"augmented, epoch {group}"
         draw.text((left + group * (group_width + SPACE), top - 24), text, INK, bold)
 
-    for row, (label, name) in enumerate(zip(shown, names, strict=True)):
-        members = np.flatnonzero(labels == label)
+    members = [np.flatnonzero(labels == label) for label in shown]
+    indices = [each[: lines * across] for each in members]  # in canonical order, so by chance
+    index = np.concatenate(indices)
+    images = np.ascontiguousarray(train.images[index])
+    versions = [images] + [_augmented(images, index, augment, epoch) for epoch in range(EPOCHS) if augment]
+    starts = np.cumsum([0, *map(len, indices)])
+    for row, name in enumerate(names):
         y = top + row * class_height
         draw.text((left - SPACE, y + tile / 2 - 1), name, INK, bold, anchor="rs")
-        count = f"{len(members):,} picture{'s' if len(members) != 1 else ''}"
+        count = f"{len(members[row]):,} picture{'s' if len(members[row]) != 1 else ''}"
         draw.text((left - SPACE, y + tile / 2 + 3), count, GREY, regular, anchor="rt")
-        index = members[: lines * across]  # in canonical order, so by chance
-        if len(index) == 0:
-            continue
-        images = np.ascontiguousarray(train.images[index])
-        for group in range(groups):
-            if group > 0:
-                assert augment is not None
-                x = augment(torch.from_numpy(images), torch.from_numpy(index), group - 1)
-                # [B, 3, H, W] in 0..1 -> uint8 [B, H, W, 3]
-                pictures = (x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-            else:
-                pictures = images
-            for i, picture in enumerate(pictures):
+        for group, version in enumerate(versions):
+            for i, picture in enumerate(version[starts[row] : starts[row + 1]]):
                 line, column = divmod(i, across)
                 at_x = left + group * (group_width + SPACE) + column * (tile + GAP)
                 sheet.paste(_tile(picture, tile), (at_x, y + line * (line_height + GAP)))
@@ -102,6 +94,15 @@ def show(store: ImageStore, augment: Augmentation | None, path: Path) -> Path:
 
     atomic_write(path, write)
     return path
+
+
+def _augmented(images: np.ndarray, index: np.ndarray, augment: Augment, epoch: int) -> np.ndarray:
+    """Images uint8 [B, H, W, 3] at `index` [B], as a training step of `epoch` gets them but for the normalisation."""
+    at = torch.from_numpy(index)
+    x = augment(torch.from_numpy(images), at, epoch)  # [B, 3, H, W] in 0..1
+    if augment.mixes:
+        x, _ = augment.mix(x, x.roll(len(x) // 2, 0), at, epoch)
+    return (x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
 def _heading(store: ImageStore, shown: int) -> tuple[str, str]:

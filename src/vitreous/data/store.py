@@ -11,9 +11,11 @@ import math
 import os
 import secrets
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,8 @@ class ImageStore:
     """A whole data set, in canonical order.
 
     `splits` always has "train", and "val" and "test" where the source has them. `mean` and `std` are the
-    channels' over the source's training split, before validation is cut from it, in units of 0 to 1.
+    channels' over the source's training split, before validation is cut from it, in units of 0 to 1; `std` is
+    at least 1/255, a step of a pixel's value, as a channel that is the same everywhere is divided by it, too.
     `fingerprint` identifies classes, labels and pixels, wherever they came from. `path` is the folder of
     the packed arrays, None for a data set that is only in memory.
     """
@@ -136,8 +139,8 @@ class _Moments:
     def std(self) -> tuple[float, float, float]:
         n = self.count
         pairs = zip(self.sums, self.squares, strict=True)
-        r, g, b = (math.sqrt((n * squares - total * total) / (n * n)) / 255 for total, squares in pairs)
-        return r, g, b
+        r, g, b = (math.sqrt((n * squares - total * total) / (n * n)) for total, squares in pairs)
+        return max(r, 1) / 255, max(g, 1) / 255, max(b, 1) / 255
 
 
 class _Fingerprint:
@@ -376,6 +379,9 @@ def open_store(path: Path) -> ImageStore:
             if images.shape != expected or labels.shape != (count,) or len(names) != count:
                 raise ValueError(f"its {split} split is not as its header says")
             splits[split] = Split(images, labels, names)
+        moments = [*header["mean"], *header["std"]]
+        if len(moments) != 6 or not all(map(math.isfinite, moments)) or min(header["std"]) <= 0:
+            raise ValueError("its mean and std are no numbers to normalise by")
         return ImageStore(
             name=header["name"],
             classes=tuple(header["classes"]),
@@ -415,13 +421,13 @@ def remove_store(path: Path) -> int:
 
 
 def _as_numpy(array: Any, what: str) -> np.ndarray:
-    if hasattr(array, "detach"):  # a torch tensor, without importing torch
-        array = array.detach().cpu().numpy()
     try:
+        if hasattr(array, "detach"):  # a torch tensor, without importing torch
+            array = array.detach().cpu().numpy()
         return np.asarray(array)
-    except ValueError as error:
+    except (ValueError, TypeError, RuntimeError) as error:  # of unequal shapes, of a type that numpy has not
         raise VitreousError(
-            f"The {what} are not one array ({error}); give them all the same shape."
+            f"The {what} cannot be read as one array ({error}); give a numpy array, or a list of equal shapes."
         ) from error
 
 
@@ -453,6 +459,19 @@ def _array_split(images: Any, labels: Any, what: str) -> RawSplit:
     return images, labels.astype(np.int64), [f"array:{i}" for i in range(len(images))]
 
 
+def _class_names(classes: Sequence[str]) -> list[str]:
+    if isinstance(classes, str) or not isinstance(classes, Iterable):
+        raise VitreousError(f"The class names are {classes!r}; give a list of them.")
+    names = list(classes)
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise VitreousError(f"The class name {name!r} is no text; give every class a name.")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise VitreousError(f"Two classes have the name {twice[0]!r}; give each its own.")
+    return [str(name) for name in names]
+
+
 def from_arrays(
     images: Any,
     labels: Any,
@@ -470,8 +489,10 @@ def from_arrays(
         name: what the data set is called.
 
     Raises:
-        VitreousError: a shape, a type or a label is not as described.
+        VitreousError: a shape, a type, a label or a class name is not as described.
     """
+    if classes is not None:
+        classes = _class_names(classes)
     splits = {"train": _array_split(images, labels, "training")}
     if test is not None:
         splits["test"] = _array_split(*test, "test")
@@ -480,19 +501,19 @@ def from_arrays(
                 "The test images have another size than the training images; resize one of them."
             )
     every = np.concatenate([labels for _, labels, _ in splits.values()])
-    highest = len(classes) - 1 if classes is not None else every.max()
-    if every.min() < 0 or every.max() > highest:
-        raise VitreousError(
-            f"Labels reach from {every.min()} to {every.max()}; give positions from 0 to {max(highest, 0)}."
-        )
+    present = np.unique(every)
     if classes is None:
-        absent = np.flatnonzero(np.bincount(every) == 0) if highest <= len(every) else np.array([0])
-        if len(absent):
+        classes = [str(label) for label in range(len(present))]
+        gap = np.flatnonzero(present != np.arange(len(present)))
+        if present[0] >= 0 and len(gap):
             raise VitreousError(
-                f"Labels reach to {highest}, but none is {absent[0]}; "
-                "number the classes from 0 without gaps, or pass `classes` with their names."
+                f"Labels reach to {present[-1]}, but none is {gap[0]}; number the classes from 0 without gaps, or "
+                "name them all: `open_data((images, labels), classes=[…])` gives a data set to train on."
             )
-        classes = [str(label) for label in range(int(highest) + 1)]
+    if present[0] < 0 or present[-1] >= len(classes):
+        raise VitreousError(
+            f"Labels reach from {present[0]} to {present[-1]}; give positions from 0 to {len(classes) - 1}."
+        )
     return in_memory(name=name, classes=list(classes), splits=splits, source="arrays")
 
 
@@ -534,12 +555,26 @@ def resolve_splits(store: ImageStore, val_fraction: float = 0.1, seed: int = 42)
     only has its val taken as the test split. A cut takes at least one picture of a class and leaves at
     least one in train; a class of one picture is only trained on. The pictures kept are copied into memory.
 
+    Args:
+        store: the data set.
+        val_fraction: above 0 and at most 0.5; below 0.5 where both val and test are cut.
+        seed: any int.
+
     Raises:
-        VitreousError: the fraction is not between 0 and 0.5, or there are too few pictures to cut from.
+        VitreousError: the fraction is not in that range, there are too few pictures to cut from, or those to train
+            on show fewer than two classes.
     """
-    if not 0 < val_fraction < 0.5:
+    if not isinstance(val_fraction, Real) or not 0 < val_fraction <= 0.5:
         raise VitreousError(
-            f"val_fraction is {val_fraction}; give more than 0 and less than 0.5, such as 0.1."
+            f"val_fraction is {val_fraction!r}; give more than 0 and at most 0.5, such as 0.1."
+        )
+    if not isinstance(seed, Integral):
+        raise VitreousError(f"The seed of the split is {seed!r}; give a whole number.")
+    present = np.unique(store.splits["train"].labels)
+    if len(present) < 2:
+        raise VitreousError(
+            f"All training pictures of {store.name} are of the class {store.classes[present[0]]!r}; "
+            "training needs at least two classes to tell apart."
         )
     given = dict(store.splits)
     notes = []
@@ -550,6 +585,11 @@ def resolve_splits(store: ImageStore, val_fraction: float = 0.1, seed: int = 42)
             "split, read once at the end."
         )
     cut = tuple(split for split in ("test", "val") if split not in given)
+    if len(cut) * val_fraction >= 1:
+        raise VitreousError(
+            f"{store.name} has neither a validation nor a test split, and val_fraction {val_fraction:g} of its "
+            "training pictures for each leaves none to train on; give less, such as 0.1."
+        )
     if cut:
         train = given["train"]
         labels = np.asarray(train.labels)

@@ -21,7 +21,7 @@ from vitreous.model.variants import Architecture, variant
 from vitreous.model.vit import VisionTransformer, create_model
 from vitreous.native import build as kernels
 from vitreous.native import ops as native
-from vitreous.native.build import ROOM
+from vitreous.native.build import MIN_WIDTH
 from vitreous.native.ops import supports
 
 COMPACT = variant("compact").architecture
@@ -123,7 +123,7 @@ def test_pooling_has_the_gradients_of_double_precision(size: float) -> None:
         tokens, weight = (t.to(dtype).requires_grad_() for t in (x, query))
         norm = norm.to(dtype)
         if dtype == torch.float32:
-            out = native.pool(tokens, norm, weight)
+            out = native.pool_tokens(tokens, norm, weight)
         else:
             h = norm(tokens)
             out = ((h @ weight.mT).softmax(1) * h).sum(1)
@@ -132,26 +132,26 @@ def test_pooling_has_the_gradients_of_double_precision(size: float) -> None:
         assert (ours - exact).norm() < 5e-5 * exact.norm()
 
 
-def left_out(seed: int, count: int, rate: float) -> np.ndarray:
-    """Which of `count` elements dropout leaves out: Wellons' lowbias32 of their places, as numpy has it."""
-    x = np.arange(count, dtype=np.uint32) * np.uint32(0x9E3779B1) + np.uint32(seed)
+def left_out(keys: Tensor, count: int, rate: float) -> np.ndarray:
+    """Which of each sample's `count` elements dropout leaves out, [B, count]: Wellons' lowbias32, as numpy has it."""
+    x = np.arange(count, dtype=np.uint32) * np.uint32(0x9E3779B1) + keys.numpy().view(np.uint32)[:, None]
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
         x = (x ^ (x >> np.uint32(shift))) * np.uint32(factor)
-    return (x ^ (x >> np.uint32(16))) < rate * 2**32
+    return (x ^ (x >> np.uint32(16))) < int(rate * 2**32)
 
 
 class Masked(nn.Module):
     """Dropout by those masks: of the first call, and of the second. In the last layer only `wanted` tokens have one."""
 
-    def __init__(self, seeds: list[int], rate: float, wanted: int | None) -> None:
+    def __init__(self, keys: Tensor, rate: float, wanted: int | None) -> None:
         super().__init__()
-        self.seeds, self.rate, self.wanted, self.calls = seeds, rate, wanted, 0
+        self.keys, self.rate, self.wanted, self.calls = keys, rate, wanted, 0
 
     def forward(self, x: Tensor) -> Tensor:
-        seed = self.seeds[self.calls % 2]
+        keys = self.keys[self.calls % 2]
         self.calls += 1
         first = x[:, : self.wanted]
-        mask = torch.from_numpy(left_out(seed, first.numel(), self.rate)).view(first.shape)
+        mask = torch.from_numpy(left_out(keys, first[0].numel(), self.rate)).view(first.shape)
         return torch.cat([torch.where(mask, 0, first / (1 - self.rate)), x[:, first.shape[1] :]], dim=1)
 
 
@@ -161,35 +161,36 @@ def test_dropout_leaves_out_the_same_forward_and_backward(name: str) -> None:
     for block in model.blocks:
         block.mlp.dropout.rate = 0.3
     torch.manual_seed(7)
-    seeds = torch.randint(2**32, (2 * len(model.blocks),)).view(-1, 2).tolist()
+    keys = torch.randint(-(2**31), 2**31, (len(model.blocks), 2, len(pictures)), dtype=torch.int32)
     torch.manual_seed(7)
     found = gradients(model, "native", pictures)
     wanted = 1 if model.cls_token is not None else None
-    for block, own in zip(model.blocks, seeds, strict=True):
+    for block, own in zip(model.blocks, keys, strict=True):
         block.mlp.dropout = Masked(own, 0.3, wanted if block is model.blocks[-1] else None)
     truth = gradients(model.double(), "explicit", pictures.double())
     assert max(error(found, truth).values()) < 2e-5
 
 
-def dropped(seed: int, rows: int, width: int, rate: float) -> np.ndarray:
-    """Where the kernels' own dropout leaves out what an MLP without weights, but with a bias, has inside."""
-    x, rstd, normal, slope, g = (torch.zeros(rows, n) for n in (ROOM, 1, ROOM, width, width))
-    norm, fc1, fc2 = torch.ones(2, ROOM), torch.zeros(width, ROOM), torch.zeros(ROOM, width)
-    kept = (x, torch.empty_like(x), rstd, normal, slope, g)
-    given = (*norm, fc1, torch.ones(width), fc2, torch.zeros(ROOM))
-    kernels.call("mlp", torch.float32, *kept, *given, rows, ROOM, width, 1e-6, seed, 0, rate)
-    assert set(g.unique().tolist()) == {0.0, g.max().item()}
-    return (g == 0).numpy()
+def dropped(key: int, rows: int, width: int, rate: float) -> np.ndarray:
+    """Where dropout leaves out what a layer without weights, but with a last bias, adds to tokens that are zero."""
+    D, K = width, MIN_WIDTH  # an MLP of width K
+    shapes = [(3 * D, D), (D, D), 3 * D, D, D, D, *[None] * 4, (K, D), (D, K), K, D, D, D]
+    weights = [None if shape is None else torch.zeros(shape) for shape in shapes]
+    weights[13] = torch.ones(D)
+    keys = torch.tensor([[[0], [key]]], dtype=torch.int32)
+    out = native.encode(torch.zeros(1, rows, D), weights, keys, rate, rows, D // K, 1e-6, False)[0]
+    assert set(out.unique().tolist()) == {0.0, out.max().item()}
+    return (out == 0).numpy()
 
 
 def test_dropout_leaves_out_its_share_evenly() -> None:
-    masks = np.stack([dropped(seed, 256, 512, 0.2) for seed in range(8)])
+    masks = np.stack([dropped(key, 256, 512, 0.2) for key in range(8)])
     assert abs(masks.mean() - 0.2) < 4 * (0.16 / masks.size) ** 0.5
     for axis in (1, 2):  # each row, and each column: as often as chance has it
         count = masks.shape[axis]
         z = (masks.mean(axis=axis) - 0.2) / (0.16 / count) ** 0.5
         assert 0.9 < z.std() < 1.1 and abs(z).max() < 5.5
-    pairs = np.corrcoef(masks.reshape(8, -1)) - np.eye(8)  # of one seed and the next
+    pairs = np.corrcoef(masks.reshape(8, -1)) - np.eye(8)  # of one key and the next
     assert abs(pairs).max() < 5 / (256 * 512) ** 0.5
 
 
@@ -253,17 +254,17 @@ def test_rates_that_are_whole_numbers_are_numbers() -> None:
 @pytest.mark.parametrize("name", ["compact", "odd channels", "odd widths"])
 def test_without_avx512_the_results_are_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "FLAGS", (*kernels.FLAGS, "-mno-avx512f"))
-    kernels.made.cache_clear()
+    kernels.load_kernels.cache_clear()
     try:
         model, pictures = network(name)
-        assert isinstance(kernels.made(torch.float32), ctypes.CDLL)
+        assert isinstance(kernels.load_kernels(torch.float32), ctypes.CDLL)
         found = gradients(model, "native", pictures)
         ours, torchs = (gradients(model, path, pictures, bf16=True) for path in ("native", "explicit"))
         truth = gradients(model.double(), "explicit", pictures.double())
         assert max(error(found, truth).values()) < 2e-5
         assert sum(error(ours, truth).values()) < 1.2 * sum(error(torchs, truth).values())
     finally:
-        kernels.made.cache_clear()
+        kernels.load_kernels.cache_clear()
 
 
 def test_too_few_tokens_for_a_register_go_the_explicit_way() -> None:
@@ -288,14 +289,14 @@ def test_without_a_compiler_there_are_none(monkeypatch: pytest.MonkeyPatch, tmp_
     broken.chmod(0o755)
     try:
         for compiler in ("", str(broken)):
-            kernels.made.cache_clear()
+            kernels.load_kernels.cache_clear()
             monkeypatch.setattr(kernels, "cpp_compiler", lambda compiler=compiler: compiler or None)
             assert not supports(model.architecture, torch.float32)
             with pytest.raises(VitreousError, match=r"install g\+\+ or clang"):
                 gradients(model, "native", pictures)
     finally:
         monkeypatch.undo()
-        kernels.made.cache_clear()
+        kernels.load_kernels.cache_clear()
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -20,7 +20,7 @@ from vitreous.errors import VitreousError, unknown
 from vitreous.machine import Machine
 from vitreous.model.variants import VARIANTS, Architecture
 from vitreous.model.vit import ATTENTION_PATHS, VisionTransformer, count_flops
-from vitreous.native.build import made
+from vitreous.native.build import load_kernels
 from vitreous.native.ops import fits, supports
 from vitreous.recipe import Recipe
 from vitreous.run import Run, Say
@@ -204,7 +204,7 @@ def choose_attention(
     dtype = torch.bfloat16 if bf16 else torch.float32
     native = machine.device == "cpu" and supports(model.architecture, dtype)
     if machine.device == "cpu" and not native:
-        why = made(dtype) if fits(model.architecture) else "they do not know this network"
+        why = load_kernels(dtype) if fits(model.architecture) else "they do not know this network"
         machine = machine.decided(f"our own kernels: none, {why}")
 
     def step(path: str) -> None:

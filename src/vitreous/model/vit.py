@@ -109,10 +109,12 @@ class VisionTransformer(nn.Module):
         S is `image_size`, or another at which positions are interpolated.
         """
         x = self.embed(x)
-        if self.attention_path == "native" and x.shape[1] >= native.ROOM:
+        if self.attention_path == "native" and x.shape[1] >= native.MIN_WIDTH:
             weights = native.layers(self.blocks)
             if native.takes(x, weights):
-                x = native.encode(x, self.blocks, weights, 1 if self.cls_token is not None else x.shape[1])
+                x = native.encode_blocks(
+                    x, self.blocks, weights, 1 if self.cls_token is not None else x.shape[1]
+                )
                 return self.head(self._pool_natively(x))
         for block in self.blocks:
             x = block(x)
@@ -122,7 +124,7 @@ class VisionTransformer(nn.Module):
         if self.attn_pool is not None and isinstance(self.norm, nn.LayerNorm):
             norm, query = self.norm, self.attn_pool.weight
             if norm.bias is not None and native.takes(x, [norm.weight, norm.bias, query]):
-                return native.pool(x, norm, query)
+                return native.pool_tokens(x, norm, query)
         return self.pool(self.norm(x))
 
     def embed(self, x: Tensor) -> Tensor:

@@ -409,17 +409,17 @@ def test_rates_that_are_whole_numbers_are_numbers() -> None:
 @pytest.mark.parametrize("name", ["compact", "odd channels", "odd widths"])
 def test_without_avx512_the_results_are_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-mno-avx512f"))
-    build.made.cache_clear()
+    build.load_kernels.cache_clear()
     try:
         model, pictures = network(name)
-        assert isinstance(build.made(torch.float32), ctypes.CDLL)
+        assert isinstance(build.load_kernels(torch.float32), ctypes.CDLL)
         found = gradients(model, "native", pictures)
         ours, torchs = (gradients(model, backend, pictures, bf16=True) for backend in ("native", "torch"))
         truth = gradients(model.double(), "torch", pictures.double())
         assert max(error(found, truth).values()) < 2e-5
         assert sum(error(ours, truth).values()) < 1.2 * sum(error(torchs, truth).values())
     finally:
-        build.made.cache_clear()
+        build.load_kernels.cache_clear()
 
 
 def test_too_few_tokens_for_a_register_go_torchs_way() -> None:
@@ -453,14 +453,14 @@ def test_without_a_compiler_there_are_none(monkeypatch: pytest.MonkeyPatch, tmp_
     broken.chmod(0o755)
     try:
         for compiler in ("", str(broken)):
-            build.made.cache_clear()
+            build.load_kernels.cache_clear()
             monkeypatch.setattr(build, "cpp_compiler", lambda compiler=compiler: compiler or None)
             assert unsupported(model)
             with pytest.raises(VitreousError, match=r"cannot take this network"):
                 accelerate(model)
     finally:
         monkeypatch.undo()
-        build.made.cache_clear()
+        build.load_kernels.cache_clear()
 
 
 @pytest.mark.parametrize("name", NETWORKS)

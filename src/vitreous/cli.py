@@ -302,7 +302,9 @@ COMMANDS: dict[str, Command] = {
         "remove packed data or compiled kernels from the cache",
         (
             argument("data", "a name or path, or kernels", nargs="?", metavar="[DATA]"),
-            argument("--all", "every packed data set, and the kernels", dest="everything", action="store_true"),
+            argument(
+                "--all", "every packed data set, and the kernels", dest="everything", action="store_true"
+            ),
             DATA_DIR,
         ),
         ("vitreous data clear cifar10", "vitreous data clear kernels", "vitreous data clear --all"),

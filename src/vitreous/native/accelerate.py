@@ -25,7 +25,7 @@ from vitreous.model.dropout import Dropout, keys_of
 from vitreous.model.stem import ConvStage, ConvStem, Whitening
 from vitreous.model.vit import Attention, Block, Mlp, VisionTransformer
 from vitreous.native import ops
-from vitreous.native.build import ROOM, made
+from vitreous.native.build import MIN_WIDTH, load_kernels
 
 
 class NativeVisionTransformer(VisionTransformer):
@@ -46,8 +46,9 @@ class NativeVisionTransformer(VisionTransformer):
         stem, encoder, pool = (part and part.weights() for part in self.structure)
         x = self._embed_natively(x, stem, bf16) if stem and not x.requires_grad else self.embed(x)
         rate = common_rate(self.blocks) if encoder else None
-        if encoder and rate is not None and takes_tensor(x) and x.shape[1] >= ROOM:
-            keys = torch.stack([keys_of(d, x) for d in dropouts(self.blocks)]) if rate else None
+        if encoder and rate is not None and takes_tensor(x) and x.shape[1] >= MIN_WIDTH:
+            drawn = [keys_of(dropout, x) for dropout in dropouts(self.blocks)] if rate else []
+            keys = torch.stack(drawn).view(-1, 2, x.shape[0]) if drawn else None
             wanted = 1 if self.cls_token is not None else x.shape[1]
             attn, norm = self.blocks[0].attn, self.blocks[0].norm1
             x = ops.encode(x, encoder, keys, rate, wanted, attn.num_heads, norm.eps, bf16)
@@ -108,7 +109,7 @@ def unsupported(model: VisionTransformer, dtypes: Sequence[torch.dtype] = (torch
     if reason := encoder_reason(model):
         return reason
     for dtype in dtypes:
-        found = made(dtype)
+        found = load_kernels(dtype)
         if isinstance(found, str):
             return found
     return None
@@ -200,10 +201,10 @@ def encoder_reason(model: VisionTransformer) -> str | None:
     D, H, M = first.attn.qkv.in_features, first.attn.num_heads, first.mlp.fc1.out_features
     if any(sizes(block) != sizes(first) for block in model.blocks) or len(sizes(first)[0]) > 1:
         return "its blocks are unlike each other"
-    if D % H or min(D // H, M) < ROOM or D // H % 2:
-        return f"they need heads of at least {ROOM} channels, an even number, and as large an MLP"
-    if model.num_tokens < ROOM:
-        return f"they need at least {ROOM} tokens, and it has {model.num_tokens}"
+    if D % H or min(D // H, M) < MIN_WIDTH or D // H % 2:
+        return f"they need heads of at least {MIN_WIDTH} channels, an even number, and as large an MLP"
+    if model.num_tokens < MIN_WIDTH:
+        return f"they need at least {MIN_WIDTH} tokens, and it has {model.num_tokens}"
     return None
 
 
@@ -293,7 +294,7 @@ def stem_fits(stem: nn.Module) -> TypeGuard[ConvStem]:
         )
         and len({stage.norm.eps for stage in stages}) == 1
         and conv_fits(stem.proj, widths[-1], stem.proj.out_channels, 1, 0, bias=True)
-        and min(*widths, stem.proj.out_channels) >= ROOM
+        and min(*widths, stem.proj.out_channels) >= MIN_WIDTH
     )
 
 

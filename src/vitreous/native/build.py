@@ -1,7 +1,13 @@
-"""Our own kernels for CPUs (`kernels.cpp`): compiled on the user's machine when first needed, and called."""
+"""Kernels for CPUs: compiled on the user's machine when first needed (`kernels.cpp`), checked, loaded and called.
+
+A compiled library is kept in `kernels_dir()` as `KEY-DIGEST.so`: KEY is a hash of what it was made of (sources,
+command, compiler, processor), DIGEST one of its own bytes. A library that was cut short or altered no longer has the
+digest in its name, and is compiled again before anything loads it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -9,15 +15,17 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vitreous.errors import VitreousError
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+FOLDER = Path(__file__).parent
+SOURCE = FOLDER / "kernels.cpp"  # includes the others
 FLAGS = (
     "-O3",
     "-march=native",
@@ -33,7 +41,18 @@ FLAGS = (
     "-shared",
     "-fPIC",
 )
-ROOM = 16  # as in kernels.cpp: no row may be shorter
+MIN_WIDTH = 16  # as in vectors.h: no row may be shorter, and padded widths are multiples of it
+UNUSED_DAYS = 30  # after which a library that was not loaded is removed, when another is compiled
+DTYPES = {torch.float32: 0, torch.uint8: 1, torch.int32: 2}  # as in arguments.h; kernels take no others
+ERRORS = {  # as in arguments.h, with the position of the tensor or size
+    1: "was given more or fewer arguments than it reads",
+    2: "cannot work with these sizes (size {})",
+    3: "needs tensor {}, which is missing",
+    4: "was given tensor {} of another type than it reads",
+    5: "was given tensor {} with another number of elements than its sizes say",
+    6: "was given values in tensor {} that it does not know",
+}
+OUT_OF_MEMORY = 7
 
 
 def cpp_compiler() -> str | None:
@@ -44,73 +63,141 @@ def cpp_compiler() -> str | None:
     return None
 
 
+def kernels_dir() -> Path:
+    """Where compiled kernels are kept: `kernels` in `$VITREOUS_DATA`, or in `~/.cache/vitreous`.
+
+    Everything in it may be deleted at any time; kernels are then compiled again. May raise RuntimeError (no home).
+    """
+    return Path(os.environ.get("VITREOUS_DATA") or "~/.cache/vitreous").expanduser() / "kernels"
+
+
 def library(dtype: torch.dtype) -> ctypes.CDLL | None:
-    """The kernels for activations of `dtype`, or None where there are none."""
-    found = made(dtype)
+    """The kernels for activations of `dtype`, or None if there are none here."""
+    found = load_kernels(dtype)
     return None if isinstance(found, str) else found
 
 
 @functools.cache
-def made(dtype: torch.dtype) -> ctypes.CDLL | str:
-    """The kernels for activations of `dtype`, or why there are none.
+def load_kernels(dtype: torch.dtype) -> ctypes.CDLL | str:
+    """The kernels for activations of `dtype`, or the reason why there are none here.
 
-    They lie in `~/.cache/vitreous` under a name that says what they were made of, by which compiler and for which
-    processor; so they are made once, in some three seconds.
+    Compiles them if that was not done yet, in some four seconds. Several processes may do so at once.
     """
     compiler = cpp_compiler()
     if compiler is None:
-        return "there is no C++ compiler; installing g++ or clang++ makes training faster"
+        return "there is no C++ compiler (g++ or clang++ makes training faster)"
     if dtype not in (torch.float32, torch.bfloat16):
         return f"they do not know {dtype}"
     command = [compiler, *FLAGS, *(["-DBFLOAT16"] if dtype == torch.bfloat16 else [])]
     try:
-        about = [
-            compiler,
-            "-march=native",
-            "-E",
-            "-dM",
-            "-x",
-            "c++",
-            os.devnull,
-        ]  # its version, the processor's units
-        made_of = subprocess.run(about, check=True, capture_output=True).stdout
-        key = hashlib.sha256(
-            b"\0".join([SOURCE.read_bytes(), " ".join(command).encode(), made_of])
-        ).hexdigest()
-        target = Path(f"~/.cache/vitreous/kernels/{key[:20]}.so").expanduser()
-        if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-                fresh = Path(folder) / "kernels.so"
-                subprocess.run([*command, str(SOURCE), "-o", str(fresh)], check=True, capture_output=True)
-                fresh.replace(target)  # whole or not at all
-        return ctypes.CDLL(str(target))
+        folder = kernels_dir()
+        reason = _make_private(folder)
+        if reason is not None:
+            return reason
+        key = _key(compiler, command)
+        return ctypes.CDLL(str(_find(folder, key) or _compile(folder, key, command)))
     except subprocess.CalledProcessError as error:  # no OpenMP, say: torch will do
-        told = (error.stderr or b"").decode(errors="replace").strip().splitlines()
-        return f"{compiler} could not make them ({next((line for line in told if 'error' in line), error)})"
-    except (OSError, RuntimeError) as error:  # no home, a full disk
-        return f"they could not be kept in ~/.cache/vitreous ({getattr(error, 'strerror', None) or error})"
+        lines = (error.stderr or b"").decode(errors="replace").strip().splitlines()
+        return (
+            f"{compiler} could not compile them ({next((line for line in lines if 'error' in line), error)})"
+        )
+    except (OSError, RuntimeError) as error:  # a full disk, no home
+        return f"they could not be kept in the cache ({getattr(error, 'strerror', None) or error})"
 
 
-def call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
-    """Runs a kernel: tensors, which are contiguous, go by their address, numbers as int64 and float, None as null,
-    what ctypes made as it is.
+def _make_private(folder: Path) -> str | None:
+    """Makes the folder, readable by its owner only; or says why what is there cannot be trusted."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not hasattr(os, "geteuid"):  # Windows
+        return None
+    status = folder.stat()
+    if status.st_uid != os.geteuid():
+        return f"{folder} belongs to another user; set VITREOUS_DATA to a folder of your own"
+    if status.st_mode & 0o022:
+        return f"other users may write to {folder}; delete that folder"
+    folder.chmod(0o700)
+    return None
+
+
+def _key(compiler: str, command: Sequence[str]) -> str:
+    """A hash of what a library is made of: the sources, the command, the compiler's version, the processor's units."""
+    describe = [compiler, "-march=native", "-E", "-dM", "-x", "c++", os.devnull]
+    macros = subprocess.run(describe, check=True, capture_output=True).stdout
+    digest = hashlib.sha256(b"\0".join([" ".join(command).encode(), macros]))
+    for path in sorted([*FOLDER.glob("*.h"), *FOLDER.glob("*.cpp")]):
+        digest.update(f"\0{path.name}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
+
+
+def _find(folder: Path, key: str) -> Path | None:
+    """The library made of `key`, if it is whole and its owner's; removes it if it is not."""
+    for path in sorted(folder.glob(f"{key}-*.so")):
+        with contextlib.suppress(FileNotFoundError):  # another process removed it
+            ours = not hasattr(os, "geteuid") or path.lstat().st_uid == os.geteuid()
+            if ours and not path.is_symlink() and path.stem == f"{key}-{_digest(path)}":
+                os.utime(path)
+                return path
+            path.unlink()
+    return None
+
+
+def _compile(folder: Path, key: str, command: Sequence[str]) -> Path:
+    for path in folder.iterdir():  # libraries of other versions, folders of compilations that were killed
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime < time.time() - UNUSED_DAYS * 24 * 3600:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        made = Path(scratch) / "kernels.so"
+        subprocess.run([*command, str(SOURCE), "-o", str(made)], check=True, capture_output=True)
+        return made.replace(folder / f"{key}-{_digest(made)}.so")  # whole or not at all
+
+
+def call(
+    name: str,
+    dtype: torch.dtype,
+    tensors: Sequence[Tensor | None],
+    sizes: Sequence[int],
+    numbers: Sequence[float] = (),
+) -> None:
+    """Runs the kernel `name` for activations of `dtype`; `kernels.cpp` says what each is given.
+
+    Tensors are contiguous and on the CPU; None, or a tensor without elements, is one that is left out. The kernel
+    checks their types and numbers of elements against `sizes` before it touches memory.
 
     Raises:
-        VitreousError: there are no kernels here, though the run was begun with them.
+        VitreousError: there are no kernels here, or there is not enough memory.
+        ValueError: the arguments contradict each other; nothing was read or written.
     """
-    kernels = library(dtype)
-    if kernels is None:
+    kernels = load_kernels(dtype)
+    if isinstance(kernels, str):
         raise VitreousError(
-            "This run was begun with kernels that a C++ compiler made; install g++ or clang++ to continue it."
+            f"The native kernels are needed here, but {kernels}; install g++ or clang++, or choose the torch backend."
         )
-    getattr(kernels, name)(*map(_plain, arguments))
-
-
-def _plain(argument: Any) -> Any:
-    if isinstance(argument, Tensor):
-        assert argument.is_contiguous()
-        return ctypes.c_void_p(argument.data_ptr())
-    if isinstance(argument, int):
-        return ctypes.c_int64(argument)
-    return ctypes.c_float(argument) if isinstance(argument, float) else argument
+    described = []
+    for position, tensor in enumerate(tensors, 1):
+        if tensor is None:
+            described += [0, 0, 0]
+            continue
+        if not tensor.is_cpu or not tensor.is_contiguous():
+            raise ValueError(f"Kernel {name} needs tensor {position} on the CPU and contiguous.")
+        described += [tensor.data_ptr(), tensor.numel(), DTYPES.get(tensor.dtype, -1)]
+    kernel = getattr(kernels, name)
+    kernel.restype = ctypes.c_int64
+    code = kernel(
+        (ctypes.c_int64 * len(described))(*described),
+        ctypes.c_int64(len(tensors)),
+        (ctypes.c_int64 * len(sizes))(*sizes),
+        ctypes.c_int64(len(sizes)),
+        (ctypes.c_double * len(numbers))(*numbers),
+        ctypes.c_int64(len(numbers)),
+    )
+    if code == 0:
+        return
+    kind, position = code % 8, code // 8
+    if kind == OUT_OF_MEMORY:
+        raise VitreousError("There is not enough memory for this batch; choose a smaller batch_size.")
+    raise ValueError(f"Kernel {name} {ERRORS[kind].format(position or 'unknown')}.")

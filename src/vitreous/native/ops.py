@@ -1,209 +1,416 @@
-"""Encoder and stem on a CPU, written out: what our own kernels (`kernels.cpp`) are given, forward and backward.
+"""The kernels as operators of torch: declared types, shapes for tracing, and gradients.
 
-torch runs a network operator by operator, and for narrow networks half of a step goes into what stands between the
-products: casts, norms, activations, copies. Here a branch of the encoder is one pass, products and all, and so is a
-stage of the stem. The results are those of `vit.py` and `stem.py`, which say what is computed; tests hold the two
-together.
+What the kernels need for their backward pass is an output of the forward operator, `kept`. The network itself is in
+`model/vit.py` and `model/stem.py`, and tests hold kernels and network together.
 
-Letters in the shape comments: B batch, N tokens, D embed_dim, H heads, K = D / H, M mlp_dim, G tokens along a side.
+Letters in the shape comments: B batch, S image side, N tokens, D embed_dim, H heads, K = D / H, M mlp_dim, G tokens
+along a side, C channels.
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from vitreous.native.build import ROOM, call
+from vitreous.native.build import MIN_WIDTH, call
 
-Weights = Sequence[Tensor | None]
-LAYER, OPTIONAL = 16, {2, 6, 7, 8, 9}  # tensors of a layer, and which of them it may lack
-
-
-def _shape(weight: Tensor | None) -> torch.Size | None:
-    return None if weight is None else weight.shape
+LAYER = 16  # tensors of a layer
+FC1 = 10
 
 
-def encode(x, weights, keys, rate, wanted, num_heads, eps, bf16):
+def encode(
+    x: Tensor,
+    weights: Sequence[Tensor | None],
+    keys: Tensor | None,
+    rate: float,
+    wanted: int,
+    num_heads: int,
+    eps: float,
+    bf16: bool,
+) -> Tensor:
+    """All layers of the encoder, from tokens x [B, N, D] to the first `wanted` of each picture, [B, wanted, D].
+
+    The last layer lets all tokens be attended to and does the rest of its work for those that are wanted only.
+
+    Args:
+        x: float32; N, K = D / num_heads and M at least 16, K even.
+        weights: 16 for each layer, float32: the weights of qkv and proj, their biases; weight and bias of norm1, of
+            the norms of q and of k; the weights of fc1 and fc2, their biases; weight and bias of norm2. None for
+            qkv's bias and for all norms of q and k, where a layer has none.
+        keys: dropout's keys, int32 [layers, 2, B]: inside the MLP, and of its output. None for no dropout.
+        rate: of dropout, in [0, 1).
+        bf16: whether activations are bfloat16 and not float32.
+
+    Raises:
+        ValueError: types or sizes do not fit.
+        VitreousError: there are no kernels here, or not enough memory.
+    """
+    absent = x.new_empty(0)
+    given = [absent if w is None else w for w in weights]
+    if keys is None:
+        rate = 0.0
+    keep = torch.is_grad_enabled()
+    return _encode(x, given, keys, float(rate), wanted, num_heads, float(eps), bf16, keep)[0]
+
+
+@torch.library.custom_op("vitreous::encode", mutates_args=(), device_types="cpu")
+def _encode(
+    x: Tensor,
+    weights: list[Tensor],
+    keys: Tensor | None,
+    rate: float,
+    wanted: int,
+    num_heads: int,
+    eps: float,
+    bf16: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    out, kept = _encode_outputs(x, weights, keys, rate, wanted, num_heads, eps, bf16, keep)
+    tensors = (x.contiguous(), out, kept, _contiguous(keys), *map(_contiguous, weights))
     depth = len(weights) // LAYER
-    seeds = [0] * 2 * depth if keys is None else (keys[:, 0].long() & 0xFFFFFFFF).tolist()
-    sizes = (wanted, *x.shape[:2], num_heads, x.shape[2] // num_heads, weights[10].shape[0])
-    return Encoder.apply(x, sizes, float(eps), seeds, float(rate), torch.is_grad_enabled(), bf16, *weights)
+    sizes = (depth, depth if keep else 1, wanted, *_encoder_sizes(x, weights, num_heads), _threshold(rate))
+    call("encoder", _dtype(bf16), tensors, sizes, (eps, 1 / (1 - rate)))
+    return out, kept
 
 
-class Encoder(torch.autograd.Function):
-    """All layers of the encoder: attention and the MLP of each, forward and backward."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        sizes: tuple[int, ...],
-        eps: float,
-        seeds: Sequence[int],
-        rate: float,
-        keep: bool,
-        bf16: bool,
-        *weights: Tensor | None,
-    ) -> Tensor:
-        dtype, x, depth = torch.bfloat16 if bf16 else torch.float32, x.contiguous(), len(weights) // LAYER
-        kept = depth if keep else 1
-        room = torch.empty(_kept_bytes(dtype, kept, *sizes[1:]), dtype=torch.uint8)
-        out = torch.empty(len(x), sizes[0], x.shape[2])
-        given = (x, out, room, _addresses(weights), _integers(seeds), depth, kept)
-        call("encoder", dtype, *given, *sizes, eps, rate)
-        ctx.save_for_backward(room, *weights)
-        ctx.seeds, ctx.sizes, ctx.dtype, ctx.rate = seeds, sizes, dtype, rate
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        room, *weights = ctx.saved_tensors
-        _, B, N, H, K, M = ctx.sizes
-        D, wide = H * K, _rounded(H * K)
-        of_attention = [3 * D * wide, D * wide, _rounded(3 * D), wide, D, D, *[K] * 4]
-        depth = len(weights) // LAYER
-        lengths = [*of_attention, M * wide, D * _rounded(M), _rounded(M), wide, D, D] * depth
-        dx, sums = torch.empty(B, N, D), torch.empty(sum(lengths))
-        given = (grad.contiguous(), dx, room, _addresses(weights), sums, _integers(ctx.seeds), depth)
-        call("encoder_backward", ctx.dtype, *given, *ctx.sizes, ctx.rate)
-        grads = [_like(w, piece) for w, piece in zip(weights, sums.split(lengths), strict=True)]
-        return dx, None, None, None, None, None, None, *grads
+@_encode.register_fake
+def _encode_outputs(
+    x: Tensor,
+    weights: list[Tensor],
+    keys: Tensor | None,
+    rate: float,
+    wanted: int,
+    num_heads: int,
+    eps: float,
+    bf16: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    if len(weights) == 0 or len(weights) % LAYER or x.ndim != 3:
+        raise ValueError(f"encode needs tokens [B, N, D] and {LAYER} weights for each layer.")
+    if not 0 <= rate < 1:
+        raise ValueError(f"encode needs a dropout rate in [0, 1), not {rate}.")
+    kept = kept_bytes(_dtype(bf16).itemsize, _encoder_sizes(x, weights, num_heads))
+    kept *= len(weights) // LAYER if keep else 1
+    return x.new_empty(x.shape[0], wanted, x.shape[2]), x.new_empty(kept, dtype=torch.uint8)
 
 
-def _rounded(width: int) -> int:
-    return -(-width // ROOM) * ROOM
+@torch.library.custom_op("vitreous::encode_backward", mutates_args=(), device_types="cpu")
+def _encode_backward(
+    grad: Tensor,
+    kept: Tensor,
+    weights: list[Tensor],
+    keys: Tensor | None,
+    rate: float,
+    tokens: int,
+    num_heads: int,
+    bf16: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x and of all weights, the latter one after another."""
+    dx, dweights = _encode_gradients(grad, kept, weights, keys, rate, tokens, num_heads, bf16)
+    tensors = (grad.contiguous(), dx, kept, _contiguous(keys), *map(_contiguous, weights), dweights)
+    depth = len(weights) // LAYER
+    sizes = (depth, depth, grad.shape[1], *_encoder_sizes(dx, weights, num_heads), _threshold(rate))
+    call("encoder_backward", _dtype(bf16), tensors, sizes, (1 / (1 - rate),))
+    return dx, dweights
 
 
-@functools.cache
-def _kept_bytes(dtype: torch.dtype, *sizes: int) -> int:
-    """Bytes that layers keep."""
-    found = ctypes.c_int64()
-    call("encoder_room", dtype, ctypes.byref(found), *sizes)
-    return found.value
+@_encode_backward.register_fake
+def _encode_gradients(
+    grad: Tensor,
+    kept: Tensor,
+    weights: list[Tensor],
+    keys: Tensor | None,
+    rate: float,
+    tokens: int,
+    num_heads: int,
+    bf16: bool,
+) -> tuple[Tensor, Tensor]:
+    return grad.new_empty(grad.shape[0], tokens, grad.shape[2]), grad.new_empty(
+        sum(w.numel() for w in weights)
+    )
 
 
-def _addresses(weights: Weights) -> ctypes.Array[Any]:
-    assert all(w is None or w.is_contiguous() for w in weights)
-    return (ctypes.c_void_p * len(weights))(*[None if w is None else w.data_ptr() for w in weights])
+def _encode_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weights, keys, rate, _, num_heads, _, bf16, keep = inputs
+    if not keep:
+        raise ValueError("encode needs keep=True for a backward pass.")
+    ctx.save_for_backward(output[1], keys, *weights)
+    ctx.settings = rate, x.shape[1], num_heads, bf16
 
 
-def _integers(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
-    return (ctypes.c_int64 * len(values))(*values)
+def _encode_vjp(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+    kept, keys, *weights = ctx.saved_tensors
+    rate, tokens, num_heads, bf16 = ctx.settings
+    dx, dweights = _encode_backward(grad, kept, weights, keys, rate, tokens, num_heads, bf16)
+    return dx, _split(dweights, weights), None, None, None, None, None, None, None
 
 
-def _like(weight: Tensor | None, sums: Tensor) -> Tensor | None:
-    """A weight's gradient, without what rounds its rows up."""
-    if weight is None:
-        return None
-    if sums.numel() > weight.numel():
-        sums = sums.view(len(weight), -1)[:, : weight.shape[1]] if weight.ndim > 1 else sums[: len(weight)]
-    return sums.view_as(weight)
+_encode.register_autograd(_encode_vjp, setup_context=_encode_setup)
 
 
-def pool(x, norm, norm_bias, query, eps, bf16):
-    return Pool.apply(x, norm, norm_bias, query, float(eps), bf16)
+def pool(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, query: Tensor, eps: float, bf16: bool) -> Tensor:
+    """Tokens x [B, N, D] through a layer norm and attention pooling to [B, D].
+
+    `query` [1, D] scores each token; the result is their mean, weighted by the softmax of the scores. All float32;
+    `bf16` says only which of the two libraries does it.
+
+    Raises: as `encode` does.
+    """
+    return _pool(x, norm_weight, norm_bias, query, float(eps), bf16)[0]
 
 
-class Pool(torch.autograd.Function):
-    """The last norm and the mean of tokens by their softmax."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, norm: Tensor, norm_bias: Tensor, weight: Tensor, eps: float, bf16: bool
-    ) -> Tensor:
-        dtype = torch.bfloat16 if bf16 else torch.float32
-        B, N, D = x.shape
-        x, out, stats, p = x.contiguous(), torch.empty(B, D), torch.empty(B, N, 2), torch.empty(B, N)
-        call("pool", dtype, x, out, stats, p, norm, norm_bias, weight, B, N, D, eps)
-        ctx.save_for_backward(x, stats, p, norm, norm_bias, weight)
-        ctx.dtype = dtype
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, *known = ctx.saved_tensors
-        dx, sums = torch.empty_like(x), torch.empty(3, x.shape[2])
-        call("pool_backward", ctx.dtype, grad.contiguous(), dx, x, *known, sums, *x.shape)
-        return dx, sums[0], sums[1], sums[2:], None, None
+@torch.library.custom_op("vitreous::pool", mutates_args=(), device_types="cpu")
+def _pool(
+    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, query: Tensor, eps: float, bf16: bool
+) -> tuple[Tensor, Tensor]:
+    out, kept = _pool_outputs(x, norm_weight, norm_bias, query, eps, bf16)
+    tensors = (x, out, kept, norm_weight, norm_bias, query)
+    call("pool", _dtype(bf16), [x.contiguous(), out, kept, *map(_contiguous, tensors[3:])], x.shape, (eps,))
+    return out, kept
 
 
-def stem(x, position, weights, eps, bf16):
-    return Stem.apply(x, position, float(eps), bf16, *weights)
+@_pool.register_fake
+def _pool_outputs(
+    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, query: Tensor, eps: float, bf16: bool
+) -> tuple[Tensor, Tensor]:
+    if x.ndim != 3:
+        raise ValueError("pool needs tokens [B, N, D].")
+    B, N, D = x.shape
+    return x.new_empty(B, D), x.new_empty(B, N, 3)
 
 
-class Stem(torch.autograd.Function):
-    """Whitening, stages that halve the picture, one more with what it is given added, projection, position."""
+@torch.library.custom_op("vitreous::pool_backward", mutates_args=(), device_types="cpu")
+def _pool_backward(
+    grad: Tensor, x: Tensor, kept: Tensor, norm_weight: Tensor, norm_bias: Tensor, query: Tensor, bf16: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x and [3, D] of the norm's weight and bias and of the query."""
+    dx, dweights = _pool_gradients(grad, x, kept, norm_weight, norm_bias, query, bf16)
+    given = [_contiguous(t) for t in (x, kept, norm_weight, norm_bias, query)]
+    call("pool_backward", _dtype(bf16), [grad.contiguous(), dx, *given, dweights], x.shape)
+    return dx, dweights
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        position: Tensor | None,
-        eps: float,
-        bf16: bool,
-        whitening: Tensor,
-        proj: Tensor,
-        proj_bias: Tensor,
-        *weights: Tensor,
-    ) -> Tensor:
-        dtype, (B, _, S, _) = torch.bfloat16 if bf16 else torch.float32, x.shape
-        a, saved = torch.empty(B, S - 1, S - 1, len(whitening), dtype=dtype), []
-        place, strides = ctypes.c_void_p(x.data_ptr()), _integers(x.stride())
-        call("whiten", dtype, place, strides, whitening.contiguous(), a, B, S)
-        for i in range(0, len(weights), 3):
-            conv, weight, bias = weights[i : i + 3]
-            last = i + 3 == len(weights)
-            window, side, C = (1 if last else 2), a.shape[1], len(conv)
-            G, into = side // window, a.shape[3]
-            out, pooled = torch.empty(B, G, G, C, dtype=dtype), torch.empty(B, G, G, C, dtype=dtype)
-            which, stats = torch.empty(B, G, G, C, dtype=torch.uint8), torch.empty(B, G, G, 2)
-            kept, sizes = (out, pooled, which, stats), (B, side, into, C, window)
-            call("stage", dtype, a, conv.contiguous(), *kept, weight, bias, *sizes, int(last), eps)
-            saved += [a, pooled, which, stats]
-            a = out
-        ctx.save_for_backward(proj, a, *weights, *saved)
-        ctx.count, ctx.dtype, ctx.placed = len(weights), dtype, _shape(position)
-        found = torch.empty(B, a.shape[1] * a.shape[2], len(proj))
-        given = (proj, proj_bias, None if position is None else position.contiguous())
-        call(
-            "linear", dtype, a, found, *given, a.numel() // a.shape[3], found.shape[1], a.shape[3], len(proj)
-        )
-        return found
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        dtype, placed = ctx.dtype, ctx.placed
-        proj, a, *rest = ctx.saved_tensors
-        weights, saved = rest[: ctx.count], rest[ctx.count :]
-        B, N, D = grad.shape
-        da: Tensor | None = torch.empty_like(a)
-        positions = 0 if placed is None else N
-        lengths = [D * _rounded(a.shape[3]), D, _rounded(D) - D, positions * D]
-        sums = torch.empty(sum(lengths))
-        call("linear_backward", dtype, grad.contiguous(), a, da, proj, sums, positions, B * N, a.shape[3], D)
-        of_proj, of_bias, _, of_position = sums.split(lengths)
-        grads: list[Tensor | None] = []
-        for i in reversed(range(0, ctx.count, 3)):
-            conv, weight, bias = weights[i : i + 3]
-            before, pooled, which, stats = saved[i // 3 * 4 : i // 3 * 4 + 4]
-            last = i + 3 == ctx.count
-            window, side, C, into = (1 if last else 2), before.shape[1], len(conv), conv.shape[1]
-            through = torch.empty_like(before) if i > 0 else None  # the whitening is frozen
-            sums = torch.empty(2 * C + conv.numel())
-            known = (da, pooled, which, stats, weight, bias, before, conv.contiguous())
-            call("stage_backward", dtype, *known, through, sums, B, side, into, C, window, int(last))
-            of_norm, of_norm_bias, of_conv = sums.split([C, C, conv.numel()])
-            grads[:0] = [of_conv.view(conv.shape), of_norm, of_norm_bias]
-            da = through
-        dposition = None if placed is None else of_position.view(placed)
-        dproj = of_proj.view(D, -1)[:, : a.shape[3]].unflatten(1, (-1, 1, 1))
-        return None, dposition, None, None, None, dproj, of_bias, *grads
+@_pool_backward.register_fake
+def _pool_gradients(
+    grad: Tensor, x: Tensor, kept: Tensor, norm_weight: Tensor, norm_bias: Tensor, query: Tensor, bf16: bool
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(3, x.shape[2])
+
+
+def _pool_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, norm_weight, norm_bias, query, _, ctx.bf16 = inputs
+    ctx.save_for_backward(x, output[1], norm_weight, norm_bias, query)
+
+
+def _pool_vjp(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+    x, kept, norm_weight, norm_bias, query = ctx.saved_tensors
+    dx, dweights = _pool_backward(grad, x, kept, norm_weight, norm_bias, query, ctx.bf16)
+    return dx, dweights[0], dweights[1], dweights[2].view_as(query), None, None
+
+
+_pool.register_autograd(_pool_vjp, setup_context=_pool_setup)
+
+
+def stem(x: Tensor, position: Tensor | None, weights: Sequence[Tensor], eps: float, bf16: bool) -> Tensor:
+    """Pictures x [B, 3, S, S] through the convolutional stem to tokens [B, N, D].
+
+    Args:
+        x: float32, in any memory order. It has no gradient here.
+        position: [1, N, D], added to the tokens.
+        weights: the whitening [24, 3, 2, 2], whose second half is the first's negative and which has no gradient
+            either; the projection [D, C, 1, 1] and its bias; then, for each stage, the convolution [C, I, 3, 3] and
+            weight and bias of its norm. All stages but the last halve the picture; the last adds its input.
+        bf16: whether activations are bfloat16 and not float32.
+
+    Raises: as `encode` does.
+    """
+    return _stem(x, position, list(weights), float(eps), bf16)[0]
+
+
+@torch.library.custom_op("vitreous::stem", mutates_args=(), device_types="cpu")
+def _stem(
+    x: Tensor, position: Tensor | None, weights: list[Tensor], eps: float, bf16: bool
+) -> tuple[Tensor, Tensor]:
+    out, kept = _stem_outputs(x, position, weights, eps, bf16)
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        x = x.contiguous()
+    memory = x.as_strided((x.numel(),), (1,))  # in whatever order: the kernel goes by strides
+    tensors = (memory, out, kept, _contiguous(position), *map(_contiguous, weights))
+    call("stem", _dtype(bf16), tensors, (*_stem_sizes(len(x), x.shape[2], weights), *x.stride()), (eps,))
+    return out, kept
+
+
+@_stem.register_fake
+def _stem_outputs(
+    x: Tensor, position: Tensor | None, weights: list[Tensor], eps: float, bf16: bool
+) -> tuple[Tensor, Tensor]:
+    if len(weights) < 6 or len(weights) % 3 or x.ndim != 4:
+        raise ValueError("stem needs pictures [B, 3, S, S], three weights, and three for each stage.")
+    B, S, D = x.shape[0], x.shape[2], len(weights[1])
+    kept, grid = stem_kept_bytes(_dtype(bf16).itemsize, B, S, [len(w) for w in weights[3::3]])
+    return x.new_empty(B, grid * grid, D), x.new_empty(kept, dtype=torch.uint8)
+
+
+@torch.library.custom_op("vitreous::stem_backward", mutates_args=(), device_types="cpu")
+def _stem_backward(
+    grad: Tensor, kept: Tensor, weights: list[Tensor], side: int, bf16: bool, with_position: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of all weights but the whitening, one after another, and of the position [N, D], or nothing."""
+    dweights, dposition = _stem_gradients(grad, kept, weights, side, bf16, with_position)
+    used = (weights[1], *weights[3:])
+    tensors = (
+        grad.contiguous(),
+        kept,
+        *map(_contiguous, used),
+        dweights,
+        dposition if with_position else None,
+    )
+    call("stem_backward", _dtype(bf16), tensors, _stem_sizes(len(grad), side, weights))
+    return dweights, dposition
+
+
+@_stem_backward.register_fake
+def _stem_gradients(
+    grad: Tensor, kept: Tensor, weights: list[Tensor], side: int, bf16: bool, with_position: bool
+) -> tuple[Tensor, Tensor]:
+    dposition = grad.new_empty(grad.shape[1:] if with_position else 0)
+    return grad.new_empty(sum(w.numel() for w in weights[1:])), dposition
+
+
+def _stem_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, position, weights, _, bf16 = inputs
+    if x.requires_grad or weights[0].requires_grad:
+        raise ValueError("stem has no gradients for pictures and for the whitening.")
+    ctx.save_for_backward(output[1], *weights)
+    ctx.settings = x.shape[2], bf16, None if position is None else position.shape
+
+
+def _stem_vjp(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+    kept, *weights = ctx.saved_tensors
+    side, bf16, placed = ctx.settings
+    dweights, dposition = _stem_backward(grad, kept, weights, side, bf16, placed is not None)
+    dpos = None if placed is None else dposition.view(placed)
+    return None, dpos, [None, *_split(dweights, weights[1:])], None, None
+
+
+_stem.register_autograd(_stem_vjp, setup_context=_stem_setup)
+
+
+def muon_step(
+    weights: list[Tensor],
+    grads: list[Tensor],
+    momenta: list[Tensor],
+    learning_rate: float,
+    momentum: float,
+    decay: float,
+    bf16: bool,
+    steps: int,
+    coefficients: Sequence[float],
+) -> None:
+    """A step of Muon: `momenta` and then `weights` are updated in place. No gradients.
+
+    Args:
+        weights: float32, contiguous, at least 16 elements each; of more than two dimensions, it counts as a matrix
+            [rows, all others]. `momenta` likewise.
+        learning_rate: scaled for each matrix by sqrt(max(1, rows / columns)).
+        steps: of Newton-Schulz, each the polynomial a x + b x^3 + c x^5 of the three `coefficients`.
+        bf16: whether products are of bfloat16 and not of float32.
+
+    Raises: as `encode` does.
+    """
+    rates = (float(learning_rate), float(momentum), float(decay))
+    _muon_step(weights, grads, momenta, *rates, bf16, steps, [float(c) for c in coefficients])
+
+
+@torch.library.custom_op("vitreous::muon_step", mutates_args=("weights", "momenta"), device_types="cpu")
+def _muon_step(
+    weights: list[Tensor],
+    grads: list[Tensor],
+    momenta: list[Tensor],
+    learning_rate: float,
+    momentum: float,
+    decay: float,
+    bf16: bool,
+    steps: int,
+    coefficients: list[float],
+) -> None:
+    tensors, sizes = [], [len(weights), steps]
+    for weight, average, grad in zip(weights, momenta, grads, strict=True):
+        tensors += [weight, average, grad.contiguous()]
+        rows = len(weight) if weight.ndim > 1 else 1
+        sizes += [rows, weight.numel() // max(rows, 1)]
+    call("muon", _dtype(bf16), tensors, sizes, (learning_rate, momentum, decay, *coefficients))
+
+
+@_muon_step.register_fake
+def _(
+    weights: list[Tensor],
+    grads: list[Tensor],
+    momenta: list[Tensor],
+    learning_rate: float,
+    momentum: float,
+    decay: float,
+    bf16: bool,
+    steps: int,
+    coefficients: list[float],
+) -> None:
+    return None
+
+
+def _dtype(bf16: bool) -> torch.dtype:
+    return torch.bfloat16 if bf16 else torch.float32
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None or tensor.numel() == 0 else tensor.contiguous()
+
+
+def _split(flat: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    pieces = flat.split([w.numel() for w in weights])
+    return [piece.view(w.shape) for piece, w in zip(pieces, weights, strict=True)]
+
+
+def _threshold(rate: float) -> int:
+    """Below which a hash leaves its element out; as `model/dropout.py` has it."""
+    return int(rate * 2**32)
+
+
+def _encoder_sizes(x: Tensor, weights: Sequence[Tensor], num_heads: int) -> tuple[int, ...]:
+    """B, N, H, K, M."""
+    return x.shape[0], x.shape[1], num_heads, x.shape[2] // num_heads, len(weights[FC1])
+
+
+def kept_bytes(itemsize: int, sizes: Sequence[int]) -> int:
+    """Bytes that a layer keeps, for activations of `itemsize` bytes; the kernel checks it (`Kept` in encoder.cpp)."""
+    B, N, H, K, M = sizes
+    D, rows = H * K, B * N
+    activations = [D, 3 * D, H * _round_up(N), D, D, _round_up(M), _round_up(M)]
+    pieces = [4 * rows, 4 * rows, 16 * rows * H, *(itemsize * rows * width for width in activations)]
+    return sum(_aligned(piece) for piece in pieces)
+
+
+def stem_kept_bytes(itemsize: int, batch: int, side: int, channels: Sequence[int]) -> tuple[int, int]:
+    """Bytes that the stem keeps (`StemSizes` in stem.cpp), and the number of tokens along a side."""
+    side -= 1
+    total = _aligned(itemsize * batch * side * side * 24)
+    for i, C in enumerate(channels):
+        side = side if i + 1 == len(channels) else side // 2
+        pixels = batch * side * side
+        total += 2 * _aligned(itemsize * pixels * C) + _aligned(pixels * C) + _aligned(8 * pixels)
+    return total, side
+
+
+def _stem_sizes(batch: int, side: int, weights: Sequence[Tensor]) -> list[int]:
+    channels = [len(w) for w in weights[3::3]]
+    return [batch, side, len(weights[1]), len(channels), *channels]
+
+
+def _round_up(width: int) -> int:
+    return -(-width // MIN_WIDTH) * MIN_WIDTH
+
+
+def _aligned(size: int) -> int:
+    return -(-size // 64) * 64

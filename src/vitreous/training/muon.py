@@ -9,7 +9,6 @@ further ado.
 
 from __future__ import annotations
 
-import ctypes
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any, overload
@@ -18,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from vitreous.native.build import ROOM, call
+from vitreous.native.build import MIN_WIDTH
+from vitreous.native.ops import muon_step
 
 # Coefficients of the odd polynomial a x + b x^3 + c x^5: steepest at zero while singular values stay near 1.
 A, B, C = 3.4445, -4.7750, 2.0315
@@ -43,7 +43,7 @@ def orthogonalize(matrices: Tensor, steps: int = STEPS) -> Tensor:
 def _takes(matrix: Tensor) -> bool:
     """Whether our kernel knows such a matrix: it is given an address, and reads no less than a register."""
     plain = matrix.device.type == "cpu" and matrix.dtype == torch.float32 and matrix.is_contiguous()
-    return plain and matrix.numel() >= ROOM
+    return plain and matrix.numel() >= MIN_WIDTH
 
 
 class Muon(torch.optim.Optimizer):
@@ -102,7 +102,9 @@ class Muon(torch.optim.Optimizer):
                 self.state[p]["momentum"] = torch.zeros_like(p)
         buffers = [self.state[p]["momentum"] for p in params]
         if self.native and all(map(_takes, (*params, *buffers))):
-            self._native_muon(group, params, [g.contiguous() for g in grads], buffers)
+            rates = (group["lr"], group["momentum"], group["weight_decay"])
+            bf16 = self.dtype == torch.bfloat16
+            muon_step(params, grads, buffers, *rates, bf16, STEPS, (A, B, C))
             return
         torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
         nesterov = torch._foreach_lerp(grads, buffers, group["momentum"])
@@ -116,21 +118,6 @@ class Muon(torch.optim.Optimizer):
             scale = group["lr"] * max(1.0, rows / columns) ** 0.5
             for i, matrix in zip(indices, update, strict=True):
                 params[i].add_(matrix.view_as(params[i]), alpha=-scale)
-
-    def _native_muon(
-        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], buffers: list[Tensor]
-    ) -> None:
-        shapes = [(p.size(0), p.numel() // p.size(0)) for p in params]
-        order = sorted(range(len(shapes)), key=lambda i: -min(shapes[i]) * shapes[i][0] * shapes[i][1])
-
-        def integers(values: Iterable[int]) -> ctypes.Array[ctypes.c_int64]:
-            return (ctypes.c_int64 * len(params))(*values)
-
-        addresses = [integers(t.data_ptr() for t in tensors) for tensors in (params, grads, buffers)]
-        rows, columns = (integers(sizes) for sizes in zip(*shapes, strict=True))
-        rates = (group["lr"], group["momentum"], group["weight_decay"])
-        sizes = (rows, columns, integers(order), len(params))
-        call("muon", self.dtype, *addresses, *sizes, *map(float, rates), STEPS, A, B, C)
 
     def _adamw(self, group: dict[str, Any], params: list[Tensor]) -> None:
         """AdamW (Loshchilov & Hutter, arXiv 1711.05101), as one kernel of torch's for all parameters."""

@@ -56,7 +56,8 @@ class NativeVisionTransformer(VisionTransformer):
             for block in self.blocks:
                 x = block(x)
         if pool and takes_tensor(x):
-            return self.head(ops.pool(x, *pool, cast(nn.LayerNorm, self.norm).eps, bf16))
+            weight, bias, query = pool
+            return self.head(ops.pool(x, weight, bias, query, cast(nn.LayerNorm, self.norm).eps, bf16))
         return self.head(self.pool(self.norm(x)))
 
     def _embed_natively(self, x: Tensor, weights: list[Any], bf16: bool) -> Tensor:
@@ -237,7 +238,7 @@ def linear_fits(linear: nn.Module, inputs: int, outputs: int, bias: bool | None 
 
 def norm_fits(norm: nn.Module, width: int) -> bool:
     plain = type(norm) is nn.LayerNorm and tuple(norm.normalized_shape) == (width,)
-    return plain and norm.weight is not None and norm.bias is not None  # type: ignore[redundant-expr]
+    return plain and norm.weight is not None and norm.bias is not None
 
 
 def sizes(block: Block) -> tuple[Any, ...]:

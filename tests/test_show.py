@@ -120,7 +120,7 @@ def test_any_size_of_pictures(tmp_path: Path, size: int) -> None:
 
 def test_a_class_without_training_pictures_and_long_or_foreign_names(tmp_path: Path) -> None:
     images = np.zeros((3, 8, 8, 3), np.uint8)
-    names = ["x" * 300, "naïve Ωμέγα ж", "empty"]
+    names = ["x" * 300, "naïve Ωμέγα ж\nover two lines\t\0", "empty"]
     store = from_arrays(images, [0, 1, 1], names)
     sheet = read(show(store, Augment(), tmp_path / "mosaic.png"))
     assert sheet.shape[1] < 2200

@@ -652,7 +652,7 @@ def test_open_data_names_the_classes_of_arrays() -> None:
 
 def test_open_data_takes_a_test_split_of_arrays() -> None:
     images, labels = arrays()
-    for make in (np.asarray, torch.from_numpy):
+    for make in (np.asarray, torch.from_numpy, list):
         store = open_data(((make(images), labels), (make(images[:3]), labels[:3])))
         assert {split: len(part) for split, part in store.splits.items()} == {"train": 6, "test": 3}
         assert set(map(bytes, store.splits["test"].images)) == set(map(bytes, images[:3]))

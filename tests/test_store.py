@@ -413,6 +413,7 @@ def test_from_arrays_says_what_is_wrong() -> None:
         ((images, labels, "abc"), r"class names are 'abc'; give a list"),
         ((images, labels, 3), r"class names are 3; give a list"),
         ((images, labels, ["a", "b", 3]), r"class name 3 is no text"),
+        ((images, labels, ["a", "b", "\udcff"]), r"is no text"),
         ((images, labels, ["a", "b", ""]), r"class name '' is no text"),
         ((images, labels, ["a", "b", "a"]), r"Two classes have the name 'a'"),
         ((images, labels, None, (images[:, :4, :4], labels)), r"another size"),

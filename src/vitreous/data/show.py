@@ -131,7 +131,8 @@ def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
 
 
 def _fit(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """`text`, its end left out where it is wider than `width` pixels."""
+    """`text` in one line that can be drawn, its end left out where it is wider than `width` pixels."""
+    text = "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:

@@ -97,7 +97,9 @@ def open_data(
         )
     folder = _data_dir(data_dir)
     if image_size is not None and not _is_size(image_size):
-        raise VitreousError(f"The image size is {image_size!r}; give a whole number of pixels, such as 64.")
+        raise VitreousError(
+            f"The image size is {image_size!r:.40}; give a whole number of pixels, such as 64."
+        )
     if arrays or isinstance(source, ImageStore):
         store = _of_arrays(source, classes) if arrays else source
         if image_size not in (None, store.image_size):
@@ -128,7 +130,8 @@ def open_data(
 
 def _of_arrays(pair: Sequence[Any], classes: Sequence[str] | None) -> ImageStore:
     """The data set of (images, labels), or of two such tuples, the second for test."""
-    if all(isinstance(part, tuple) and len(part) == 2 and getattr(part[0], "ndim", 0) >= 3 for part in pair):
+    tuples = all(isinstance(part, tuple) and len(part) == 2 for part in pair)
+    if tuples and all(isinstance(part[0], list) or getattr(part[0], "ndim", 0) >= 3 for part in pair):
         (images, labels), test = pair
         return from_arrays(images, labels, classes, test)
     images, labels = pair

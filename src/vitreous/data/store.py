@@ -464,7 +464,8 @@ def _class_names(classes: Sequence[str]) -> list[str]:
         raise VitreousError(f"The class names are {classes!r}; give a list of them.")
     names = list(classes)
     for name in names:
-        if not isinstance(name, str) or not name:
+        # A lone surrogate, what is left of a file's name in another encoding, cannot be written to any file.
+        if not isinstance(name, str) or not name or any("\ud800" <= letter <= "\udfff" for letter in name):
             raise VitreousError(f"The class name {name!r} is no text; give every class a name.")
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:

@@ -28,9 +28,12 @@ class MetricsCsv(Logger):
     """`metrics.csv`: one row for each logged step or validation, empty cells where nothing was logged.
 
     Args:
-        path: of the file; its rows up to `start_step` are kept, later ones belong to a lost future.
+        path: of the file; its rows up to `start_step` are kept. Later rows are discarded; those steps run again.
         seconds: the run's training clock.
         steps_per_epoch: for the `epoch` column, a fraction.
+
+    Raises:
+        VitreousError: the file is damaged, or cannot be read or written.
     """
 
     def __init__(
@@ -38,9 +41,16 @@ class MetricsCsv(Logger):
     ) -> None:
         super().__init__()
         self.path, self.clock, self.steps_per_epoch = path, seconds, steps_per_epoch
-        kept = [row for row in read_metrics(path) if row["step"] <= start_step] if path.exists() else []
+        try:
+            kept = [row for row in read_metrics(path) if row["step"] <= start_step]
+        except FileNotFoundError:
+            kept = []
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise VitreousError(
+                f"{path} cannot be read ({error}); restore it, or delete it to go on without its rows."
+            ) from None
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows([{k: "" if v is None else v for k, v in row.items()} for row in kept])
         atomic_write(path, text.getvalue())

@@ -40,13 +40,11 @@ class WholeFile(TorchCheckpointIO):
         def write(file: BinaryIO) -> None:
             try:
                 torch.save(checkpoint, file)
-            except (
-                RuntimeError
-            ) as error:  # torch's writer hides the system's error behind its own position check
-                cause = error.__context__
-                raise (
-                    cause if isinstance(cause, OSError) else OSError(str(error).partition("\n")[0])
-                ) from error
+            except RuntimeError as error:
+                # torch's writer checks its position after a failed write, and so hides the system's error.
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise OSError(str(error).partition("\n")[0]) from error
 
         atomic_write(path, write)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -15,6 +15,7 @@ from vitreous.data.augment import resized
 from vitreous.metrics import SplitMetrics
 from vitreous.model.vit import VisionTransformer
 from vitreous.recipe import OptimizerSection, Recipe
+from vitreous.training.loggers import Wandb
 from vitreous.training.muon import Muon
 from vitreous.training.schedule import Timeline, linear, onecycle, phase_at, phases
 
@@ -50,13 +51,14 @@ class Classifier(pl.LightningModule):
         return self.model(images)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        images, labels = _pair(batch)
+        batch = named(batch)
+        images, labels = batch["image"], batch["label"]
         assert self.timeline is not None
         side = self.phases[phase_at(self.phases, self.timeline.fraction(self.global_step))].side
         images = resized(images, side)
         # An epoch's last, smaller batch is not worth compiling for.
         stance = "default" if len(labels) == self.recipe.training.batch_size else "force_eager"
-        with counted_noise(self.seed, self.global_step, self.device), torch.compiler.set_stance(stance):
+        with self._noise(batch), torch.compiler.set_stance(stance):
             logits = self(images)
         loss = self._loss(logits.float(), labels)
         if "share" in batch:  # pictures mixed of two
@@ -64,8 +66,15 @@ class Classifier(pl.LightningModule):
             loss = share * loss + (1 - share) * other
         loss = loss.mean()
         self.log("train_loss", loss, prog_bar=True)
-        self.log("learning_rate", self.optimizers().param_groups[-1]["lr"])  # type: ignore[union-attr]
+        for group in self.optimizers().param_groups:  # type: ignore[union-attr]
+            name = "muon_learning_rate" if group.get("muon") else "learning_rate"
+            # Lightning would send a number to the device, and wait for that in each step.
+            self.log(name, torch.tensor(group["lr"]))
         return loss
+
+    def _noise(self, batch: dict[str, Any]) -> AbstractContextManager[None]:
+        """The one source of randomness inside the network, for the step in progress and the samples of `batch`."""
+        return counted_noise(self.seed, self.global_step, self.device)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of each picture, [B]."""
@@ -73,7 +82,8 @@ class Classifier(pl.LightningModule):
         return F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        images, labels = _pair(batch)
+        batch = named(batch)
+        images, labels = batch["image"], batch["label"]
         with torch.compiler.set_stance("force_eager"):  # nor is evaluation
             logits = self(images)
         self.figures.update(logits, labels)
@@ -103,9 +113,15 @@ class Classifier(pl.LightningModule):
         assert self.timeline is not None
         set_rates(self.optimizers(), self.recipe, self.timeline, self.global_step)  # type: ignore[arg-type]
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        for logger in self.loggers:
+            if isinstance(logger, Wandb):
+                logger.log_histograms(self.model, self.global_step)
 
-def _pair(batch: Any) -> tuple[Tensor, Tensor]:
-    return (batch["image"], batch["label"]) if isinstance(batch, dict) else (batch[0], batch[1])
+
+def named(batch: Any) -> dict[str, Any]:
+    """A batch as `ImageData` makes it: itself, or made of a pair (images, labels)."""
+    return batch if isinstance(batch, dict) else {"image": batch[0], "label": batch[1]}
 
 
 def make_optimizer(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytorch_lightning as pl
 import torch
@@ -16,22 +20,51 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from vitreous.errors import VitreousError
 from vitreous.files import atomic_write, sha256
+from vitreous.run import Run
 
 KEPT = 2
+PARTS = {"state_dict", "optimizer_states", "loops", "callbacks", "global_step"}  # of every checkpoint of ours
 
 
 class WholeFile(TorchCheckpointIO):
-    """Lightning's checkpoints, written whole or not at all, beside where they end up."""
+    """Lightning's checkpoints, written whole or not at all, and marked with the run that they belong to.
+
+    Raises:
+        VitreousError: (in `save_checkpoint`) the disk is full or the place cannot be written.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        atomic_write(Path(path), lambda file: torch.save(checkpoint, file))
+        path = Path(path)
+        checkpoint = {**checkpoint, "run": run_mark(path.parent.parent)}
+
+        def write(file: BinaryIO) -> None:
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:
+                # torch's writer checks its position after a failed write, and so hides the system's error.
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise OSError(str(error).partition("\n")[0]) from error
+
+        atomic_write(path, write)
+
+
+def run_mark(folder: Path) -> str | None:
+    """Tells the run in `folder` from all others, by its start, data and request; None if there is no run."""
+    try:
+        resolved = Run(folder).resolved
+    except VitreousError:
+        return None
+    facts = {key: resolved.get(key) for key in ("started", "fingerprint", "request")}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 class CheckpointKeeper(pl.Callback):
     """Saves the whole state of a run now and then, at its end, and on Ctrl-C or SIGTERM.
 
     The first Ctrl-C lets the step in progress finish, saves and stops the run; a second one stops
-    at once, and the run goes on from the checkpoint before.
+    at once, and the run goes on from the checkpoint before. What a killed process left half written in
+    the folder is removed at the next start.
 
     Args:
         folder: `checkpoints/` of the run.
@@ -49,6 +82,7 @@ class CheckpointKeeper(pl.Callback):
         self._previous: dict[int, Any] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        remove_leftovers(self.folder)
         self.saved_at = time.monotonic()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -76,28 +110,81 @@ class CheckpointKeeper(pl.Callback):
             trainer.limit_val_batches = 0  # Lightning would validate before it stops
 
     def save(self, trainer: pl.Trainer) -> None:
-        """Writes `step-N.ckpt` and its hash beside it, then removes all but the newest two."""
+        """Writes `step-N.ckpt` and its hash beside it, then removes all older ones but one."""
         step = trainer.global_step
         path = self.folder / f"step-{step:08d}.ckpt"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             trainer.save_checkpoint(path)
             atomic_write(path.with_suffix(".sha256"), sha256(path) + "\n")
+            # Later steps are not this process's: it passed them over when it began.
+            for old in [old for old in numbered(self.folder) if step_of(old) <= step][:-KEPT]:
+                old.unlink(missing_ok=True)
+                old.with_suffix(".sha256").unlink(missing_ok=True)
         except (OSError, VitreousError) as error:
-            self.say(f"Warning: there is no checkpoint at step {step}, training goes on without it. {error}")
+            self.say(f"Warning: the checkpoint of step {step} was not written. {error}")
+            remove_leftovers(self.folder)
         self.saved_at, self.saved_step = time.monotonic(), step
-        for old in sorted(self.folder.glob("step-*.ckpt"))[:-KEPT]:
-            old.unlink(missing_ok=True)
-            old.with_suffix(".sha256").unlink(missing_ok=True)
+
+
+def numbered(folder: Path) -> list[Path]:
+    """The files in `folder` that are named as checkpoints are, oldest step first."""
+    return sorted(
+        (path for path in folder.glob("step-*.ckpt") if re.fullmatch(r"step-\d+", path.stem)), key=step_of
+    )
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(path.stem.removeprefix("step-"))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what an interrupted writer left: temporary files, and a checkpoint or a hash without the other."""
+    leftovers = [
+        *folder.glob(".step-*.tmp"),
+        *(path for path in numbered(folder) if not path.with_suffix(".sha256").exists()),
+        *(path for path in folder.glob("step-*.sha256") if not path.with_suffix(".ckpt").exists()),
+    ]
+    for path in leftovers:
+        with suppress(OSError):
+            path.unlink()
 
 
 def newest(folder: Path, say: Callable[[str], None] = print) -> Path | None:
-    """The newest checkpoint whose hash is right, or None; tells of damaged ones that it passes over."""
-    for path in sorted(folder.glob("step-*.ckpt"), reverse=True):
-        try:
-            if sha256(path) == path.with_suffix(".sha256").read_text().strip():
-                return path
-        except OSError:
-            pass
-        say(f"Passing over the damaged checkpoint {path.name}.")
+    """The newest checkpoint in `folder` that its run can continue from, or None.
+
+    It says which ones it passes over and why, and that the run starts again if none is left. A file that
+    holds anything but tensors and plain values is never executed.
+    """
+    for path in reversed(numbered(folder)):
+        reason = _trouble(path)
+        if reason is None:
+            return path
+        say(f"Passing over the checkpoint {path.name}: {reason}.")
+    say("The run has no checkpoint to continue from, so it starts again from its first step.")
+    return None
+
+
+def _trouble(path: Path) -> str | None:
+    """Why no run can continue from the checkpoint `path`, or None."""
+    try:
+        expected = path.with_suffix(".sha256").read_text(encoding="ascii", errors="replace").strip()
+        if sha256(path) != expected:
+            return "it is damaged (its content does not match its hash)"
+    except FileNotFoundError:
+        return "it has no hash, so it was not written to its end"
+    except OSError as error:
+        return f"it cannot be read ({error.strerror or error})"
+    try:
+        content = torch.load(path, map_location="meta", mmap=True, weights_only=True)
+    except Exception:  # of many types, and all say the same
+        content = None
+    if not isinstance(content, dict) or not content.keys() >= PARTS:
+        return "it is not a checkpoint of vitreous"
+    if content["global_step"] != step_of(path):
+        return f"it is named otherwise than what it holds, step {content['global_step']}"
+    mark = run_mark(path.parent.parent)
+    if content.get("run", mark) != mark:
+        return "it belongs to another run"
     return None

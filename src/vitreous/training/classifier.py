@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -15,6 +16,7 @@ from vitreous.model.dropout import keyed_noise
 from vitreous.model.vit import VisionTransformer
 from vitreous.native.accelerate import is_accelerated
 from vitreous.recipe import OptimizerSection, Recipe
+from vitreous.training.loggers import Wandb
 from vitreous.training.muon import Muon
 from vitreous.training.schedule import Timeline, linear, onecycle, phase_at, phases
 
@@ -50,15 +52,14 @@ class Classifier(pl.LightningModule):
         return self.model(images)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        images, labels = _pair(batch)
+        batch = named(batch)
+        images, labels = batch["image"], batch["label"]
         assert self.timeline is not None
         side = self.phases[phase_at(self.phases, self.timeline.fraction(self.global_step))].side
         images = resized(images, side)
         # An epoch's last, smaller batch is not worth compiling for.
         stance = "default" if len(labels) == self.recipe.training.batch_size else "force_eager"
-        known = isinstance(batch, dict) and "index" in batch
-        samples = batch["index"] if known else torch.arange(len(labels), device=self.device)
-        with keyed_noise(self.model, self.seed, self.global_step, samples), torch.compiler.set_stance(stance):
+        with self._noise(batch), torch.compiler.set_stance(stance):
             logits = self(images)
         loss = self._loss(logits.float(), labels)
         if "share" in batch:  # pictures mixed of two
@@ -66,8 +67,16 @@ class Classifier(pl.LightningModule):
             loss = share * loss + (1 - share) * other
         loss = loss.mean()
         self.log("train_loss", loss, prog_bar=True)
-        self.log("learning_rate", self.optimizers().param_groups[-1]["lr"])  # type: ignore[union-attr]
+        for group in self.optimizers().param_groups:  # type: ignore[union-attr]
+            name = "muon_learning_rate" if group.get("muon") else "learning_rate"
+            # Lightning would send a number to the device, and wait for that in each step.
+            self.log(name, torch.tensor(group["lr"]))
         return loss
+
+    def _noise(self, batch: dict[str, Any]) -> AbstractContextManager[None]:
+        """The one source of randomness inside the network, for the step in progress and the samples of `batch`."""
+        unnumbered = torch.arange(len(batch["label"]), device=self.device)
+        return keyed_noise(self.model, self.seed, self.global_step, batch.get("index", unnumbered))
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of each picture, [B]."""
@@ -75,7 +84,8 @@ class Classifier(pl.LightningModule):
         return F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        images, labels = _pair(batch)
+        batch = named(batch)
+        images, labels = batch["image"], batch["label"]
         with torch.compiler.set_stance("force_eager"):  # nor is evaluation
             logits = self(images)
         self.figures.update(logits, labels)
@@ -105,9 +115,15 @@ class Classifier(pl.LightningModule):
         assert self.timeline is not None
         set_rates(self.optimizers(), self.recipe, self.timeline, self.global_step)  # type: ignore[arg-type]
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        for logger in self.loggers:
+            if isinstance(logger, Wandb):
+                logger.log_histograms(self.model, self.global_step)
 
-def _pair(batch: Any) -> tuple[Tensor, Tensor]:
-    return (batch["image"], batch["label"]) if isinstance(batch, dict) else (batch[0], batch[1])
+
+def named(batch: Any) -> dict[str, Any]:
+    """A batch as `ImageData` makes it: itself, or made of a pair (images, labels)."""
+    return batch if isinstance(batch, dict) else {"image": batch[0], "label": batch[1]}
 
 
 def make_optimizer(

@@ -151,7 +151,7 @@ def test_images_of_the_right_size_are_not_even_copied() -> None:
         (np.zeros((), np.uint8), "not understood"),
         (np.zeros((0, 8), np.uint8), "no pixel"),
         (np.zeros((2, 0, 8, 3), np.uint8), "not understood"),
-        ([np.zeros((2, 8, 8, 3), np.uint8)], "Image 0 of the list is an array of several"),
+        ([np.zeros((2, 8, 8, 3), np.uint8)], "of the list holds several"),
         ([[1, 2], [3]], "Image 1|not understood"),
         (5j, "complex.*give a path"),
         (None, "NoneType.*give a path"),
@@ -166,6 +166,15 @@ def test_what_could_mean_several_things_is_refused_in_a_sentence(images: Any, wo
     with pytest.raises(VitreousError, match=words) as refused:
         Preprocess(8).batch(images, read_picture)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("shape", [(7, 9, 8), (7, 9, 8, 3), (7, 8, 8, 3)])
+def test_batches_are_the_whole_in_pieces(shape: tuple[int, ...]) -> None:
+    images = noise(*shape)  # 7 in pieces of 4 leaves 3, which as an array of its own would be ambiguous
+    for given in (images, list(images)):
+        pieces = list(Preprocess(8).batches(given, 4))
+        assert [len(piece) for piece in pieces] == [4, 3]
+        np.testing.assert_array_equal(np.concatenate(pieces), Preprocess(8).batch(images))
 
 
 def test_without_a_reader_files_are_refused() -> None:

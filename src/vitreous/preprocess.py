@@ -5,7 +5,7 @@ Letters: N images, H height, W width, S the side that the network takes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
@@ -26,6 +26,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 FILTERS = {"bicubic": Image.Resampling.BICUBIC}
 # A grey image of more than 8 bits does not say its range: white is the first value here that is not exceeded.
 WHITES = {"I": (2.0**16 - 1, 2.0**31 - 1), "F": (1.0, 255.0, 2.0**16 - 1)}
+Reader = Callable[[Any], Image.Image]
 ACCEPTED = "a path, the bytes of a file, a PIL image, an array, or a list of these"
 
 
@@ -65,7 +66,7 @@ class Preprocess:
         """
         return fit(to_rgb(picture, self.ground), self.size, self.resample)
 
-    def batch(self, images: Any, read: Callable[[Any], Image.Image] | None = None) -> np.ndarray:
+    def batch(self, images: Any, read: Reader | None = None) -> np.ndarray:
         """One image or many as uint8 [N, S, S, 3]; those of the right size and type pass through bit for bit.
 
         Args:
@@ -78,23 +79,26 @@ class Preprocess:
         Raises:
             VitreousError: an image that cannot be read, or an array that could mean several things.
         """
-        if isinstance(images, list | tuple):
-            return self._stack([self._one(image, read, f"Image {i}") for i, image in enumerate(images)])
-        if isinstance(images, str | bytes | PathLike | Image.Image):
-            return self._stack([self._one(images, read, "The image")])
-        array = _as_array(images, "The images")
-        if array.ndim == 4 and array.dtype == np.uint8 and array.shape[1:] == (self.size, self.size, 3):
-            return array  # as it is, memory-mapped perhaps
-        many = array if _holds_many(array) else array[None]
-        out = np.empty((len(many), self.size, self.size, 3), np.uint8)
-        for i, image in enumerate(many):
-            out[i] = self._array(image)
+        return self._prepared(_many(images), read)
+
+    def batches(self, images: Any, size: int, read: Reader | None = None) -> Iterator[np.ndarray]:
+        """The same in batches of at most `size` images, so that not all have to be in memory at once."""
+        many = _many(images)
+        for start in range(0, len(many), size):
+            yield self._prepared(many[start : start + size], read, start)
+
+    def _prepared(
+        self, images: Sequence[Any] | np.ndarray, read: Reader | None, first: int = 0
+    ) -> np.ndarray:
+        shape = (len(images), self.size, self.size, 3)
+        if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape == shape:
+            return images  # as it is, memory-mapped perhaps
+        out = np.empty(shape, np.uint8)
+        for i, image in enumerate(images):
+            out[i] = self._one(image, read, f"Image {first + i}" if len(images) > 1 else "The image")
         return out
 
-    def _stack(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        return np.stack(images) if images else np.empty((0, self.size, self.size, 3), np.uint8)
-
-    def _one(self, image: Any, read: Callable[[Any], Image.Image] | None, name: str) -> np.ndarray:
+    def _one(self, image: Any, read: Reader | None, name: str) -> np.ndarray:
         if isinstance(image, str | bytes | PathLike):
             if read is None:
                 raise VitreousError(f"{name} is a file, and only PIL images and arrays are taken here.")
@@ -109,12 +113,8 @@ class Preprocess:
         array = _as_array(image, name)
         if _holds_many(array):
             raise VitreousError(
-                f"{name} of the list is an array of several, {list(array.shape)}; give each on its own."
+                f"{name} of the list holds several, {list(array.shape)}; give each on its own."
             )
-        return self._array(array)
-
-    def _array(self, array: np.ndarray) -> np.ndarray:
-        """One image [H, W] or [H, W, 1 | 3 | 4] as uint8 [S, S, 3]."""
         array = _to_uint8(array)
         if array.shape == (self.size, self.size, 3):
             return array
@@ -167,6 +167,16 @@ def _upright(picture: Image.Image) -> Image.Image:
         if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             return ImageOps.exif_transpose(picture)
     return picture
+
+
+def _many(images: Any) -> Sequence[Any] | np.ndarray:
+    """One image or many as a sequence of single ones."""
+    if isinstance(images, list | tuple):
+        return images
+    if isinstance(images, str | bytes | PathLike | Image.Image):
+        return [images]
+    array = _as_array(images, "The images")
+    return array if _holds_many(array) else array[None]
 
 
 def _as_array(image: Any, name: str) -> np.ndarray:

@@ -32,7 +32,7 @@ MAY = {
     "report": {"run", "bundle", "model", "metrics", "data.pictures"},
     "dial": {"model.variants", "recipe"},
     "prepare": {"dial", "data", "model", "native", "recipe", "machine", "run", "training.cost", "training.schedule"},
-    "evaluation": {"data", "bundle", "metrics", "run"},
+    "evaluation": {"data", "bundle", "metrics", "run", "machine", "model", "preprocess"},
     "api": {
         "data", "model", "training", "metrics", "recipe", "machine", "bundle", "run", "report",
         "prepare", "evaluation", *PACKAGE_ROOM,

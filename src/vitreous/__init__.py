@@ -15,7 +15,8 @@ from typing import Any
 _HOMES = {
     "train": "vitreous.api",
     "resume": "vitreous.api",
-    "evaluate": "vitreous.api",
+    "evaluate": "vitreous.evaluation",
+    "load": "vitreous.run",
     "Run": "vitreous.run",
     "Recipe": "vitreous.recipe",
     "Classifier": "vitreous.training.classifier",

@@ -208,7 +208,7 @@ def test_a_second_opening_reads_no_picture(tmp_path: Path, monkeypatch: pytest.M
         first = Opened(path, tmp_path / "data")
         assert any("will take" in line and "data clear" in line for line in first.said)
         with monkeypatch.context() as patch:
-            patch.setattr("vitreous.data.folder.decode", None)
+            patch.setattr("vitreous.data.folder.decode_to", None)
             patch.setattr("vitreous.data.folder.picture_size", None)
             for image_size in (None, 32):
                 again = Opened(path, tmp_path / "data", image_size)
@@ -252,7 +252,7 @@ def test_no_space_is_said_before_anything_is_read(tmp_path: Path, monkeypatch: p
     root = write(tmp_path / "pets", pets())
     usage = type("usage", (), {"free": 1000})
     monkeypatch.setattr("vitreous.files.shutil.disk_usage", lambda path: usage)
-    monkeypatch.setattr("vitreous.data.folder.decode", None)
+    monkeypatch.setattr("vitreous.data.folder.decode_to", None)
     assert "free some space" in refusal(root, tmp_path)
 
 

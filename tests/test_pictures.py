@@ -6,12 +6,14 @@ import io
 import struct
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vitreous.data.pictures import FORMATS, BadPicture, decode, fit, picture_size
+from vitreous.data.pictures import FORMATS, BadPicture, decode, picture_size, read_picture
+from vitreous.errors import VitreousError
 
 RED, GREEN, BLUE = (200, 0, 0), (0, 150, 0), (0, 0, 90)
 
@@ -154,36 +156,6 @@ def test_exif_of_nonsense_leaves_the_picture(recwarn: pytest.WarningsRecorder) -
     assert not recwarn
 
 
-def test_fit_passes_the_right_size_through() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    fitted = fit(decode(saved(pixels)), 32)
-    assert fitted.dtype == np.uint8 and fitted.flags.writeable
-    np.testing.assert_array_equal(fitted, pixels)
-
-
-@pytest.mark.parametrize("shape", [(32, 96), (96, 32), (32, 33), (35, 32)])
-def test_fit_takes_the_centre(shape: tuple[int, int]) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    top, left = (shape[0] - 32) // 2, (shape[1] - 32) // 2
-    np.testing.assert_array_equal(fit(Image.fromarray(pixels), 32), pixels[top : top + 32, left : left + 32])
-
-
-def test_fit_antialiases() -> None:
-    checkerboard = np.indices((256, 256)).sum(0) % 2 * 255
-    fitted = fit(Image.fromarray(checkerboard.astype(np.uint8)).convert("RGB"), 32)
-    inside = fitted[1:-1, 1:-1].astype(int)
-    assert abs(inside - 127.5).max() <= 3
-    # Without antialiasing a sixth of a bright stripe would be lost or doubled.
-    stripe = np.zeros((60, 60, 3), np.uint8)
-    stripe[:, 20:23] = 240
-    assert fit(Image.fromarray(stripe), 10).mean() == pytest.approx(stripe.mean(), rel=0.05)
-
-
-def test_fit_of_odd_shapes() -> None:
-    assert fit(Image.new("RGB", (1, 1), RED), 16).tolist() == [[list(RED)] * 16] * 16
-    assert fit(Image.new("RGB", (5000, 1), RED), 8).shape == (8, 8, 3)
-
-
 WHOLE = {
     "PNG": {},
     "JPEG": {},
@@ -256,3 +228,16 @@ def test_huge_pictures_are_refused_unread(side: int, read) -> None:
 def test_the_error_is_a_sentence() -> None:
     with pytest.raises(BadPicture, match=r"^This picture cannot be used: truncated \(PNG\)\.$"):
         decode(saved(np.zeros((9, 9, 3), np.uint8))[:40])
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cut.png").write_bytes(saved(np.zeros((9, 9, 3), np.uint8))[:40])
+    (tmp_path / "words.txt").write_text("hello")
+    for name, words in (
+        ("cut.png", r"cut\.png cannot be used: truncated \(PNG\)"),
+        ("words.txt", "words.txt cannot be used: not a picture"),
+        ("none.png", "none.png cannot be read.*check the path"),
+        ("", "cannot be read.*directory"),
+    ):
+        with pytest.raises(VitreousError, match=words):
+            read_picture(tmp_path / name)

@@ -5,14 +5,27 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from vitreous import recipe as recipes
 from vitreous.errors import VitreousError
-from vitreous.run import Run, created, log, read_metrics, write_json, write_recipe
+from vitreous.run import (
+    Predictions,
+    Run,
+    created,
+    load,
+    log,
+    note_test_read,
+    read_metrics,
+    write_json,
+    write_predictions,
+    write_recipe,
+)
 
 as_root = os.geteuid() == 0 if hasattr(os, "geteuid") else False
 
@@ -207,6 +220,7 @@ READERS = {
     "summary.json": lambda run: run.summary,
     "evaluation.json": lambda run: run.evaluation,
     "metrics.csv": lambda run: run.metrics,
+    "predictions.npz": lambda run: run.predictions,
 }
 
 
@@ -220,11 +234,25 @@ def test_a_missing_file_is_a_sentence_with_its_mend(file: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("file", READERS)
 @pytest.mark.parametrize(
-    "content", [b"\xff\xfe\x00", b"{[", b"step,epoch\none,two\n", b"step\n1,2,3\n", b'"text"', b"null"]
+    "content",
+    [
+        b"\xff\xfe\x00",
+        b"{[",
+        b"step,epoch\none,two\n",
+        b"step\n1,2,3\n",
+        b'"text"',
+        b"null",
+        b"[" * 100_000,
+        b"step,epoch\n1\n",
+        b"epoch\n0.5\n",
+        b"step,epoch\n,0.5\n",
+        b'step,epoch\n1,"0.5\n',
+        b"step\n1.5\n",
+    ],
 )
 def test_a_damaged_file_is_a_sentence(file: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / file).write_bytes(content)
-    if file == "metrics.csv" and b"," not in content and content[:1] in b'{"n':
+    if file == "metrics.csv" and b"\n" not in content and content[:1] != b"\xff":
         assert Run(tmp_path).metrics == []  # a header of one column and no rows
         return
     with pytest.raises(VitreousError) as failure:
@@ -241,3 +269,86 @@ def test_a_recipe_alone_is_no_run(tmp_path: Path) -> None:
 def test_no_trained_model_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(VitreousError, match="no trained model"):
         _ = Run(tmp_path).model
+
+
+def test_the_folder_may_be_a_string(tmp_path: Path) -> None:
+    begin(tmp_path)
+    assert Run(str(tmp_path)) == Run(tmp_path) == load(str(tmp_path))
+    assert Run(str(tmp_path)).recipe.name == "default"
+
+
+def test_what_is_neither_run_nor_bundle_is_a_sentence(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nowhere", str(tmp_path)):
+        with pytest.raises(
+            VitreousError, match=r"neither a run folder \(it has no recipe.toml\) nor a bundle"
+        ):
+            load(path)
+
+
+def predictions(count: int = 5, classes: int = 3) -> Predictions:
+    generator = np.random.default_rng(0)
+    return Predictions(
+        names=np.array([f"train/Žluť 猫/{i}.png" for i in range(count)], dtype=np.str_),
+        labels=generator.integers(0, classes, count),
+        logits=generator.normal(size=(count, classes)).astype(np.float32),
+    )
+
+
+def test_predictions_read_back_and_hold_no_pickle(tmp_path: Path) -> None:
+    made = {"val": predictions(5), "test": predictions(0)}
+    write_predictions(tmp_path / "predictions.npz", made)
+    for found in (Run(tmp_path).predictions, {"val": made["val"], "test": made["test"]}):
+        assert set(found) == {"val", "test"}
+        for split, each in found.items():
+            for name, array in vars(each).items():
+                np.testing.assert_array_equal(array, getattr(made[split], name))
+    with np.load(tmp_path / "predictions.npz", allow_pickle=False) as plain:  # by numpy's own reader
+        assert plain["val_logits"].dtype == np.float32 and plain["val_names"][1] == "train/Žluť 猫/1.png"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"val_logits": np.zeros((5, 3))}, "types"),
+        ({"val_labels": np.zeros(4, np.int64)}, "length"),
+        ({"val_labels": np.full(5, 3)}, "label"),
+        ({"val_labels": np.full(5, -1)}, "label"),
+        ({"val_names": np.array([None] * 5)}, "allow_pickle|[Pp]ickle|Object"),
+        ({"val_names": None}, "val_names"),
+        ({"val_logits": None}, "neither val nor test"),
+    ],
+)
+def test_other_arrays_are_a_sentence(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    arrays = {f"val_{name}": array for name, array in vars(predictions()).items()} | change
+    np.savez(tmp_path / "predictions.npz", **{k: v for k, v in arrays.items() if v is not None})
+    with pytest.raises(VitreousError, match=f"predictions.npz cannot be read.*({words})"):
+        _ = Run(tmp_path).predictions
+
+
+def test_a_file_of_predictions_cut_short_is_a_sentence(tmp_path: Path) -> None:
+    write_predictions(tmp_path / "predictions.npz", {"val": predictions()})
+    whole = (tmp_path / "predictions.npz").read_bytes()
+    for kept in range(0, len(whole), 97):
+        (tmp_path / "predictions.npz").write_bytes(whole[:kept])
+        with pytest.raises(VitreousError, match=r"predictions\.npz"):
+            _ = Run(tmp_path).predictions
+
+
+def test_reads_of_test_are_counted(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    assert run.test_reads == []
+    note_test_read(tmp_path, "train")
+    note_test_read(tmp_path, "evaluate")
+    assert [read["by"] for read in run.test_reads] == ["train", "evaluate"]
+    for read in run.test_reads:
+        moment = datetime.fromisoformat(read["when"])
+        assert moment.tzinfo and abs((datetime.now(UTC) - moment).total_seconds()) < 60
+    for content in ("{", "{}", "[1]", "[" * 100_000):
+        (tmp_path / "test_reads.json").write_text(content)
+        with pytest.raises(VitreousError, match=r"test_reads\.json cannot be read"):
+            _ = run.test_reads
+        with pytest.raises(
+            VitreousError, match=r"test_reads\.json cannot be read"
+        ):  # nothing is written over
+            note_test_read(tmp_path, "evaluate")
+        assert (tmp_path / "test_reads.json").read_text() == content

@@ -22,19 +22,18 @@ import vitreous
 from vitreous import machine as machines
 from vitreous import recipe as recipes
 from vitreous import run as runs
-from vitreous.bundle import Bundle, load_bundle, save_bundle
+from vitreous.bundle import save_bundle
 from vitreous.data.module import ImageData
 from vitreous.data.show import show as draw
 from vitreous.errors import VitreousError, unknown
-from vitreous.evaluation import evaluate_split, final_figures
-from vitreous.metrics import Figures
+from vitreous.evaluation import bundle_of, final_figures
+from vitreous.evaluation import evaluate as evaluate  # for those who look for it here
 from vitreous.model.summary import describe_architecture, render
 from vitreous.plan import (
     Plan,
     check_record,
     count_parameters,
     make_plan,
-    open_module,
     record_request,
     stored_request,
 )
@@ -243,9 +242,7 @@ def _train(
             )  # fmt: skip
             steps_per_epoch = plan.sizes.steps_per_epoch
             store = data.store
-            save_bundle(
-                Bundle(model, store.classes, store.mean, store.std, machine.precision), path / "bundle"
-            )
+            save_bundle(bundle_of(model, store, data.splits.train), path / "bundle")
             steps = trainer.global_step
             summary: dict[str, Any] = {
                 "status": "interrupted" if checkpoints.interrupted else "finished",
@@ -260,7 +257,7 @@ def _train(
                 "images_per_second": round(steps * data.batch_size / max(keeper.train_seconds, 1e-9), 2),
             }
             if not checkpoints.interrupted:
-                figures = final_figures(path, data.splits, asked.judges, machine.device)
+                figures = final_figures(path, data.splits, asked.judges, machine.device, say)
                 finish(trainer.loggers, figures, steps - 1)  # Lightning counts steps from zero
                 summary |= figures
                 if has_diverged(figures, store.num_classes):
@@ -318,44 +315,6 @@ def fit(
             ) from None
         raise
     return trainer
-
-
-def evaluate(
-    run: Run | Path | str,
-    split: str = "test",
-    *,
-    data: Any = None,
-    data_dir: Path | str | None = None,
-    device: str = "auto",
-) -> Figures:
-    """Figures of a finished run's bundle on one of its own splits, as the run itself computed them.
-
-    Args:
-        split: "val" or "test".
-        data: the arrays again, for a run on arrays.
-
-    Raises:
-        VitreousError: no such run or split, or the data are not those of the run.
-    """
-    if split not in ("val", "test"):
-        raise unknown("split", split, ("val", "test"))
-    run = run if isinstance(run, Run) else Run(Path(run))
-    asked = stored_request(run, data)
-    if split == "val" and "val" not in asked.judges:
-        raise VitreousError(
-            f"{run.path} was trained on its validation pictures too; evaluate its test split."
-        )
-    if data_dir is not None:
-        asked = dataclasses.replace(asked, data_dir=data_dir)
-    recorded = run.resolved["machine"]
-    machine = machines.detect_machine(recorded["device"] if device == "auto" else device)
-    module = open_module(run.recipe, asked, lambda line: None)
-    check_fingerprint(run.resolved, module)
-    bundle = load_bundle(run.path / "bundle", machine.device)
-    if bundle.precision == "bf16":
-        machines.choose_precision(machine, "bf16")  # refuses a machine on which it would crawl
-    figures, _ = evaluate_split(bundle, getattr(module.splits, split))
-    return figures
 
 
 def show(

@@ -1,14 +1,17 @@
-"""A trained network as it lies on disk, complete: weights, sizes, classes, statistics.
+"""A trained network on disk, complete: weights, sizes, classes, preprocessing, calibration, figures.
 
 A bundle is a folder of `model.safetensors` and `config.json`; no pickle is in it or read from it.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,92 +21,152 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from vitreous.data.pictures import read_picture
 from vitreous.errors import VitreousError
 from vitreous.files import atomic_write
 from vitreous.model.variants import Architecture
 from vitreous.model.vit import VisionTransformer
 from vitreous.native.accelerate import accelerate, unsupported
+from vitreous.preprocess import Preprocess
 
-FORMAT = 1
+FORMAT = 2
 EVAL_BATCH = 500  # fixed, since the batch's size can change the last bits of a product
+# What a stranger's file asks for beyond these is never built: any number in an architecture, and layers.
+LARGEST, MOST_LAYERS = 2**20, 1024
+KINDS: dict[str, type | tuple[type, ...]] = {"int": int, "float": (int, float), "bool": bool, "str": str}
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A trained model with all that is needed to use it on raw pictures.
+    """A trained model with all that is needed to use it on any image.
 
     Attributes:
-        model: in eval mode.
+        model: a plain network in eval mode, float32.
         classes: names, in the order of the logits.
         mean, std: statistics of each channel, in units of 0 to 1.
-        precision: "32" or "bf16", as its figures were computed.
+        preprocess: how an image becomes the network's input, before mean and std.
+        temperature: what logits are divided by to become probabilities; 1 leaves them as they are.
+        majority: the class that most training images have, and their share from 0 to 1: a baseline.
+        data: name and fingerprint of the data set that it was trained on.
+        figures: the run's own, `val_loss` … `test_ece`; empty before they are known.
     """
 
     model: VisionTransformer
     classes: tuple[str, ...]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    precision: str
+    preprocess: Preprocess
+    temperature: float = 1.0
+    majority: tuple[str, float] | None = None
+    data: Mapping[str, str] = field(default_factory=dict)
+    figures: Mapping[str, float | None] = field(default_factory=dict)
 
     @torch.no_grad()
-    def logits(self, images: Tensor | np.ndarray) -> Tensor:
-        """Logits float32 [N, C] on the CPU, of uint8 pictures [N, H, W, 3] as large as the model was trained on.
+    def logits(self, images: Any) -> Tensor:
+        """Logits float32 [N, C] on the CPU, one image or many, each of them computed in float32.
+
+        Args:
+            images: a path, the bytes of a file, a PIL image, an array or tensor, or a list of these, of any size
+                (see `Preprocess.batch`).
 
         Raises:
-            VitreousError: the pictures have another type or size.
+            VitreousError: an image that cannot be read, or an array that could mean several things.
         """
-        images = images if isinstance(images, Tensor) else np.asarray(images)
-        size = self.model.image_size
-        if tuple(images.shape[1:]) != (size, size, 3) or images.dtype not in (torch.uint8, np.uint8):
-            raise VitreousError(
-                f"The model takes uint8 pictures [N, {size}, {size}, 3], "
-                f"not {images.dtype} {list(images.shape)}; convert or resize them first."
-            )
         device = next(self.model.parameters()).device
         mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (self.mean, self.std))
-        autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
-        was_training = self.model.training
-        self.model.eval()
         parts = [torch.empty(0, len(self.classes))]
-        for start in range(0, len(images), EVAL_BATCH):
-            batch = images[start : start + EVAL_BATCH]
-            pixels = batch if isinstance(batch, Tensor) else torch.from_numpy(np.array(batch))  # [B, H, W, 3]
-            pixels = pixels.to(device).permute(0, 3, 1, 2)  # [B, 3, H, W]
-            with autocast:
-                parts.append(self.model((pixels.float() / 255 - mean) / std).float().cpu())
-        self.model.train(was_training)
+        with predictor(self.model) as model, torch.autocast(device.type, enabled=False):
+            for batch in self.preprocess.batches(images, EVAL_BATCH, read_picture):
+                # Copied, since torch warns of arrays that may not be written to.
+                pixels = torch.from_numpy(np.array(batch)).to(device).permute(0, 3, 1, 2)  # [B, 3, S, S]
+                parts.append(model((pixels.float() / 255 - mean) / std).cpu())
         return torch.cat(parts)
+
+    def predict(self, images: Any) -> np.ndarray:
+        """Most likely class, int64 [N], a position in `classes`; images as for `logits`, one is N = 1."""
+        return self.logits(images).argmax(dim=1).numpy()
+
+    def predict_proba(self, images: Any) -> np.ndarray:
+        """Probability of each class, float32 [N, C], calibrated by the temperature; images as for `logits`."""
+        return (self.logits(images) / self.temperature).softmax(dim=1).numpy()
+
+
+@contextmanager
+def predictor(model: VisionTransformer) -> Iterator[VisionTransformer]:
+    """The network in eval mode, accelerated if possible; `model` itself stays the plain network that it is.
+
+    The accelerated one is a twin of the same weights, made for this use, so that several threads may predict while
+    others export the model or add hooks to it. Hooks are called: a model that has any is used itself.
+    """
+    hooked = any(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+        for module in model.modules()
+    )
+    if not hooked and unsupported(model) is None:
+        shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        yield accelerate(copy.deepcopy(model, shared)).eval()
+        return
+    training = [module for module in model.modules() if module.training]
+    if training:
+        model.eval()
+    try:
+        yield model
+    finally:
+        for module in training:
+            module.training = True
 
 
 def save_bundle(bundle: Bundle, path: Path) -> None:
     """Writes a bundle into the folder `path`; each file whole or not at all."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in bundle.model.state_dict().items()}
+    atomic_write(path / "model.safetensors", safetensors.torch.save(weights))
+    write_config(bundle, path)
+
+
+def write_config(bundle: Bundle, path: Path) -> None:
+    """Writes all of a bundle but the weights, which lie in the folder `path` already."""
+    statistics = {"mean": bundle.mean, "std": bundle.std}
     config = {
         "format": FORMAT,
         "architecture": dataclasses.asdict(bundle.model.architecture),
         "image_size": bundle.model.image_size,
-        "attention": bundle.model.attention,
         "classes": bundle.classes,
-        "mean": bundle.mean,
-        "std": bundle.std,
-        "precision": bundle.precision,
+        "preprocess": dataclasses.asdict(bundle.preprocess) | statistics,
+        "temperature": bundle.temperature,
+        "majority": dict(zip(("class", "share"), bundle.majority, strict=True)) if bundle.majority else None,
+        "data": dict(bundle.data),
+        # JSON knows no NaN, which the figures of a diverged model are.
+        "figures": {
+            name: value if value is None or math.isfinite(value) else None
+            for name, value in bundle.figures.items()
+        },
     }
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in bundle.model.state_dict().items()}
-    atomic_write(path / "model.safetensors", safetensors.torch.save(weights))
     atomic_write(path / "config.json", json.dumps(config, indent=1, ensure_ascii=False) + "\n")
 
 
-def load_bundle(path: Path, device: str = "cpu") -> Bundle:
-    """Reads a bundle, which may come from a stranger.
+def load_bundle(path: Path | str, device: str = "cpu") -> Bundle:
+    """Reads a bundle of this format or an earlier one; it may come from a stranger.
 
     Raises:
         VitreousError: it is missing, damaged, or of a newer format.
     """
+    path = Path(path)
     try:
-        config: dict[str, Any] = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        if config["format"] > FORMAT:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("config.json holds no table")
+        version = _typed(config, "format", int)
+        if version > FORMAT:
             raise VitreousError(f"The bundle {path} is of a newer format; update vitreous to read it.")
-        weights = safetensors.torch.load_file(path / "model.safetensors")
-        return _assemble(config, weights, device)
+        parts = _parse(config if version == FORMAT else _upgraded(config))
+        weights = path / "model.safetensors"
+        # From the header alone: nothing is built or read before it is known that they fit together.
+        with safetensors.safe_open(weights, framework="pt") as file:
+            shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        architecture, image_size = parts.pop("network")
+        model = _fitting_model(architecture, image_size, len(parts["classes"]), shapes)
+        model.load_state_dict(safetensors.torch.load_file(weights))
+        return Bundle(model.to(device).eval(), **parts)
     except FileNotFoundError as error:
         missing = Path(error.filename or path / "model.safetensors").name
         raise VitreousError(
@@ -114,23 +177,108 @@ def load_bundle(path: Path, device: str = "cpu") -> Bundle:
         raise VitreousError(f"The bundle {path} is damaged ({reason}); get or make it again.") from None
 
 
-def _assemble(config: dict[str, Any], weights: dict[str, Tensor], device: str) -> Bundle:
-    """The bundle of a parsed `config.json` and its weights; raises one of several errors where they do not fit."""
-    classes, mean, std = (tuple(config[name]) for name in ("classes", "mean", "std"))
-    if not all(isinstance(name, str) for name in classes):
-        raise ValueError("a class's name is no text")
-    if len(mean) != 3 or len(std) != 3 or not all(0 < value < math.inf for value in std):
-        raise ValueError("mean and std must be three numbers each, and std above 0")
-    if config["precision"] not in ("32", "bf16"):
-        raise ValueError(f"precision is {config['precision']!r}")
+def _upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration of format 1 as one of format 2: what it does not say was so by default, or is not known."""
+    preprocess = {"size": config["image_size"], "mean": config["mean"], "std": config["std"]}
+    known = {name: config[name] for name in ("architecture", "image_size", "classes")}
+    return {
+        **known,
+        "preprocess": preprocess,
+        "temperature": 1.0,
+        "majority": None,
+        "data": {},
+        "figures": {},
+    }
+
+
+def _parse(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `Bundle`, and under "network" the architecture and image size; raises ValueError or KeyError."""
+    classes = tuple(_typed(config, "classes", list))
+    if not classes or not all(isinstance(name, str) for name in classes):
+        raise ValueError("classes are not a list of names")
+    settings = dict(_typed(config, "preprocess", dict))
+    statistics = {name: tuple(settings.pop(name)) for name in ("mean", "std")}
+    for name, values in statistics.items():
+        if len(values) != 3 or not all(_is_number(v) and (name == "mean" or v > 0) for v in values):
+            raise ValueError("mean and std must be three numbers each, and std above 0")
+    temperature = config["temperature"]
+    if not _is_number(temperature) or temperature <= 0:
+        raise ValueError(f"temperature is {temperature!r}")
+    majority = config["majority"]
+    if majority is not None:
+        majority = (majority["class"], majority["share"])
+        if majority[0] not in classes or not _is_number(majority[1]) or not 0 < majority[1] <= 1:
+            raise ValueError(f"majority is {majority}")
+    data, figures = _typed(config, "data", dict), _typed(config, "figures", dict)
+    if not all(isinstance(value, str) for value in data.values()):
+        raise ValueError("data are not described by texts")
+    if not all(value is None or _is_number(value) for value in figures.values()):
+        raise ValueError("a figure is no number")
+    image_size = _typed(config, "image_size", int)
+    try:
+        preprocess = Preprocess(**settings)
+        architecture = Architecture(**_checked(_typed(config, "architecture", dict)))
+    except VitreousError as error:
+        raise ValueError(str(error).rstrip(".")) from None
+    if preprocess.size != image_size or image_size > LARGEST:
+        raise ValueError(f"image_size is {image_size}, and that of preprocessing {preprocess.size}")
+    return {
+        **statistics,
+        "classes": classes,
+        "preprocess": preprocess,
+        "temperature": float(temperature),
+        "majority": majority,
+        "data": data,
+        "figures": figures,
+        "network": (architecture, image_size),
+    }
+
+
+def _typed(config: Mapping[str, Any], name: str, kind: type) -> Any:
+    value = config[name]
+    if type(value) is not kind:  # exactly, for True is an int
+        raise ValueError(f"{name} is {str(value)[:40]!r}")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _checked(table: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An architecture's fields, of the types that it declares and no larger than anyone's network."""
+    for each in dataclasses.fields(Architecture):
+        if each.name not in table:
+            continue
+        value, declared = table[each.name], str(each.type)
+        kind, items = ("int", value) if declared.startswith("tuple") else (declared, [value])
+        if declared.startswith("tuple") and not isinstance(value, list | tuple):
+            raise ValueError(f"{each.name} is {value!r}")
+        for item in items:
+            if not isinstance(item, KINDS[kind]) or (isinstance(item, bool) and kind != "bool"):
+                raise ValueError(f"{each.name} is {str(item)[:40]!r}, no {kind}")
+            if isinstance(item, int | float) and not abs(item) <= LARGEST:
+                raise ValueError(f"{each.name} is {str(item)[:40]}, too large")
+    return table
+
+
+def _fitting_model(
+    architecture: Architecture, image_size: int, num_classes: int, shapes: Mapping[str, list[int]]
+) -> VisionTransformer:
+    """A fresh network, built only if tensors of these names and shapes are its weights."""
+    layers = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
+    if architecture.depth != len(layers) or architecture.depth > MOST_LAYERS:
+        raise ValueError(f"depth is {architecture.depth}, and there are weights of {len(layers)} layers")
+    try:
+        with torch.device("meta"):  # sizes without memory
+            twin = VisionTransformer(architecture, image_size, num_classes)
+    except VitreousError as error:
+        raise ValueError(str(error).rstrip(".")) from None
+    expected = {name: list(tensor.shape) for name, tensor in twin.state_dict().items()}
+    for name in sorted(expected.keys() | shapes.keys()):
+        if expected.get(name) != shapes.get(name):
+            raise ValueError(
+                f"{name} is {shapes.get(name, 'not there')}, not {expected.get(name, 'expected')}"
+            )
     with torch.random.fork_rng(devices=[]):  # fresh weights, replaced at once, cost the caller no randomness
-        try:
-            architecture = Architecture(**config["architecture"])
-            model = VisionTransformer(architecture, config["image_size"], len(classes))
-            model.set_attention(config["attention"])
-            if device == "cpu" and not unsupported(model):
-                accelerate(model)
-        except VitreousError as error:
-            raise ValueError(str(error).rstrip(".")) from None
-    model.load_state_dict(weights)
-    return Bundle(model.to(device).eval(), classes, mean, std, config["precision"])
+        return VisionTransformer(architecture, image_size, num_classes)

@@ -236,10 +236,12 @@ COMMANDS: dict[str, Command] = {
     ),
     "evaluate": Command(
         evaluate,
-        "figures of a finished run on its val or test split",
+        "figures of a finished run on its val or test split, or on other data",
         (
             RUN,
             argument("--split", "default: test", metavar="val|test"),
+            argument("--data", f"other data: {KINDS_OF_DATA}", metavar="DATA"),
+            argument("--read-test", "read the test split of a run that left it unread", action="store_true"),
             argument("--device", "default: the run's own", metavar="auto|cpu|cuda|mps"),
             DATA_DIR,
             JSON,
@@ -247,6 +249,7 @@ COMMANDS: dict[str, Command] = {
         (
             "vitreous evaluate runs/cifar10-default-001",
             "vitreous evaluate runs/cifar10-default-001 --split val --json",
+            "vitreous evaluate runs/cifar10-default-001 --data path/to/pictures",
         ),
     ),
     "report": Command(

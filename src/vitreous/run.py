@@ -4,6 +4,8 @@ recipe.toml      the recipe, complete, and [resolved]: data, machine, versions, 
 summary.json     the figures, flat
 metrics.csv      one row for each logged step or validation
 evaluation.json  figures, per-class figures and confusion matrix of val and test
+predictions.npz  names, labels and logits of val and test, so that nothing has to read test again
+test_reads.json  when the test split was read, and by what
 mistakes.npz     the most confident mistakes on test (or validation, where test stays unread), as pictures
 split.json       which pictures were cut off for validation and test
 log.txt          what was said
@@ -23,7 +25,9 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +35,7 @@ import numpy as np
 
 from vitreous import recipe as recipes
 from vitreous.errors import VitreousError
-from vitreous.files import atomic_write, write_failure
+from vitreous.files import atomic_write, open_zip, read_zip_member, write_failure, zip_members
 
 if TYPE_CHECKING:
     from vitreous.bundle import Bundle
@@ -41,6 +45,18 @@ Say = Callable[..., None]  # say(line, quiet=False)
 
 
 @dataclass(frozen=True)
+class Predictions:
+    """What a run's model said of a split.
+
+    `names` [N] are those of the images in their source, `labels` int64 [N] the true classes, `logits` float32 [N, C].
+    """
+
+    names: np.ndarray
+    labels: np.ndarray
+    logits: np.ndarray
+
+
+@dataclass(frozen=True, init=False)
 class Run:
     """A run folder; each file is read when it is first asked for.
 
@@ -48,6 +64,9 @@ class Run:
     """
 
     path: Path
+
+    def __init__(self, path: Path | str) -> None:
+        object.__setattr__(self, "path", Path(path))
 
     @cached_property
     def _tables(self) -> dict[str, Any]:
@@ -73,6 +92,11 @@ class Run:
             )
         return self._tables["resolved"]
 
+    @property
+    def test_reads(self) -> list[dict[str, Any]]:
+        """Each reading of the test split: `when` (ISO 8601, UTC) and `by` what; empty while it is unread."""
+        return read_test_reads(self.path)
+
     @cached_property
     def summary(self) -> dict[str, Any]:
         """Figures by name, flat: `val_loss` … `test_ovr_f1`, `parameters`, `train_flops`, …"""
@@ -94,8 +118,18 @@ class Run:
         return self._json("evaluation.json")
 
     @cached_property
+    def predictions(self) -> dict[str, Predictions]:
+        """Predictions for "val" and "test", those of them that the run was judged by."""
+        try:
+            return _parse_predictions(read_arrays(self.path / "predictions.npz"))
+        except FileNotFoundError:
+            raise unfinished(self.path, "predictions.npz") from None
+        except DAMAGE as error:
+            raise unreadable(self.path / "predictions.npz", error) from None
+
+    @cached_property
     def bundle(self) -> Bundle:
-        """The trained model with its classes and statistics."""
+        """The trained model with its classes, preprocessing and calibration."""
         from vitreous.bundle import load_bundle
 
         return load_bundle(self.path / "bundle")
@@ -106,16 +140,19 @@ class Run:
 
     @property
     def model(self) -> VisionTransformer:
-        """The trained network, on the CPU, in eval mode."""
+        """The trained network: a plain `nn.Module` on the CPU, in eval mode."""
         return self.bundle.model
 
     def predict(self, images: Any) -> np.ndarray:
-        """Most likely class, int64 [N], of uint8 pictures [N, H, H, 3] of the model's size."""
-        return self.bundle.logits(images).argmax(dim=1).numpy()
+        """Most likely class, int64 [N], a position in `classes`.
+
+        Images: a path, a PIL image, an array, or a list of these, of any size; one gives N = 1.
+        """
+        return self.bundle.predict(images)
 
     def predict_proba(self, images: Any) -> np.ndarray:
-        """Probability of each class, float32 [N, C], of uint8 pictures [N, H, H, 3] of the model's size."""
-        return self.bundle.logits(images).softmax(dim=1).numpy()
+        """Probability of each class, float32 [N, C], calibrated on validation; images as for `predict`."""
+        return self.bundle.predict_proba(images)
 
     def _json(self, name: str) -> dict[str, Any]:
         try:
@@ -125,8 +162,27 @@ class Run:
             return content
         except FileNotFoundError:
             raise unfinished(self.path, name) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise unreadable(self.path / name, error) from None
+
+
+def load(path: Path | str) -> Run | Bundle:
+    """A run from its folder, or a bundle from its own; both have `predict`, `predict_proba`, `classes` and `model`.
+
+    Raises:
+        VitreousError: `path` is neither, or a bundle that is damaged.
+    """
+    path = Path(path)
+    if (path / "recipe.toml").exists():
+        return Run(path)
+    if (path / "config.json").exists():
+        from vitreous.bundle import load_bundle
+
+        return load_bundle(path)
+    raise VitreousError(
+        f"{path} is neither a run folder (it has no recipe.toml) nor a bundle (it has no config.json); "
+        "give the folder that training made, or the bundle/ in it."
+    )
 
 
 def unfinished(path: Path, name: str) -> VitreousError:
@@ -148,13 +204,88 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     text = path.read_text(encoding="utf-8")
     lines = text[: text.rfind("\n") + 1].splitlines()  # a line cut short by a crash is no row
-    rows = list(csv.DictReader(lines))
-    if any(None in row for row in rows):
-        raise ValueError("a row has more cells than the heading")
+    try:
+        rows = list(csv.DictReader(lines, strict=True))
+    except csv.Error as error:
+        raise ValueError(str(error)) from None
+    if rows and "step" not in rows[0]:
+        raise ValueError("it has no column 'step'")
+    if any(None in row or None in row.values() for row in rows):
+        raise ValueError("a row has more or fewer cells than the heading")
+    if any(not row["step"] for row in rows):
+        raise ValueError("a row has no step")
     return [
         {name: (int(cell) if name == "step" else float(cell)) if cell else None for name, cell in row.items()}
         for row in rows
     ]
+
+
+# What reading a damaged file of arrays raises.
+DAMAGE = (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, MemoryError, VitreousError)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an `.npz` by their names, read without pickles and within limits; raises one of `DAMAGE`."""
+    if not path.exists():
+        raise FileNotFoundError(path)
+    with open_zip(path) as archive:
+        return {
+            member.filename.removesuffix(".npy"): np.load(
+                BytesIO(read_zip_member(archive, member)), allow_pickle=False
+            )
+            for member in zip_members(archive)
+        }
+
+
+def write_predictions(path: Path, predictions: Mapping[str, Predictions]) -> None:
+    """Writes `predictions.npz`: `val_names`, `val_labels`, `val_logits`, and the same of test."""
+    file = BytesIO()
+    arrays = {f"{split}_{name}": array for split, p in predictions.items() for name, array in vars(p).items()}
+    np.savez_compressed(file, allow_pickle=False, **arrays)
+    atomic_write(path, file.getvalue())
+
+
+def _parse_predictions(arrays: Mapping[str, np.ndarray]) -> dict[str, Predictions]:
+    found = {}
+    for split in ("val", "test"):
+        if f"{split}_logits" not in arrays:
+            continue
+        names, labels, logits = (arrays[f"{split}_{name}"] for name in ("names", "labels", "logits"))
+        if (
+            logits.ndim != 2
+            or logits.dtype != np.float32
+            or labels.dtype != np.int64
+            or names.dtype.kind != "U"
+        ):
+            raise ValueError(f"the arrays of {split} have other types than a run writes")
+        if not names.shape == labels.shape == logits.shape[:1]:
+            raise ValueError(f"the arrays of {split} differ in length")
+        if len(labels) and not 0 <= labels.min() <= labels.max() < logits.shape[1]:
+            raise ValueError(f"a label of {split} is no class")
+        found[split] = Predictions(names, labels, logits)
+    if not found:
+        raise ValueError("it holds neither val nor test")
+    return found
+
+
+def read_test_reads(path: Path) -> list[dict[str, Any]]:
+    """See `Run.test_reads`; `path` is the run folder."""
+    file = path / "test_reads.json"
+    try:
+        reads = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(reads, list) or not all(isinstance(read, dict) for read in reads):
+            raise ValueError("it holds no list of readings")
+        return reads
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, RecursionError) as error:
+        raise unreadable(file, error) from None
+
+
+def note_test_read(path: Path, by: str) -> None:
+    """Notes in the run folder `path` that its test split is about to be read, by what."""
+    read = {"when": datetime.now(UTC).isoformat(timespec="seconds"), "by": by}
+    atomic_write(path / "test_reads.json", json.dumps([*read_test_reads(path), read], indent=1) + "\n")
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from typing import BinaryIO, TypeVar
 
 import numpy as np
 
-from vitreous.data.pictures import MAX_BYTES, BadPicture, decode, fit, picture_size
+from vitreous.data.pictures import MAX_BYTES, BadPicture, decode_to, picture_size
 from vitreous.data.store import (
     SPLIT_NAMES,
     ImageStore,
@@ -44,6 +44,7 @@ from vitreous.files import (
     write_failure,
     zip_members,
 )
+from vitreous.preprocess import Preprocess
 
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 # What operating systems leave in folders, besides hidden files.
@@ -324,7 +325,7 @@ def import_folder(
     Args:
         path: the folder or zip; only read.
         data_dir: where packed data sets lie.
-        image_size: height and width that the pictures are brought to (see `pictures.fit`); by default 32
+        image_size: height and width that the pictures are brought to (see `preprocess.fit`); by default 32
             where the median of their shorter sides is under 48, else 64.
         skip_bad: leave out files that cannot be used instead of stopping with a list of them.
         say: receives what is to be told, a sentence at a time.
@@ -452,7 +453,8 @@ def _decode(tree: Tree, size: int, scratch: BinaryIO) -> tuple[dict[str, RawSpli
     labels: dict[str, list[int]] = {split: [] for split in tree.splits}
     names: dict[str, list[str]] = {split: [] for split in tree.splits}
     bad = []
-    pictures = read_all(tree, lambda data: fit(decode(data), size))
+    settings = Preprocess(size)
+    pictures = read_all(tree, lambda data: decode_to(settings, data))
     for entry, picture in progress(pictures, len(tree.entries), f"Reading {tree.path.name}"):
         if isinstance(picture, BadPicture):
             bad.append(f"{entry.name}: {picture.text}")

@@ -1,18 +1,21 @@
-"""One picture: from the bytes of a file to 8-bit RGB of the size that a model sees."""
+"""One picture from the bytes of a file, which may come from a stranger."""
 
 from __future__ import annotations
 
 import io
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from os import PathLike
+from pathlib import Path
+from typing import Literal, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from vitreous.errors import VitreousError
+from vitreous.preprocess import Preprocess, to_rgb
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 64_000_000
@@ -29,9 +32,8 @@ _SIGNATURES = {
     b"MM\0*": "TIFF",
     **{b"P%d" % kind: "PPM" for kind in range(1, 7)},
 }
-# The range of a grey picture of more than 8 bits is not written in it: white is the first that holds it.
-_WHITES = {"I": (2.0**16 - 1, 2.0**31 - 1), "F": (1.0, 255.0, 2.0**16 - 1)}
 _FILTERS = threading.Lock()  # of warnings, which all threads share
+T = TypeVar("T")
 
 
 class BadPicture(VitreousError):  # noqa: N818 (what it says is what it is)
@@ -58,13 +60,38 @@ def picture_size(data: bytes) -> tuple[int, int]:
 def decode(data: bytes) -> Image.Image:
     """The picture in the bytes of a file (PNG, JPEG, WebP, BMP, GIF, TIFF or PPM), in mode RGB, 8 bit.
 
-    The first frame of an animation; turned upright as its EXIF orientation says. Transparency is laid on
-    white. Grey of 16 bits keeps its high byte, as colour of 16 bits does; of wider types (32-bit integers,
-    floats) the range is taken to be the first of 0..1, 0..255 (both for floats only), 0..65535 and 0..2³¹-1
-    that holds the picture, and negative values are black. Embedded colour profiles are not applied.
+    The first frame of an animation; turned upright as its EXIF orientation says. How other values become RGB
+    says `preprocess.to_rgb`.
 
     Raises `BadPicture`, also for more than 64 million pixels, which are never decoded.
     """
+    return _converted(data, to_rgb)
+
+
+def decode_to(settings: Preprocess, data: bytes) -> np.ndarray:
+    """The same as the network's input, uint8 [S, S, 3]."""
+    return _converted(data, settings.pixels)
+
+
+def read_picture(source: str | PathLike[str] | bytes) -> Image.Image:
+    """The picture in a file, given by its path or its bytes: upright, in the file's own mode.
+
+    Raises `VitreousError`, which names the file.
+    """
+    if isinstance(source, bytes):
+        return _converted(source, lambda picture: picture)
+    path = Path(source).expanduser()
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise BadPicture("too large", f"more than {MAX_BYTES // 2**20} MiB")
+        return read_picture(path.read_bytes())
+    except BadPicture as bad:
+        raise VitreousError(f"{path} cannot be used: {bad.text}.") from None
+    except OSError as error:
+        raise VitreousError(f"{path} cannot be read ({error.strerror}); check the path.") from None
+
+
+def _converted(data: bytes, convert: Callable[[Image.Image], T]) -> T:
     picture = _open(data)
     try:
         picture.load()
@@ -72,24 +99,9 @@ def decode(data: bytes) -> Image.Image:
         raise _damaged(data, error) from None
     try:
         _turn_upright(picture)
-        return _to_rgb(picture)
+        return convert(picture)
     except Exception:
         raise BadPicture("unreadable", f"{picture.format} in colour mode {picture.mode}") from None
-
-
-def fit(picture: Image.Image, size: int) -> np.ndarray:
-    """The central square of an RGB picture, resized with antialiasing (bicubic): uint8 [size, size, 3].
-
-    A picture that is already size × size passes through bit for bit.
-    """
-    width, height = picture.size
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    # Cutting first keeps the work small for a panorama, whose long side resizing would have to keep.
-    square = picture.crop((left, top, left + side, top + side)) if width != height else picture
-    if side != size:
-        square = square.resize((size, size), Image.Resampling.BICUBIC)
-    return np.array(square)  # [S, S, 3]
 
 
 def _open(data: bytes) -> Image.Image:
@@ -152,19 +164,3 @@ def _turn_upright(picture: Image.Image) -> None:
         ImageOps.exif_transpose(picture, in_place=True)
     except Exception:  # a picture with broken EXIF data is still a picture
         pass
-
-
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I;16"):
-        high_byte = np.asarray(picture) >> 8  # exact for 8-bit values widened by 257
-        return Image.fromarray(high_byte.astype(np.uint8)).convert("RGB")
-    if picture.mode in _WHITES:
-        grey = np.nan_to_num(np.asarray(picture, dtype=np.float64), posinf=0.0, neginf=0.0)
-        white = next((white for white in _WHITES[picture.mode] if grey.max() <= white), grey.max())
-        # Rounded down where 16 bits become 8, so that the same picture is the same from every format.
-        eighth = np.floor(grey / 256) if white == 2.0**16 - 1 else np.rint(grey / white * 255)
-        return Image.fromarray(eighth.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    return picture if picture.mode == "RGB" else picture.convert("RGB")

@@ -1,0 +1,283 @@
+"""What stands at a run's end, and evaluation afterwards: against scipy, scikit-learn and numpy."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
+from sklearn.metrics import accuracy_score, log_loss
+
+import vitreous
+from conftest import TINY
+from vitreous.bundle import load_bundle
+from vitreous.data.store import from_arrays
+from vitreous.errors import VitreousError
+from vitreous.evaluation import TEMPERATURES, fit_temperature
+from vitreous.run import Run
+
+SETTINGS: dict[str, Any] = {"device": "cpu", "precision": "32", "overrides": dict(TINY)}
+
+
+def blobs(count: int = 300, size: int = 16, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Images of 3 classes that differ in brightness, by so little that some are mistaken."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(count) % 3
+    shade = 12 * labels + generator.normal(0, 8, count)
+    images = generator.integers(0, 100, (count, size, size, 3)) + shade[:, None, None, None] + 60
+    return images.clip(0, 255).astype(np.uint8), labels
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run for each judge, on the same arrays."""
+    place = tmp_path_factory.mktemp("runs")
+    for judge in ("both", "val", "test"):
+        vitreous.train(blobs(), steps=25, out=place / judge, judge=judge, **SETTINGS)
+    return {judge: place / judge for judge in ("both", "val", "test")}
+
+
+@pytest.fixture
+def run(trained: dict[str, Path], tmp_path: Path) -> Run:
+    """A copy of the run that was judged by validation and test."""
+    return Run(shutil.copytree(trained["both"], tmp_path / "run"))
+
+
+def ece(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Expected calibration error by its definition, a bin at a time."""
+    probabilities = softmax(logits.astype(np.float64), axis=1)
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    total = 0.0
+    for low in np.arange(15) / 15:
+        inside = (confidence >= low) & (confidence < low + 1 / 15)
+        if inside.any():
+            total += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())
+    return total
+
+
+# ---- temperature
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100])
+@pytest.mark.parametrize("scale", [0.3, 1.0, 4.0])
+def test_temperature_against_scipy(classes: int, scale: float) -> None:
+    generator = np.random.default_rng(classes)
+    labels = generator.integers(0, classes, 600)
+    logits = generator.normal(size=(600, classes))
+    logits[np.arange(600), labels] += 1.5
+    logits = (scale * logits).astype(np.float32)
+
+    def loss(temperature: float) -> float:
+        return -log_softmax(logits.astype(np.float64) / temperature, axis=1)[np.arange(600), labels].mean()
+
+    expected = minimize_scalar(loss, bounds=TEMPERATURES, method="bounded", options={"xatol": 1e-9}).x
+    found = fit_temperature(logits, labels)
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert loss(found) <= loss(expected) + 1e-12
+    assert found == fit_temperature(logits, labels)
+
+
+def test_temperature_where_none_is_best() -> None:
+    labels = np.arange(6) % 3
+    right = np.eye(3, dtype=np.float32)[labels]
+    assert fit_temperature(right, labels) == 1  # the sharper the better, without end
+    assert fit_temperature(np.full((6, 3), np.nan, np.float32), labels) == 1
+    assert fit_temperature(np.full((6, 3), np.inf, np.float32), labels) == 1
+    low, high = TEMPERATURES
+    assert fit_temperature(-right, labels) == pytest.approx(high)  # worse than a guess: as flat as may be
+    nearly = np.vstack([1e-3 * np.repeat(right, 50, axis=0), 1e-3 * np.eye(3, dtype=np.float32)[[1]]])
+    assert fit_temperature(nearly, np.r_[np.repeat(labels, 50), 0]) == pytest.approx(low)
+    assert fit_temperature(np.zeros((6, 3), np.float32), labels) == pytest.approx(1, rel=100)
+
+
+# ---- at the end of a run
+
+
+def test_predictions_are_kept_and_the_figures_are_theirs(run: Run) -> None:
+    images, _ = blobs()
+    summary = run.summary
+    assert set(run.predictions) == {"val", "test"}
+    for split, made in run.predictions.items():
+        probabilities = softmax(made.logits.astype(np.float64), axis=1)
+        assert summary[f"{split}_acc"] == accuracy_score(made.labels, probabilities.argmax(axis=1))
+        assert summary[f"{split}_loss"] == pytest.approx(log_loss(made.labels, probabilities), rel=1e-5)
+        assert summary[f"{split}_ece"] == pytest.approx(ece(made.logits, made.labels), abs=1e-5)
+        calibrated = made.logits / summary["temperature"]
+        assert summary[f"{split}_ece_calibrated"] == pytest.approx(ece(calibrated, made.labels), abs=1e-5)
+        source = [int(name.rpartition(":")[2]) for name in made.names]
+        np.testing.assert_array_equal(made.labels, blobs()[1][source])
+        np.testing.assert_allclose(run.bundle.logits(images[source]), made.logits, atol=1e-4)
+
+
+def test_the_temperature_is_that_of_validation_and_used_for_probabilities(run: Run) -> None:
+    made = run.predictions["val"]
+    temperature = run.summary["temperature"]
+    assert temperature == fit_temperature(made.logits, made.labels) != 1
+    assert run.bundle.temperature == temperature
+    expected = softmax(made.logits / temperature, axis=1)
+    images = blobs()[0][[int(name.rpartition(":")[2]) for name in made.names]]
+    np.testing.assert_allclose(run.predict_proba(images), expected, atol=1e-4)
+    with np.load(run.path / "mistakes.npz") as mistakes:
+        made = run.predictions["test"]
+        probabilities = softmax(made.logits / temperature, axis=1)
+        wrong = probabilities.argmax(axis=1) != made.labels
+        assert mistakes["confidence"][0] == pytest.approx(probabilities[wrong].max(), rel=1e-5)
+
+
+def test_a_bundle_knows_its_data_its_baseline_and_its_figures(run: Run) -> None:
+    bundle = load_bundle(run.path / "bundle")
+    assert bundle.data == {"name": "arrays", "fingerprint": run.resolved["fingerprint"]}
+    for name, value in bundle.figures.items():
+        assert run.summary[name] == value
+    assert {"val_acc", "test_acc", "test_ece_calibrated"} <= set(bundle.figures)
+    trained_on = set(range(300)) - {
+        int(name.rpartition(":")[2]) for made in run.predictions.values() for name in made.names
+    }
+    counts = np.bincount(blobs()[1][sorted(trained_on)])
+    assert bundle.majority == (str(counts.argmax()), counts.max() / counts.sum())
+
+
+def test_where_validation_was_trained_on_the_temperature_is_1_and_that_is_said(
+    trained: dict[str, Path],
+) -> None:
+    run = Run(trained["test"])
+    assert run.summary["temperature"] == run.bundle.temperature == 1
+    assert "temperature: 1" in (run.path / "log.txt").read_text()
+    assert set(run.predictions) == {"test"}
+    assert run.summary["test_ece_calibrated"] == run.summary["test_ece"]
+
+
+# ---- reads of test
+
+
+def test_reads_of_test_are_counted(run: Run) -> None:
+    assert [read["by"] for read in run.test_reads] == ["train"]
+    vitreous.evaluate(run, "val", data=blobs())
+    assert len(run.test_reads) == 1
+    vitreous.evaluate(run, data=blobs())
+    assert [read["by"] for read in run.test_reads] == ["train", "evaluate"]
+
+
+def test_an_unread_test_split_asks_before_it_is_read(trained: dict[str, Path], tmp_path: Path) -> None:
+    run = Run(shutil.copytree(trained["val"], tmp_path / "run"))
+    assert run.test_reads == [] and set(run.predictions) == {"val"}
+    with pytest.raises(VitreousError, match="left its test split unread; add --read-test"):
+        vitreous.evaluate(run, data=blobs())
+    assert run.test_reads == []
+    first = vitreous.evaluate(run, data=blobs(), read_test=True)
+    assert first.named("test")["test_acc"] > 0.3
+    assert vitreous.evaluate(str(run.path), data=blobs()) == first  # it is no longer unread
+    assert len(run.test_reads) == 2
+
+
+# ---- other data
+
+
+def folder(path: Path, images: np.ndarray, labels: np.ndarray, names: list[str]) -> Path:
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        file = path / names[label] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(file)
+    return path
+
+
+def test_other_data_are_evaluated_and_not_the_runs_own(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, labels = blobs(40, seed=5)
+    expected = accuracy_score(labels, run.predict(images))
+    store = from_arrays(images, labels, classes=["0", "1", "2"])
+    place = folder(tmp_path / "pets", images, labels, ["0", "1", "2"])
+    for data in ((images, labels), store, place, str(place)):
+        figures = vitreous.evaluate(run, data=data, data_dir=tmp_path)
+        assert figures.scalars["acc"] == expected
+        assert sum(map(sum, figures.confusion)) == 40
+        assert "40 images" in capsys.readouterr().err
+    assert len(run.test_reads) == 1  # they are not the run's test split
+
+
+def test_other_data_of_another_size_are_brought_to_the_models(run: Run, tmp_path: Path) -> None:
+    images, labels = blobs(30, size=40, seed=6)
+    expected = accuracy_score(labels, run.predict(images))
+    place = folder(tmp_path / "large", images, labels, ["0", "1", "2"])
+    for data in ((images, labels), place):
+        assert vitreous.evaluate(run, data=data, data_dir=tmp_path).scalars["acc"] == expected
+
+
+def test_classes_are_matched_by_name(run: Run) -> None:
+    images, labels = blobs(40, seed=5)
+    plain = vitreous.evaluate(run, data=(images, labels))
+    turned = from_arrays(images, 2 - labels, classes=["2", "1", "0"])
+    same = vitreous.evaluate(run, data=turned)
+    assert same.confusion == plain.confusion and same.per_class == plain.per_class
+    assert same.scalars == pytest.approx(plain.scalars, rel=1e-5)
+    some = labels != 1
+    fewer = from_arrays(images[some], labels[some] // 2, classes=["0", "2"])
+    figures = vitreous.evaluate(run, data=fewer)
+    assert np.sum(figures.confusion, axis=1).tolist() == [*np.bincount(labels[some], minlength=3)]
+    with pytest.raises(VitreousError, match=r"does not know \(cat, dog\); the run's are 0, 1, 2"):
+        vitreous.evaluate(run, data=from_arrays(images, labels, classes=["cat", "1", "dog"]))
+    with pytest.raises(VitreousError, match="Labels reach from"):
+        vitreous.evaluate(run, data=(images, labels + 1))
+
+
+def test_the_split_of_other_data(run: Run) -> None:
+    images, labels = blobs(40, seed=5)
+    both = from_arrays(images, labels, classes=["0", "1", "2"], test=(images[:7], labels[:7]))
+    assert sum(map(sum, vitreous.evaluate(run, data=both).confusion)) == 7
+    with pytest.raises(VitreousError, match="no split of arrays 'val'"):
+        vitreous.evaluate(run, "val", data=both)
+
+
+def test_a_named_set_is_not_ignored(run: Run) -> None:
+    with pytest.raises(VitreousError, match=r"shapes has classes that the run does not know"):
+        vitreous.evaluate(run, data="shapes")
+
+
+# ---- what is damaged
+
+
+@pytest.mark.parametrize("table", ["[resolved]", "[resolved.machine]", "[resolved.request]"])
+def test_a_missing_table_is_a_sentence(table: str, run: Run) -> None:
+    recipe = (run.path / "recipe.toml").read_text()
+    assert table in recipe
+    (run.path / "recipe.toml").write_text(recipe.replace(table, table.replace("resolved", "lost")))
+    with pytest.raises(VitreousError, match=r"recipe\.toml"):
+        vitreous.evaluate(run.path, data=blobs())
+
+
+def test_a_run_without_its_arrays_asks_for_them(run: Run) -> None:
+    with pytest.raises(VitreousError, match="trained on arrays; give them again"):
+        vitreous.evaluate(run)
+
+
+def test_data_that_have_changed_since_are_refused(run: Run, tmp_path: Path) -> None:
+    images, labels = blobs(60)
+    place = folder(tmp_path / "pets", images, labels, ["0", "1", "2"])
+    own = vitreous.train(place, steps=2, out=tmp_path / "own", data_dir=tmp_path / "cache", **SETTINGS)
+    assert vitreous.evaluate(own).scalars["acc"] == own.summary["test_acc"]
+    next((place / "1").iterdir()).unlink()
+    with pytest.raises(VitreousError, match="no longer holds the images of this run"):
+        vitreous.evaluate(own)
+
+
+def test_the_command_line_takes_other_data_and_read_test(
+    trained: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vitreous.cli import main
+
+    images, labels = blobs(40, seed=5)
+    place = folder(tmp_path / "pets", images, labels, ["0", "1", "2"])
+    run = Run(shutil.copytree(trained["val"], tmp_path / "run"))
+    words = ["evaluate", str(run.path), "--data", str(place), "--data-dir", str(tmp_path), "--json"]
+    assert main(words) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["test_acc"] == accuracy_score(labels, run.predict(images))
+    assert main(["evaluate", "--read-test", str(run.path)]) == 2
+    assert "give them again" in capsys.readouterr().err

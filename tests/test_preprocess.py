@@ -1,0 +1,227 @@
+"""The way from any image to the network's input, against pixels that are worked out by hand or by Pillow itself."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vitreous.data.folder import import_folder
+from vitreous.data.pictures import decode, read_picture
+from vitreous.errors import VitreousError
+from vitreous.preprocess import CHOICES, Preprocess, fit
+
+RED = (200, 0, 0)
+# Of what the import packed of the files below when it still had a way of its own.
+PACKED = "0acc63694cfe836793eee45fdbe797c14857a8e1116b6173f71f3eec9d17ac08"
+
+
+def saved(picture: Image.Image | np.ndarray, format: str = "PNG", **options: Any) -> bytes:
+    picture = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    file = io.BytesIO()
+    picture.save(file, format, **options)
+    return file.getvalue()
+
+
+def noise(*shape: int, dtype: Any = np.uint8, seed: int = 0) -> np.ndarray:
+    high = 256 if dtype == np.uint8 else 65536
+    return np.random.default_rng(seed).integers(0, high, shape, dtype=dtype)
+
+
+def square(pixels: np.ndarray, size: int) -> np.ndarray:
+    """The central square by numpy, resized by Pillow."""
+    side = min(pixels.shape[:2])
+    top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
+    cut = np.ascontiguousarray(pixels[top : top + side, left : left + side])
+    return np.asarray(Image.fromarray(cut).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def test_fit_passes_the_right_size_through() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    fitted = fit(decode(saved(pixels)), 32)
+    assert fitted.dtype == np.uint8 and fitted.flags.writeable
+    np.testing.assert_array_equal(fitted, pixels)
+
+
+@pytest.mark.parametrize("shape", [(32, 96), (96, 32), (32, 33), (35, 32)])
+def test_fit_takes_the_centre(shape: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    top, left = (shape[0] - 32) // 2, (shape[1] - 32) // 2
+    np.testing.assert_array_equal(fit(Image.fromarray(pixels), 32), pixels[top : top + 32, left : left + 32])
+
+
+def test_fit_antialiases() -> None:
+    checkerboard = np.indices((256, 256)).sum(0) % 2 * 255
+    fitted = fit(Image.fromarray(checkerboard.astype(np.uint8)).convert("RGB"), 32)
+    inside = fitted[1:-1, 1:-1].astype(int)
+    assert abs(inside - 127.5).max() <= 3
+    # Without antialiasing a sixth of a bright stripe would be lost or doubled.
+    stripe = np.zeros((60, 60, 3), np.uint8)
+    stripe[:, 20:23] = 240
+    assert fit(Image.fromarray(stripe), 10).mean() == pytest.approx(stripe.mean(), rel=0.05)
+
+
+def test_fit_of_odd_shapes() -> None:
+    assert fit(Image.new("RGB", (1, 1), RED), 16).tolist() == [[list(RED)] * 16] * 16
+    assert fit(Image.new("RGB", (5000, 1), RED), 8).shape == (8, 8, 3)
+
+
+# Each with the same image as uint8 RGB.
+PIXELS = noise(11, 7, 3)
+GREY = noise(11, 7)
+DEEP = noise(11, 7, 3, dtype=np.uint16)
+RGBA = np.dstack([PIXELS, np.where(np.indices((11, 7)).sum(0) % 2, 255, 0).astype(np.uint8)])
+ONE: dict[str, tuple[Any, np.ndarray]] = {
+    "colour": (PIXELS, PIXELS),
+    "grey": (GREY, np.dstack([GREY] * 3)),
+    "grey with a channel": (GREY[..., None], np.dstack([GREY] * 3)),
+    "opacity": (RGBA, np.where(RGBA[..., 3:] == 255, PIXELS, 255).astype(np.uint8)),
+    "16 bits": (DEEP, (DEEP // 256).astype(np.uint8)),
+    "16 bits, grey": (DEEP[..., 0], np.dstack([DEEP[..., 0] // 256] * 3).astype(np.uint8)),
+    "floats": (PIXELS.astype(np.float64) / 255, PIXELS),
+    "halves": ((PIXELS // 255).astype(np.float16), (PIXELS // 255 * 255).astype(np.uint8)),
+    "bool": (GREY > 99, np.dstack([np.where(GREY > 99, 255, 0)] * 3).astype(np.uint8)),
+    "PIL": (Image.fromarray(PIXELS), PIXELS),
+    "PIL, grey": (Image.fromarray(GREY), np.dstack([GREY] * 3)),
+    "PIL, transparent": (Image.fromarray(RGBA), np.where(RGBA[..., 3:] == 255, PIXELS, 255).astype(np.uint8)),
+    "PIL, 16 bits": (Image.fromarray(DEEP[..., 0]), np.dstack([DEEP[..., 0] // 256] * 3).astype(np.uint8)),
+    "bytes": (saved(PIXELS), PIXELS),
+    "tensor": (torch.from_numpy(PIXELS.copy()), PIXELS),
+}
+
+
+@pytest.mark.parametrize("kind", ONE)
+@pytest.mark.parametrize("size", [7, 5, 16])
+def test_one_image_of_any_kind(kind: str, size: int) -> None:
+    image, rgb = ONE[kind]
+    found = Preprocess(size).batch(image, read_picture)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, square(rgb, size)[None])
+
+
+def test_a_list_of_many_kinds_and_sizes(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(saved(noise(40, 30, 3)))
+    images = [image for image, _ in ONE.values()] + [
+        noise(3, 90),
+        str(tmp_path / "a.png"),
+        tmp_path / "a.png",
+    ]
+    found = Preprocess(6).batch(images, read_picture)
+    assert found.shape == (len(images), 6, 6, 3)
+    for i, (_, rgb) in enumerate(ONE.values()):
+        np.testing.assert_array_equal(found[i], square(rgb, 6))
+    np.testing.assert_array_equal(found[-1], square(noise(40, 30, 3), 6))
+    np.testing.assert_array_equal(found[-2], found[-1])
+    assert Preprocess(6).batch([]).shape == (0, 6, 6, 3)
+
+
+@pytest.mark.parametrize("shape", [(5, 9, 8), (5, 9, 8, 1), (5, 9, 8, 3), (5, 9, 8, 4), (1, 9, 8), (2, 3, 8)])
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_an_array_of_many_is_each_of_them(shape: tuple[int, ...], kind: Any) -> None:
+    images = noise(*shape)
+    found = Preprocess(8).batch(kind(images))
+    np.testing.assert_array_equal(found, np.concatenate([Preprocess(8).batch(image) for image in images]))
+
+
+def test_images_of_the_right_size_are_not_even_copied() -> None:
+    images = noise(5, 8, 8, 3)
+    assert Preprocess(8).batch(images) is images
+    assert Preprocess(8).batch(images[:0]).shape == (0, 8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (np.full((8, 8, 3), 1.5), "from 1.5 to 1.5.*not normalised"),
+        (np.full((8, 8, 3), -0.1), "from -0.1"),
+        (np.full((8, 8, 3), np.nan), "nan"),
+        (np.zeros((8, 8, 3), np.int64), "int64.*uint8"),
+        (np.zeros((3, 8, 8), np.uint8), "channels came first.*transpose\\(1, 2, 0\\).*three or four grey"),
+        (np.zeros((4, 8, 8), np.uint8), "channels came first"),
+        (torch.zeros(2, 3, 8, 8), "channels came first.*transpose\\(0, 2, 3, 1\\)"),
+        (np.zeros((2, 8, 8, 2), np.uint8), "not understood"),
+        (np.zeros((1, 2, 8, 8, 3), np.uint8), "not understood"),
+        (np.zeros(8, np.uint8), "not understood"),
+        (np.zeros((), np.uint8), "not understood"),
+        (np.zeros((0, 8), np.uint8), "no pixel"),
+        (np.zeros((2, 0, 8, 3), np.uint8), "not understood"),
+        ([np.zeros((2, 8, 8, 3), np.uint8)], "of the list holds several"),
+        ([[1, 2], [3]], "Image 1|not understood"),
+        (5j, "complex.*give a path"),
+        (None, "NoneType.*give a path"),
+        ({"image": 1}, "dict.*give a path"),
+        (saved(PIXELS)[:60], "cannot be used: truncated"),
+        (Image.open(io.BytesIO(saved(noise(99, 99, 3))[:900])), "The image cannot be used.*truncated"),
+        ("nowhere.png", "nowhere.png cannot be read"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_what_could_mean_several_things_is_refused_in_a_sentence(images: Any, words: str) -> None:
+    with pytest.raises(VitreousError, match=words) as refused:
+        Preprocess(8).batch(images, read_picture)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("shape", [(7, 9, 8), (7, 9, 8, 3), (7, 8, 8, 3)])
+def test_batches_are_the_whole_in_pieces(shape: tuple[int, ...]) -> None:
+    images = noise(*shape)  # 7 in pieces of 4 leaves 3, which as an array of its own would be ambiguous
+    for given in (images, list(images)):
+        pieces = list(Preprocess(8).batches(given, 4))
+        assert [len(piece) for piece in pieces] == [4, 3]
+        np.testing.assert_array_equal(np.concatenate(pieces), Preprocess(8).batch(images))
+
+
+def test_without_a_reader_files_are_refused() -> None:
+    with pytest.raises(VitreousError, match="only PIL images and arrays"):
+        Preprocess(8).batch("a.png")
+
+
+def test_a_pil_image_is_turned_upright_as_its_file_is_and_left_alone() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(noise(4, 9, 3), exif=exif)
+    opened = Image.open(io.BytesIO(data))
+    settings = Preprocess(4)
+    np.testing.assert_array_equal(settings.batch(opened), settings.batch(data, read_picture))
+    assert opened.size == (9, 4) and opened.getexif()[0x0112] == 6
+    np.testing.assert_array_equal(settings.batch(opened)[0], square(np.rot90(noise(4, 9, 3), -1), 4))
+
+
+@pytest.mark.parametrize("setting", CHOICES)
+def test_settings_that_are_not_implemented_are_refused(setting: str) -> None:
+    with pytest.raises(VitreousError, match=f"preprocessing {setting} 'stretch'"):
+        Preprocess(8, **{setting: "stretch"})
+    for size in (0, -1, 1.5, True, None):
+        with pytest.raises(VitreousError, match="image size"):
+            Preprocess(size)  # type: ignore[arg-type]
+
+
+def test_prediction_sees_what_import_packed(tmp_path: Path) -> None:
+    """The same bytes by both ways, for every kind of file that a folder may hold."""
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    files = {
+        "a.png": saved(noise(40, 60, 3)),
+        "b.jpg": saved(noise(50, 33, 3), "JPEG", exif=exif),
+        "c.png": saved(noise(40, 40, dtype=np.uint16)),
+        "d.webp": saved(np.dstack([noise(20, 21, 3), noise(20, 21)]), "WEBP", lossless=True),
+        "e.tif": saved(noise(20, 30).astype(np.float32) / 255, "TIFF"),
+        "f.gif": saved(noise(9, 9), "GIF"),
+        "g.png": saved(noise(24, 24, 3)),
+    }
+    for i, (name, data) in enumerate(files.items()):
+        path = tmp_path / "set" / f"class{i % 2}" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    store = import_folder(tmp_path / "set", tmp_path / "cache", 24, False, lambda line: None)
+    train = store.splits["train"]
+    paths = [tmp_path / "set" / name for name in train.names]
+    np.testing.assert_array_equal(Preprocess(24).batch(paths, read_picture), train.images)
+    lossless = train.images[[not name.endswith(".jpg") for name in train.names]]  # JPEG readers differ
+    assert hashlib.sha256(lossless).hexdigest() == PACKED

@@ -1,0 +1,188 @@
+"""Short trainings with every choice that changes bits pinned, and a hash of the weights they end with.
+
+    python benchmarks/golden.py before.json                          # of the code as it was
+    python benchmarks/golden.py after.json --against before.json     # of the code as it is
+
+A change that is not meant to change results gives the same hashes and figures, on one machine with one version of
+torch. With `--against`, what differs is said, and the exit status is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from safetensors.torch import load_file
+
+import vitreous
+from vitreous import recipe as recipes
+
+CASES: dict[str, dict[str, Any]] = {
+    "default, native, bf16": {"backend": "native", "precision": "bf16"},
+    "default, native, float32": {"backend": "native", "precision": "32"},
+    "default, explicit, bf16": {"attention": "explicit", "precision": "bf16"},
+    "default, explicit, float32": {"attention": "explicit", "precision": "32"},
+    "default, fused, float32": {"attention": "fused", "precision": "32", "steps": 8},
+    "notebook, native, bf16": {
+        "recipe": "notebook-cifar10",
+        "backend": "native",
+        "precision": "bf16",
+        "steps": 6,
+    },
+    "notebook, explicit, float32": {
+        "recipe": "notebook-cifar10",
+        "attention": "explicit",
+        "precision": "32",
+        "steps": 3,
+    },
+    "AdamW, native, float32": {
+        "backend": "native",
+        "precision": "32",
+        "overrides": {"optimizer.name": "adamw"},
+    },
+    "linear stem, native, bf16": {
+        "backend": "native",
+        "precision": "bf16",
+        "overrides": {"stem": "linear", "stem_dims": []},
+    },
+    "linear stem, explicit, float32": {
+        "attention": "explicit",
+        "precision": "32",
+        "overrides": {"stem": "linear", "stem_dims": []},
+    },
+    "folder of 64 pixels, native, bf16": {"data": "folder", "backend": "native", "precision": "bf16"},
+    "mixing, native, float32": {
+        "backend": "native",
+        "precision": "32",
+        "steps": 12,
+        "overrides": {"mixup": 0.3, "cutmix": 0.5, "cutout": 8},
+    },
+    "resumed, native, bf16": {"backend": "native", "precision": "bf16", "interrupted": True},
+    "resumed, explicit, float32": {
+        "attention": "explicit",
+        "precision": "32",
+        "steps": 12,
+        "interrupted": True,
+    },
+}
+STEPS = 24
+TIMES = {"train_seconds", "total_seconds", "images_per_second"}  # of a summary: no two runs have the same
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", type=Path, help="written: hashes and figures by case")
+    parser.add_argument("--against", type=Path, help="an earlier such file")
+    parser.add_argument("--cases", nargs="+", default=list(CASES), metavar="CASE")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # in a process of its own
+    args = parser.parse_args()
+    if args.one:
+        args.file.write_text(json.dumps(train(args.cases[0])))
+        return
+    found = {}
+    for name in args.cases:
+        with tempfile.TemporaryDirectory() as folder:
+            result = Path(folder) / "result.json"
+            command = [sys.executable, __file__, str(result), "--one", "--cases", name]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            found[name] = json.loads(result.read_text())
+        print(f"{name:36} {found[name]['weights'][:16]}", flush=True)
+    args.file.write_text(json.dumps(found, indent=1) + "\n")
+    if args.against and not same(json.loads(args.against.read_text()), found):
+        raise SystemExit(1)
+
+
+def same(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Whether all that both have is equal; says what is not."""
+    equal = True
+    for name in before.keys() & after.keys():
+        old, new = before[name], after[name]
+        changed = [
+            f"{key} {old['summary'][key]} is now {new['summary'][key]}"
+            for key in old["summary"].keys() & new["summary"].keys()
+            if old["summary"][key] != new["summary"][key]
+        ]
+        if old["weights"] != new["weights"]:
+            changed.insert(0, "other weights")
+        if changed:
+            equal = False
+            print(f"{name}: {', '.join(changed)}")
+    return equal
+
+
+def train(name: str) -> dict[str, Any]:
+    case = CASES[name]
+    with tempfile.TemporaryDirectory() as folder:
+        data = pictures(Path(folder) / "pictures") if case.get("data") == "folder" else "cifar10"
+        recipe, out = Path(folder) / "recipe.toml", Path(folder) / "run"
+        # As a run's own recipe.toml would have it: its choices are used again.
+        pinned = {
+            "precision": case["precision"],
+            "backend": case.get("backend", "torch"),
+            "attention": case.get("attention", "explicit"),
+            "compile": False,
+        }
+        text = recipes.text(case.get("recipe", "default"))
+        recipe.write_text(text + recipes.dump({"resolved": {"machine": pinned}}))
+        options = {"steps": case.get("steps", STEPS), "device": "cpu", "out": out}
+        if case.get("interrupted"):
+            threading.Thread(target=interrupt, args=(out / "metrics.csv",), daemon=True).start()
+            try:
+                vitreous.train(data, recipe, overrides=case.get("overrides", {}), **options)
+                raise SystemExit("The run ended before it was interrupted.")
+            except KeyboardInterrupt:
+                vitreous.resume(out)
+        else:
+            vitreous.train(data, recipe, overrides=case.get("overrides", {}), **options)
+        summary = json.loads((out / "summary.json").read_text())
+        return {
+            "weights": digest(out / "bundle" / "model.safetensors"),
+            "summary": {key: value for key, value in summary.items() if key not in TIMES},
+        }
+
+
+def interrupt(metrics: Path) -> None:
+    """Ctrl-C, once a few steps are logged."""
+    while not metrics.exists() or metrics.read_text().count("\n") < 4:
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def pictures(folder: Path) -> Path:
+    """A folder of four classes, photographs' sizes and no photographs."""
+    generator = np.random.default_rng(5)
+    for label in range(4):
+        (folder / f"class{label}").mkdir(parents=True)
+        for number in range(250):
+            height, width = generator.integers(50, 110, 2)
+            low = generator.integers(0, 150, (8, 8, 3)) + 25 * label
+            picture = Image.fromarray(low.astype(np.uint8)).resize((int(width), int(height)))
+            picture.save(folder / f"class{label}" / f"{number:03d}.png")
+    return folder
+
+
+def digest(file: Path) -> str:
+    """SHA-256 of all weights, by name."""
+    weights, found = load_file(file), hashlib.sha256()
+    for key in sorted(weights):
+        found.update(key.encode())
+        found.update(weights[key].numpy().tobytes())
+    return found.hexdigest()
+
+
+if __name__ == "__main__":
+    main()

@@ -501,6 +501,7 @@ def test_the_cut_depends_on_the_seed_alone() -> None:
     places = [[i % 50 for i in np.flatnonzero(np.isin(toy(train=raw).splits["train"].names, one.val.names))]]
     assert places[0][:5] != places[0][5:10] != places[0][10:]  # each class draws its own numbers
     assert resolve_splits(toy(train=raw), seed=-1).val.names
+    assert resolve_splits(toy(train=shuffled(raw, 0)), seed=np.int64(1)).val.names == one.val.names  # type: ignore[arg-type]
 
 
 def test_the_stream_of_the_cut_is_fixed() -> None:

@@ -27,9 +27,9 @@ def path_of(given: str | os.PathLike[str]) -> Path:
     """
     try:
         path = Path(given).expanduser()
+        if given == "" or "\0" in str(path):
+            raise ValueError("it is empty" if given == "" else "it holds a null character")
         path.exists()
-        if given == "":
-            raise ValueError("it is empty")
     except (TypeError, ValueError, RuntimeError, OSError) as error:  # a number, no such user, a name too long
         reason = getattr(error, "strerror", None) or error
         raise VitreousError(f"{given!r} cannot be used as a path ({reason}); check it.") from None

@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -565,11 +564,11 @@ def resolve_splits(store: ImageStore, val_fraction: float = 0.1, seed: int = 42)
         VitreousError: the fraction is not in that range, there are too few pictures to cut from, or those to train
             on show fewer than two classes.
     """
-    if not isinstance(val_fraction, Real) or not 0 < val_fraction <= 0.5:
+    if not isinstance(val_fraction, int | float | np.floating) or not 0 < val_fraction <= 0.5:
         raise VitreousError(
             f"val_fraction is {val_fraction!r}; give more than 0 and at most 0.5, such as 0.1."
         )
-    if not isinstance(seed, Integral):
+    if not isinstance(seed, int | np.integer):
         raise VitreousError(f"The seed of the split is {seed!r}; give a whole number.")
     present = np.unique(store.splits["train"].labels)
     if len(present) < 2:
@@ -598,7 +597,7 @@ def resolve_splits(store: ImageStore, val_fraction: float = 0.1, seed: int = 42)
         for label in range(store.num_classes):
             members = np.flatnonzero(labels == label)
             # Raw bits, not a Generator's shuffle: numpy keeps only the former the same over versions.
-            stream = np.random.Philox(key=np.array([seed % 2**64, label], dtype=np.uint64))
+            stream = np.random.Philox(key=np.array([int(seed) % 2**64, label], dtype=np.uint64))
             members = members[np.argsort(stream.random_raw(len(members)), kind="stable")]
             share = max(1, math.floor(len(members) * val_fraction + 0.5))
             for split in cut:

@@ -15,7 +15,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -348,7 +350,10 @@ def read_header(path: Path) -> dict[str, Any] | None:
         header = json.loads((path / HEADER).read_text("utf-8"))
     except (OSError, ValueError):
         return None
-    return header if isinstance(header, dict) and header.get("format") == FORMAT else None
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        return None
+    extra = header.get("extra")
+    return {**header, "extra": extra if isinstance(extra, dict) else {}}
 
 
 def open_store(path: Path) -> ImageStore:
@@ -375,9 +380,20 @@ def open_store(path: Path) -> ImageStore:
             labels = np.load(path / f"{split}_labels.npy", mmap_mode="c", allow_pickle=False)
             names = json.loads((path / f"{split}_names.json").read_text("utf-8"))
             expected = (count, header["image_size"], header["image_size"], 3)
-            if images.shape != expected or labels.shape != (count,) or len(names) != count:
+            if (
+                images.shape != expected
+                or (labels.shape, labels.dtype) != ((count,), "<i8")
+                or len(names) != count
+            ):
                 raise ValueError(f"its {split} split is not as its header says")
             splits[split] = Split(images, labels, names)
+        _checked(
+            {name: (part.images, part.labels, part.names) for name, part in splits.items()}, header["classes"]
+        )
+        texts = [header["name"], header["source"], header["fingerprint"]]
+        lists = [header["classes"], *(part.names for part in splits.values())]
+        if not all(isinstance(each, str) for each in chain(texts, *lists)):
+            raise ValueError("a name in it is no text")
         moments = [*header["mean"], *header["std"]]
         if len(moments) != 6 or not all(map(math.isfinite, moments)) or min(header["std"]) <= 0:
             raise ValueError("its mean and std are no numbers to normalise by")
@@ -391,7 +407,14 @@ def open_store(path: Path) -> ImageStore:
             source=header["source"],
             path=path,
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        TokenError,
+    ) as error:  # the last by numpy
         raise VitreousError(f"The packed data set {path} is damaged ({error}); {mend}") from error
 
 

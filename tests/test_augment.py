@@ -67,6 +67,13 @@ def test_uniform_is_the_hash_it_says(seed: int, epoch: int) -> None:
         assert row == [(SplitMix64(sample).output(s + 1) >> 40) / 2**24 for s in range(5)]
 
 
+def test_a_seed_of_numpy_is_the_same_seed_and_a_fraction_is_none() -> None:
+    index = torch.arange(3)
+    assert torch.equal(uniform(np.int64(4), 0, index, 2), uniform(4, 0, index, 2))  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        uniform(1.5, 0, index, 2)  # type: ignore[arg-type]
+
+
 def test_uniform_does_not_depend_on_the_batch_or_the_number_of_streams() -> None:
     index = torch.randperm(1000, generator=torch.Generator().manual_seed(0))
     whole = uniform(3, 9, index, 6)
@@ -276,6 +283,12 @@ def test_normalize() -> None:
         ({"resized_crop": (0.0, 1.0)}, "resized_crop"),
         ({"resized_crop": (0.9, 0.5)}, "resized_crop"),
         ({"resized_crop": (0.9, 1.5)}, "resized_crop"),
+        ({"resized_crop": (0.9,)}, "resized_crop"),
+        ({"flip": 3}, "no flip '3'"),
+        ({"crop": 1.5}, "crop is 1.5; give 0 or more whole pixels"),
+        ({"cutout": "4"}, "cutout is '4'; give 0 or more whole pixels"),
+        ({"mixup": float("nan")}, "sum is at most 1"),
+        ({"cutmix": -0.1}, "sum is at most 1"),
     ],
 )
 def test_bad_options_are_refused(options: dict, message: str) -> None:

@@ -198,3 +198,19 @@ def test_damaged_archives_are_a_sentence(tmp_path: Path, kind: str, harm: str) -
         else:
             with open_zip(path) as archive:
                 [read_zip_member(archive, info) for info in zip_members(archive)]
+
+
+@pytest.mark.parametrize(
+    ("at", "byte"),
+    [
+        (b"PK\x01\x02\x14\x03", 6),  # in the directory, the version that unpacking needs
+        (b"PK\x03\x04", 31),  # beside the file, its name, which is marked as UTF-8
+    ],
+)
+def test_a_zip_whose_headers_are_damaged_is_a_sentence(tmp_path: Path, at: bytes, byte: int) -> None:
+    path = make_zip(tmp_path / "a.zip", [("übung", b"content")])
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(at) + byte] = 0xFF
+    path.write_bytes(bytes(raw))
+    with pytest.raises(VitreousError, match=f"{path} is damaged"), open_zip(path) as archive:
+        [read_zip_member(archive, info) for info in zip_members(archive)]

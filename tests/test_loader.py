@@ -69,6 +69,7 @@ def test_the_order_is_fair_and_fixed() -> None:
     assert ((first - 500) ** 2 / 500).sum() < 24.3  # chi-square, 7 degrees of freedom, p = 0.001
     # A golden value: an old run must keep its order.
     assert epoch_order(8, seed=42, epoch=1).tolist() == [4, 5, 3, 0, 2, 7, 1, 6]
+    assert epoch_order(8, seed=np.int64(42), epoch=1).tolist() == [4, 5, 3, 0, 2, 7, 1, 6]  # type: ignore[arg-type]
     assert epoch_order(5, seed=-1, epoch=0).tolist() == epoch_order(5, seed=2**64 - 1, epoch=0).tolist()
 
 
@@ -91,8 +92,11 @@ def test_what_cannot_be_loaded_is_refused() -> None:
     empty = Split(np.zeros((0, 4, 4, 3), np.uint8), np.zeros(0, np.int64), [])
     with pytest.raises(VitreousError, match="no pictures"):
         BatchLoader(empty, 4)
-    with pytest.raises(VitreousError, match="batch size is 0"):
-        BatchLoader(make_split(4), 0)
+    for size in (0, -1, 2.5, float("inf")):
+        with pytest.raises(VitreousError, match=f"batch size is {size}; it must be a whole number"):
+            BatchLoader(make_split(4), size)  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        epoch_order(5, seed=1.5, epoch=0)  # type: ignore[arg-type]
     with pytest.raises(VitreousError, match="after 3 batches"):
         BatchLoader(make_split(4), 2).load_state_dict({"epoch": 0, "batch": 3})
 

@@ -131,3 +131,6 @@ def test_where_nothing_can_be_written_it_says_so_and_leaves_nothing(tmp_path: Pa
     with pytest.raises(VitreousError, match="mosaic"):
         show(make_store(4, 2), None, tmp_path / "file" / "mosaic.png")
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+    for place in (tmp_path, Path("/"), Path()):
+        with pytest.raises(VitreousError, match="is a folder; give the name of the PNG file"):
+            show(make_store(4, 2), None, place)

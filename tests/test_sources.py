@@ -285,6 +285,29 @@ def test_other_files_are_refused(tmp_path: Path, tiny: tuple[str, Pictures]) -> 
             fetch(name, tmp_path / "data", path, quiet)
 
 
+def test_files_that_are_empty_or_cannot_be_read_are_refused(
+    tmp_path: Path, tiny: tuple[str, Pictures], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, pictures = tiny
+    folder = FORMS["binary folder"](tmp_path, name, pictures)
+    files = [path for path in folder.rglob("*.bin") if path.stat().st_size]
+    assert files
+
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(VitreousError, match=r"cannot be read .Permission denied"),
+    ):
+        patch.setattr(Path, "read_bytes", refuse)
+        fetch(name, tmp_path / "data", folder, quiet)
+    for file in files:
+        file.write_bytes(b"")
+    with pytest.raises(VitreousError, match="labels do not fit the pictures"):
+        fetch(name, tmp_path / "data", folder, quiet)
+
+
 def test_an_archive_with_a_name_that_leads_out_is_refused(tmp_path: Path, tiny: tuple[str, Pictures]) -> None:
     name, pictures = tiny
     path = write_tar(tmp_path / "a.tar.gz", "../c", binary_files(name, pictures))
@@ -672,7 +695,8 @@ def test_open_data_takes_no_argument_for_another() -> None:
         (((images, labels), (images, labels)), {}, r"\(\(images, labels\), \(test_images, test_labels\)\)"),
         (((images, labels, ["a", "b"]),), {}, "cannot be made of tuple"),
         (("",), {}, "cannot be used as a path .it is empty"),
-        (("a\0b",), {}, "no data set or folder"),
+        (("a\0b",), {}, "cannot be used as a path .it holds a null character"),
+        (("shapes",), {"image_size": 10**5}, "would take 210,000 GB of memory; choose a smaller image size"),
         (("x" * 300 + "/y",), {}, "cannot be used as a path"),
         (("~nobody-of-this-name/x",), {}, "cannot be used as a path"),
         (((images, labels),), {"image_size": 8}, "has pictures of 4 by 4, which are not resized"),

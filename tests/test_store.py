@@ -264,6 +264,10 @@ def test_a_damaged_cache_is_refused_with_the_way_to_remove_it(
         {"mean": [0.5, 0.5]},
         {"std": ["a", "b", "c"]},
         {"mean": [0.5, 0.5, float("nan")]},
+        {"classes": ["ant", "bee"]},
+        {"classes": [1, 2, 3]},
+        {"name": None},
+        {"splits": {}},
     ],
 )
 def test_a_header_that_lies_is_refused(
@@ -275,6 +279,30 @@ def test_a_header_that_lies_is_refused(
     (path / "store.json").write_text(json.dumps(header | change))
     with pytest.raises(VitreousError, match="data clear"):
         open_store(path)
+
+
+def test_files_that_lie_are_refused(tmp_path: Path, splits: dict[str, RawSplit]) -> None:
+    """Each is as long as it was, so that only what is in it tells."""
+    path = tmp_path / "toy"
+    pack_at(path, splits)
+    for file, old, new in (
+        ("train_labels.npy", (2).to_bytes(8, "little"), (3).to_bytes(8, "little")),
+        ("train_labels.npy", (2).to_bytes(8, "little"), (-3).to_bytes(8, "little", signed=True)),
+        ("train_labels.npy", b"'<i8'", b"'<f8'"),
+        ("train_images.npy", b"'|u1'", b"'|i1'"),
+        ("train_images.npy", b"(20, 6, 6, 3)", b"(20, 6, 6, 3 "),
+        ("train_names.json", b'"p10"', b"10.01"),
+    ):
+        content = (path / file).read_bytes()
+        assert old in content
+        (path / file).write_bytes(content.replace(old, new, 1))
+        with pytest.raises(VitreousError, match=r"is damaged .*import it again"):
+            open_store(path)
+        (path / file).write_bytes(content)
+    open_store(path)
+    header = json.loads((path / "store.json").read_text())
+    (path / "store.json").write_text(json.dumps(header | {"extra": None}))
+    assert read_header(path)["extra"] == {}  # type: ignore[index]
 
 
 def test_the_expected_fingerprint_is_required(tmp_path: Path, splits: dict[str, RawSplit]) -> None:
@@ -501,6 +529,7 @@ def test_the_cut_depends_on_the_seed_alone() -> None:
     places = [[i % 50 for i in np.flatnonzero(np.isin(toy(train=raw).splits["train"].names, one.val.names))]]
     assert places[0][:5] != places[0][5:10] != places[0][10:]  # each class draws its own numbers
     assert resolve_splits(toy(train=raw), seed=-1).val.names
+    assert resolve_splits(toy(train=shuffled(raw, 0)), seed=np.int64(1)).val.names == one.val.names  # type: ignore[arg-type]
 
 
 def test_the_stream_of_the_cut_is_fixed() -> None:

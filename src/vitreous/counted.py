@@ -6,6 +6,8 @@ state.
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ def random_bits(seed: int, count: int, index: Tensor, streams: int) -> Tensor:
         index: int64 [B], the samples' positions in their split.
         streams: how many numbers for each sample.
     """
-    key = _mix((seed + GAMMA) % 2**64)
+    key = _mix((operator.index(seed) + GAMMA) % 2**64)  # a numpy integer would overflow
     key = _mix((key + (count + 1) * GAMMA) % 2**64)
     stream = torch.arange(1, streams + 1, device=index.device)
     sample = _mix_tensor(_signed(key) + (index + 1) * _signed(GAMMA))  # [B]

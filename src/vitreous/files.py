@@ -27,9 +27,9 @@ def path_of(given: str | os.PathLike[str]) -> Path:
     """
     try:
         path = Path(given).expanduser()
+        if given == "" or "\0" in str(path):
+            raise ValueError("it is empty" if given == "" else "it holds a null character")
         path.exists()
-        if given == "":
-            raise ValueError("it is empty")
     except (TypeError, ValueError, RuntimeError, OSError) as error:  # a number, no such user, a name too long
         reason = getattr(error, "strerror", None) or error
         raise VitreousError(f"{given!r} cannot be used as a path ({reason}); check it.") from None
@@ -154,7 +154,7 @@ def open_zip(path: Path) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
     except FileNotFoundError:
         raise VitreousError(f"There is no file {path}; check the path.") from None
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise damaged(path, error) from error
 
 
@@ -188,7 +188,7 @@ def read_zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limits: Lim
     try:
         with archive.open(info) as file:
             content = file.read(limits.member_bytes + 1)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
         raise damaged(path, f"{info.filename}: {error}") from error
     _check_member(path, info.filename, len(content), limits)
     return content

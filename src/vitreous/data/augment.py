@@ -80,16 +80,19 @@ class Augment:
 
     def __post_init__(self) -> None:
         if self.flip not in get_args(Flip):
-            raise unknown("flip", self.flip, get_args(Flip))
+            raise unknown("flip", str(self.flip), get_args(Flip))
         for name, value in (("crop", self.crop), ("cutout", self.cutout)):
-            if value < 0:
-                raise VitreousError(f"The augmentation's {name} is {value}; give 0 or more pixels.")
-        if self.resized_crop is not None and not 0 < self.resized_crop[0] <= self.resized_crop[1] <= 1:
+            if not isinstance(value, int) or value < 0:
+                raise VitreousError(f"The augmentation's {name} is {value!r}; give 0 or more whole pixels.")
+        shares = self.resized_crop
+        if shares is not None and not (len(shares) == 2 and 0 < shares[0] <= shares[1] <= 1):
             raise VitreousError(
                 f"The augmentation's resized_crop is {self.resized_crop}; "
                 "it must be a smallest and a largest share of the area, both above 0 and at most 1."
             )
-        if min(self.mixup, self.cutmix) < 0 or self.mixup + self.cutmix > 1:
+        if not (
+            self.mixup >= 0 and self.cutmix >= 0 and self.mixup + self.cutmix <= 1
+        ):  # nan is refused, too
             raise VitreousError(
                 f"The augmentation's mixup {self.mixup} and cutmix {self.cutmix} are probabilities; "
                 "give two from 0 up whose sum is at most 1."

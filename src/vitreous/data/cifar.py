@@ -174,7 +174,12 @@ def read_cifar(cifar: Cifar, path: Path) -> dict[str, RawSplit] | None:
             labels = labels_apart.get(split, np.array([]))
         else:
             labels = np.concatenate([batches[stem][1] for stem in stems])
-        if labels.shape != (len(images),) or labels.min() < 0 or labels.max() >= len(cifar.classes):
+        if (
+            not len(images)
+            or labels.shape != (len(images),)
+            or labels.min() < 0
+            or labels.max() >= len(cifar.classes)
+        ):
             raise damaged(path, f"the {split} labels do not fit the pictures")
         splits[split] = (images, labels, [f"{split}:{i}" for i in range(len(images))])
     return splits

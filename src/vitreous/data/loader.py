@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +21,7 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
     random numbers: as easy as 1, 2, 3", 2011). The raw stream is fixed for all versions of numpy, which
     `Generator.permutation` is not, so an old run keeps its order.
     """
-    key = np.array([seed % 2**64, epoch], dtype=np.uint64)
+    key = np.array([operator.index(seed) % 2**64, epoch], dtype=np.uint64)
     return np.argsort(np.random.Philox(key=key).random_raw(count), kind="stable")
 
 
@@ -63,10 +64,10 @@ class BatchLoader:
     ) -> None:
         if len(split) == 0:
             raise VitreousError("This split holds no pictures; give it at least one.")
-        if batch_size < 1:
-            raise VitreousError(f"The batch size is {batch_size}; it must be at least 1.")
+        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+            raise VitreousError(f"The batch size is {batch_size}; it must be a whole number, at least 1.")
         self.split = split
-        self.batch_size = batch_size
+        self.batch_size = int(batch_size)
         self.seed = seed
         self.shuffle = shuffle
         self.drop_last = drop_last

@@ -17,6 +17,7 @@ import numpy as np
 
 from vitreous.data.store import ImageStore, in_memory
 from vitreous.errors import VitreousError
+from vitreous.files import human_size
 
 # A shape: from coordinates in its own frame, centred and in units of the root of its area, to the signed
 # distance from its outline, negative inside.
@@ -27,6 +28,7 @@ MIN_CONTRAST = 0.5  # distance in RGB, each in 0..1, of a shape's colour from al
 COLOURS = 6  # candidates for a shape's colour; the first with enough contrast is taken
 WAVES = 3  # of which the ground's texture is made
 NOISE = 0.08  # peak to peak, on every pixel
+LARGEST = 4e9  # bytes
 BLOCK_PIXELS = 2**19  # pictures are drawn so many pixels at a time, to stay in the cache
 
 
@@ -39,13 +41,18 @@ def shapes(seed: int = 0, image_size: int = 32, train: int = 6000, test: int = 1
         train, test: pictures in the splits, as good as equally many of each of the ten classes.
 
     Raises:
-        VitreousError: the pictures are too small, or too few to show every class.
+        VitreousError: the pictures are too small, too few to show every class, or too large for memory.
     """
     if image_size < 16:
         raise VitreousError(f"Shapes of {image_size} pixels cannot be told apart; choose 16 or more.")
     if min(train, test) < len(SHAPES):
         raise VitreousError(
             f"Splits of {train} and {test} pictures are too small; give {len(SHAPES)} or more."
+        )
+    size = (train + test) * image_size**2 * 3
+    if size > LARGEST:
+        raise VitreousError(
+            f"Shapes of {image_size} pixels would take {human_size(size)} of memory; choose a smaller image size."
         )
     splits = {}
     for stream, (split, count) in enumerate({"train": train, "test": test}.items()):

@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vitreous.data.augment import Augment
 from vitreous.data.store import ImageStore
-from vitreous.files import atomic_write
+from vitreous.errors import VitreousError
+from vitreous.files import atomic_write, path_of
 
 PER_LINE = 4  # pictures of a class side by side
 EPOCHS = 3  # draws of the augmentation
@@ -43,6 +44,9 @@ def show(store: ImageStore, augment: Augment | None, path: Path) -> Path:
     Raises:
         VitreousError: `path` cannot be written.
     """
+    path = path_of(path)
+    if path.is_dir():
+        raise VitreousError(f"{path} is a folder; give the name of the PNG file to write.")
     train = store.splits["train"]
     labels = np.asarray(train.labels)
     shown = np.unique(np.linspace(0, store.num_classes - 1, MAX_CLASSES).round().astype(int))

@@ -13,7 +13,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +138,7 @@ def _of_arrays(pair: Sequence[Any], classes: Sequence[str] | None) -> ImageStore
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) > 0
 
 
 def fetch(
@@ -188,7 +187,12 @@ def _import_cifar(cifar: Cifar, origin: Path, path: Path, source: str) -> ImageS
     if not origin.exists():
         raise VitreousError(f"There is no file or folder {origin}; check the path.")
     known: dict[str, Any] = {"name": cifar.name, "source": source, "expected": cifar.fingerprint}
-    splits = read_cifar(cifar, origin)
+    try:
+        splits = read_cifar(cifar, origin)
+    except OSError as error:
+        raise VitreousError(
+            f"{origin} cannot be read ({error.strerror or error}); mend its permissions."
+        ) from error
     if splits is not None:
         try:
             return pack(path, classes=cifar.classes, splits=splits, **known)

@@ -15,8 +15,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
+from itertools import chain
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -349,7 +350,10 @@ def read_header(path: Path) -> dict[str, Any] | None:
         header = json.loads((path / HEADER).read_text("utf-8"))
     except (OSError, ValueError):
         return None
-    return header if isinstance(header, dict) and header.get("format") == FORMAT else None
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        return None
+    extra = header.get("extra")
+    return {**header, "extra": extra if isinstance(extra, dict) else {}}
 
 
 def open_store(path: Path) -> ImageStore:
@@ -376,9 +380,20 @@ def open_store(path: Path) -> ImageStore:
             labels = np.load(path / f"{split}_labels.npy", mmap_mode="c", allow_pickle=False)
             names = json.loads((path / f"{split}_names.json").read_text("utf-8"))
             expected = (count, header["image_size"], header["image_size"], 3)
-            if images.shape != expected or labels.shape != (count,) or len(names) != count:
+            if (
+                images.shape != expected
+                or (labels.shape, labels.dtype) != ((count,), "<i8")
+                or len(names) != count
+            ):
                 raise ValueError(f"its {split} split is not as its header says")
             splits[split] = Split(images, labels, names)
+        _checked(
+            {name: (part.images, part.labels, part.names) for name, part in splits.items()}, header["classes"]
+        )
+        texts = [header["name"], header["source"], header["fingerprint"]]
+        lists = [header["classes"], *(part.names for part in splits.values())]
+        if not all(isinstance(each, str) for each in chain(texts, *lists)):
+            raise ValueError("a name in it is no text")
         moments = [*header["mean"], *header["std"]]
         if len(moments) != 6 or not all(map(math.isfinite, moments)) or min(header["std"]) <= 0:
             raise ValueError("its mean and std are no numbers to normalise by")
@@ -392,7 +407,14 @@ def open_store(path: Path) -> ImageStore:
             source=header["source"],
             path=path,
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        TokenError,
+    ) as error:  # the last by numpy
         raise VitreousError(f"The packed data set {path} is damaged ({error}); {mend}") from error
 
 
@@ -565,11 +587,11 @@ def resolve_splits(store: ImageStore, val_fraction: float = 0.1, seed: int = 42)
         VitreousError: the fraction is not in that range, there are too few pictures to cut from, or those to train
             on show fewer than two classes.
     """
-    if not isinstance(val_fraction, Real) or not 0 < val_fraction <= 0.5:
+    if not isinstance(val_fraction, int | float | np.floating) or not 0 < val_fraction <= 0.5:
         raise VitreousError(
             f"val_fraction is {val_fraction!r}; give more than 0 and at most 0.5, such as 0.1."
         )
-    if not isinstance(seed, Integral):
+    if not isinstance(seed, int | np.integer):
         raise VitreousError(f"The seed of the split is {seed!r}; give a whole number.")
     present = np.unique(store.splits["train"].labels)
     if len(present) < 2:
@@ -598,7 +620,7 @@ def resolve_splits(store: ImageStore, val_fraction: float = 0.1, seed: int = 42)
         for label in range(store.num_classes):
             members = np.flatnonzero(labels == label)
             # Raw bits, not a Generator's shuffle: numpy keeps only the former the same over versions.
-            stream = np.random.Philox(key=np.array([seed % 2**64, label], dtype=np.uint64))
+            stream = np.random.Philox(key=np.array([int(seed) % 2**64, label], dtype=np.uint64))
             members = members[np.argsort(stream.random_raw(len(members)), kind="stable")]
             share = max(1, math.floor(len(members) * val_fraction + 0.5))
             for split in cut:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import pty
 import struct
@@ -10,10 +11,13 @@ import subprocess
 import sys
 import termios
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from vitreous.training.progress import duration
+from vitreous.training.progress import Progress, duration
+from vitreous.training.schedule import Timeline
 
 COMMAND = [
     "train",
@@ -76,6 +80,19 @@ def test_plain_lines_without_a_terminal(tmp_path: Path) -> None:
     )
     assert "\r" not in done.stdout + done.stderr
     assert done.stderr.splitlines()[-1].startswith("100%")
+
+
+def test_the_loss_is_read_only_where_it_is_shown() -> None:
+    """Reading it waits for the device; a loss on meta cannot be read at all."""
+    stream = io.StringIO()
+    keeper = SimpleNamespace(timeline=Timeline([(0, 100)]), step_seconds=0.0)
+    progress = Progress(keeper, stream)  # type: ignore[arg-type]
+    batch = {"label": torch.zeros(4)}
+    for step in range(1, 51):
+        trainer = SimpleNamespace(global_step=step, should_stop=False, num_training_batches=10)
+        loss = torch.tensor(0.25) if step == 1 else torch.empty((), device="meta")
+        progress.on_train_batch_end(trainer, None, {"loss": loss}, batch, step)  # type: ignore[arg-type]
+    assert stream.getvalue().count("loss 0.250") == 1 and len(stream.getvalue().splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ is augmented alike whatever batch, process or device it falls into, and a resume
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -230,7 +231,8 @@ def resized(images: Tensor, side: int) -> Tensor:
     eye, three = (torch.eye(count, dtype=images.dtype, device=images.device) for count in (size, 3))
     shrink = F.interpolate(eye[None, None], size=(size, side), mode="bilinear", antialias=True)[0, 0]
     rows = images.permute(0, 2, 3, 1).flatten(2)  # [B, S, 3S]
-    with torch.autocast(images.device.type, enabled=False):
+    kind = images.device.type
+    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
         # Over rows, then over columns, whose three channels lie side by side.
         small = (shrink.mT @ rows) @ torch.kron(shrink, three)
     return small.unflatten(2, (side, 3)).permute(0, 3, 1, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from vitreous.data.augment import Augment, normalize, to_float
 from vitreous.data.loader import BatchLoader
 from vitreous.data.sources import open_data
 from vitreous.data.store import ImageStore, Splits, resolve_splits
+from vitreous.errors import VitreousError
 
 EVAL_BATCH = 500
 
@@ -37,7 +39,7 @@ class ImageData(pl.LightningDataModule):
         data_dir, image_size, skip_bad, say: see `vitreous.data.sources.open_data`.
 
     Raises:
-        VitreousError: (in `setup`) the source cannot be read.
+        VitreousError: (in `setup`) the source cannot be read, or the Trainer has several processes.
     """
 
     def __init__(
@@ -60,8 +62,13 @@ class ImageData(pl.LightningDataModule):
         self.source, self.augment, self.batch_size, self.drop_last = source, augment, batch_size, drop_last
         self.val_fraction, self.split_seed, self.seed = val_fraction, split_seed, seed
         self.train_on_val = train_on_val
-        self.open = lambda: open_data(
-            source, Path(data_dir) if data_dir else None, image_size=image_size, skip_bad=skip_bad, say=say
+        self.open = partial(  # a lambda could not go to other processes
+            open_data,
+            source,
+            Path(data_dir) if data_dir else None,
+            image_size=image_size,
+            skip_bad=skip_bad,
+            say=say,
         )
         self._store: ImageStore | None = None
 
@@ -72,6 +79,12 @@ class ImageData(pl.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Opens the data and cuts the splits; the same ones whenever it is called."""
+        if self.trainer is not None and self.trainer.world_size > 1:
+            # Each would train on the same images, and call that one epoch.
+            raise VitreousError(
+                f"ImageData serves one process, and this Trainer has {self.trainer.world_size}; "
+                "give the Trainer devices=1 and num_nodes=1."
+            )
         self.prepare_data()
         if not hasattr(self, "splits"):
             splits = resolve_splits(self.store, self.val_fraction, self.split_seed)

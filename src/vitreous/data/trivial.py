@@ -58,7 +58,8 @@ def affine(image: Tensor, matrix: Tensor, colour: Tensor) -> Tensor:
 
 def matrices(a: Tensor | float, b: Tensor | float, c: Tensor | float, *rest: Tensor | float) -> Tensor:
     """[K, 2, 3] of six entries, row by row, each a number or [K]."""
-    entries = [torch.as_tensor(entry, dtype=torch.float32) for entry in (a, b, c, *rest)]
+    device = next(entry.device for entry in (a, b, c, *rest) if isinstance(entry, Tensor))
+    entries = [torch.as_tensor(entry, dtype=torch.float32, device=device) for entry in (a, b, c, *rest)]
     return torch.stack(torch.broadcast_tensors(*entries), dim=-1).unflatten(-1, (2, 3))
 
 
@@ -137,9 +138,7 @@ def solarize(image: Tensor, strength: Tensor, sign: Tensor, colour: Tensor) -> T
 def autocontrast(image: Tensor, strength: Tensor, sign: Tensor, colour: Tensor) -> Tensor:
     """Stretches each channel to the whole range."""
     low, high = image.double().amin((1, 2), keepdim=True), image.double().amax((1, 2), keepdim=True)
-    scale = torch.tensor(255.0, dtype=high.dtype) / (high - low).clamp(
-        min=1
-    )  # a number times 1/x rounds twice
+    scale = high.new_tensor(255.0) / (high - low).clamp(min=1)  # a number times 1/x rounds twice
     stretched = (image * scale - low * scale).clamp(0, 255).to(torch.uint8)
     return torch.where(high > low, stretched, image)
 

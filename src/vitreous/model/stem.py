@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitreous.errors import VitreousError
 from vitreous.model.variants import Architecture
 
 WHITENING_EPS = 5e-4  # on pictures of unit variance: keeps near-flat directions from being blown up
@@ -74,8 +75,21 @@ class Whitening(nn.Module):
 
     @torch.no_grad()
     def fit(self, images: Tensor) -> None:
+        """Whitens patches of `images`, float [B, 3, S, S] normalised; directions without variance stay finite.
+
+        Raises:
+            VitreousError: a pixel is not finite, as after division by a standard deviation of zero.
+        """
         patches = images.unfold(2, 2, 1).unfold(3, 2, 1)  # [B, 3, S - 1, S - 1, 2, 2]
         patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, 12).double()
-        variances, directions = torch.linalg.eigh(patches.mT @ patches / len(patches))
-        whitening = (directions / (variances + WHITENING_EPS).sqrt()).mT.reshape(12, 3, 2, 2)
+        covariance = patches.mT @ patches / len(patches)  # of no patches, NaN
+        if not covariance.isfinite().all():
+            raise VitreousError(
+                "The network cannot be fitted to these training images, since a channel has the same value in every "
+                "pixel; give images that differ."
+            )
+        variances, directions = torch.linalg.eigh(covariance)
+        # Rounding takes variances below zero where values are large; ordinary ones are far above the limit.
+        scale = (variances + WHITENING_EPS).clamp(min=WHITENING_EPS / 2).sqrt()
+        whitening = (directions / scale).mT.reshape(12, 3, 2, 2)
         self.weight.copy_(torch.cat([whitening, -whitening]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -67,10 +67,6 @@ class Classifier(pl.LightningModule):
             loss = share * loss + (1 - share) * other
         loss = loss.mean()
         self.log("train_loss", loss, prog_bar=True)
-        for group in self.optimizers().param_groups:  # type: ignore[union-attr]
-            name = "muon_learning_rate" if group.get("muon") else "learning_rate"
-            # Lightning would send a number to the device, and wait for that in each step.
-            self.log(name, torch.tensor(group["lr"]))
         return loss
 
     def _noise(self, batch: dict[str, Any]) -> AbstractContextManager[None]:
@@ -113,7 +109,12 @@ class Classifier(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         assert self.timeline is not None
-        set_rates(self.optimizers(), self.recipe, self.timeline, self.global_step)  # type: ignore[arg-type]
+        optimizer = cast("torch.optim.Optimizer", self.optimizers())
+        set_rates(optimizer, self.recipe, self.timeline, self.global_step)
+        for group in optimizer.param_groups:
+            name = "muon_learning_rate" if group.get("muon") else "learning_rate"
+            # A tensor on the CPU, since Lightning would send a number to the device, and wait for it in each step.
+            self.log(name, torch.tensor(group["lr"]))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         for logger in self.loggers:
@@ -142,7 +143,7 @@ def make_optimizer(
             lr=section.learning_rate,
             betas=betas,
             weight_decay=section.weight_decay,
-            fused=True,
+            fused=all(p.device.type != "meta" for p in trained.values()),  # torch refuses to fuse there
         )
     else:
         matrices = {

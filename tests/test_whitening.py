@@ -1,0 +1,79 @@
+"""The whitening of data that hardly vary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import vitreous
+from vitreous.errors import VitreousError
+from vitreous.model.stem import WHITENING_EPS, Whitening
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=GENERATOR)
+
+
+def test_ordinary_images_come_out_with_unit_variance_in_every_direction() -> None:
+    whitening = Whitening()
+    images = noise(200, 3, 8, 8)
+    whitening.fit(images)
+    out = whitening(images)[:, :12].permute(1, 0, 2, 3).flatten(1)  # [12, pixels]
+    torch.testing.assert_close(out @ out.mT / out.shape[1], torch.eye(12), atol=3e-3, rtol=0)
+    assert torch.equal(whitening.weight[12:], -whitening.weight[:12])
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.zeros(50, 3, 8, 8),  # black
+        torch.full((50, 3, 8, 8), 1.5),  # one colour
+        noise(50, 3, 1, 1).expand(-1, -1, 8, 8),  # a colour for each image
+        noise(50, 1, 8, 8).expand(-1, 3, -1, -1),  # grey
+        noise(50, 3, 8, 8) * torch.tensor([1.0, 0.0, 1.0]).view(3, 1, 1),  # one channel is empty
+        noise(1, 3, 2, 2),  # a single patch
+        noise(2, 3, 3, 3),
+        1e9 * noise(50, 1, 8, 8).expand(-1, 3, -1, -1),  # variances below zero by rounding, and far below
+        1e-30 * noise(50, 3, 8, 8),
+    ],
+)
+def test_images_that_hardly_vary_still_give_a_finite_whitening(images: torch.Tensor) -> None:
+    whitening = Whitening()
+    whitening.fit(images)
+    assert whitening.weight.isfinite().all()
+    assert whitening.weight.abs().max() <= (2 / WHITENING_EPS) ** 0.5
+    assert whitening(images).isfinite().all()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_images_that_are_no_numbers_are_told_in_a_sentence(value: float) -> None:
+    whitening = Whitening()
+    before = whitening.weight.clone()
+    images = noise(5, 3, 8, 8)
+    images[:, 1] = value
+    with pytest.raises(VitreousError, match="same value in every pixel"):
+        whitening.fit(images)
+    with pytest.raises(VitreousError, match="same value in every pixel"):
+        whitening.fit(images[:0])
+    assert torch.equal(whitening.weight, before)
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 0), (10, 200, 30)])
+def test_a_run_on_images_of_one_colour_ends_in_figures_or_a_sentence(
+    colour: tuple[int, int, int], tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    images = np.full((300, 16, 16, 3), colour, np.uint8)
+    labels = np.arange(300) % 3
+    try:
+        run = vitreous.train((images, labels), steps=3, out=tmp_path / "run", **tiny)
+    except VitreousError as error:
+        assert "same value in every pixel" in str(error)
+        assert not (tmp_path / "run").exists()
+    else:
+        assert np.isfinite(run.summary["test_loss"])

@@ -22,6 +22,7 @@ from PIL import Image
 from vitreous.errors import VitreousError
 from vitreous.metrics import Figures, SplitMetrics
 from vitreous.report import _command, _round_marks, _thin, write_report
+from vitreous.run import note_test_read
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 HUNDRED = tuple(f"kind {i:02}" for i in range(100))
@@ -338,6 +339,28 @@ def test_figures_of_validation_alone_show_its_matrix(tmp_path: Path) -> None:
     assert "Validation split: a row for each true class" in report(run).text
 
 
+@pytest.mark.parametrize(("count", "words"), [(0, "once"), (1, "once"), (2, "twice"), (3, "3 times")])
+def test_calibration_and_the_reads_of_test_are_shown(tmp_path: Path, count: int, words: str) -> None:
+    run = make_run(tmp_path / "run")
+    extra = {"temperature": 1.2345, "val_ece_calibrated": 0.0123, "test_ece_calibrated": 0.0456}
+    summary = json.loads((run / "summary.json").read_text()) | extra
+    (run / "summary.json").write_text(json.dumps(summary))
+    for _ in range(count):
+        note_test_read(run, "evaluate")
+    text = report(run).text
+    assert f"The test split was read {words}." in text
+    assert "temperature of 1.23, fitted on validation" in text
+    assert "1.23\u202f%" in text and "4.56\u202f%" in text
+
+
+def test_a_test_split_that_was_left_unread_is_said_to_be(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    for name in ("summary.json", "evaluation.json"):
+        content = json.loads((run / name).read_text())
+        (run / name).write_text(json.dumps({k: v for k, v in content.items() if not k.startswith("test")}))
+    assert "The test split has not been read." in report(run).text
+
+
 def test_a_diverged_run_is_reported(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     text = (run / "metrics.csv").read_text()
@@ -378,7 +401,18 @@ SPOILERS = {
         lambda run: (run / "recipe.toml").write_bytes(b"\xff\xfe"),
         lambda run: (run / "recipe.toml").write_text("a ="),
     ],
-    "evaluation.json": [lambda run: (run / "evaluation.json").write_text("[1]"), spoil_matrix],
+    "evaluation.json": [
+        lambda run: (run / "evaluation.json").write_text("[1]"),
+        lambda run: (run / "evaluation.json").write_text("[" * 100_000),
+        spoil_matrix,
+    ],
+    "metrics.csv": [
+        lambda run: (run / "metrics.csv").write_text("step,val_acc\n1,high\n"),
+        lambda run: (run / "metrics.csv").write_text("epoch,val_acc\n1,0.5\n"),
+        lambda run: (run / "metrics.csv").write_text("step,val_acc\n1\n"),
+        lambda run: (run / "metrics.csv").write_bytes(b"\xff\xfe\n"),
+    ],
+    "test_reads.json": [lambda run: (run / "test_reads.json").write_text("{}")],
     "mistakes.npz": [
         lambda run: (run / "mistakes.npz").write_bytes(b"PK no zip"),
         lambda run: spoil_mistakes(run, name=np.array([print] * 24, dtype=object)),  # would need pickle

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
 import json
 import math
@@ -21,7 +20,8 @@ import numpy as np
 from PIL import Image
 
 from vitreous.errors import VitreousError
-from vitreous.files import atomic_write, open_zip, read_zip_member, zip_members
+from vitreous.files import atomic_write
+from vitreous.run import DAMAGE, read_arrays, read_metrics, read_test_reads
 
 MAX_MISTAKES = 40
 MAX_MATRIX_CLASSES = 20  # more are drawn as a picture: cells would be too small for figures
@@ -53,7 +53,7 @@ def write_report(path: Path) -> Path:
         )
     resolved = recipe.pop("resolved", {})
     summary = _read(path / "summary.json", _parse_summary) or {}
-    rows = _read(path / "metrics.csv", _parse_metrics) or []
+    rows = _logged_rows(path / "metrics.csv")
     evaluation = _read(path / "evaluation.json", _parse_evaluation) or {}
     classes = evaluation.get("classes", [])
     mistakes = _read_mistakes(path / "mistakes.npz", classes)
@@ -87,6 +87,9 @@ def write_report(path: Path) -> Path:
         headline=headline,
         figures=figures,
         table=[row for row in FIGURES if any(row.key in figures[split] for split in figures)],
+        temperature=summary.get("temperature"),
+        # Runs from before reads were counted have read it for their figures.
+        test_reads=_read_times(max(len(read_test_reads(path)), "acc" in figures["test"])),
         costs=_costs(summary),
         charts=_charts(rows),
         frame=FRAME,
@@ -112,7 +115,7 @@ def _read(path: Path, parse: Callable[[str], Any]) -> Any:
         return parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _unreadable(path, error) from error
 
 
@@ -128,19 +131,11 @@ def _parse_summary(text: str) -> dict[str, Any]:
     return summary
 
 
-def _parse_metrics(text: str) -> list[dict[str, float]]:
-    """Rows by step, with their filled cells only; a last row that was cut short keeps what it has."""
-    rows = []
-    for cells in csv.DictReader(io.StringIO(text)):
-        row = {}
-        for key, cell in cells.items():
-            try:
-                row[key] = float(cell)
-            except (TypeError, ValueError):
-                continue  # empty, or not a number
-        if "step" in row:
-            rows.append(row)
-    return sorted(rows, key=lambda row: row["step"])
+def _logged_rows(path: Path) -> list[dict[str, float]]:
+    """Rows of `metrics.csv` by step, with their filled cells only; none where there is no file."""
+    rows = read_metrics(path) if path.exists() else []
+    filled = [{key: cell for key, cell in row.items() if cell is not None} for row in rows]
+    return sorted(filled, key=lambda row: row["step"])
 
 
 def _parse_evaluation(text: str) -> dict[str, Any]:
@@ -166,12 +161,8 @@ def _read_mistakes(path: Path, classes: Sequence[str]) -> list[dict[str, Any]]:
     """The most confident mistakes, first the surest; none where there is no file or no class names."""
     if not path.exists() or not classes:
         return []
-    arrays = {}
     try:
-        with open_zip(path) as archive:
-            for member in zip_members(archive):
-                content = io.BytesIO(read_zip_member(archive, member))
-                arrays[member.filename.removesuffix(".npy")] = np.load(content, allow_pickle=False)
+        arrays = read_arrays(path)
         images, true, predicted = arrays["images"], arrays["label"], arrays["predicted"]
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
             raise ValueError("its images are not uint8 [K, H, W, 3]")
@@ -188,7 +179,7 @@ def _read_mistakes(path: Path, classes: Sequence[str]) -> list[dict[str, Any]]:
             }
             for image, t, p, confidence, name in list(columns)[:MAX_MISTAKES]
         ]
-    except (ValueError, KeyError, IndexError, TypeError, EOFError, MemoryError) as error:
+    except DAMAGE as error:
         raise _unreadable(path, error) from error
 
 
@@ -229,6 +220,11 @@ FIGURES = (
         "over all pictures (micro): with one label each, all equal accuracy",
     ),
     Row("ece", "Calibration error", "mean gap between confidence and accuracy, 15 bins"),
+    Row(
+        "ece_calibrated",
+        "Calibration error, calibrated",
+        "the same of the probabilities that predictions give",
+    ),
 )
 
 
@@ -486,6 +482,12 @@ def _round_marks(high: float, most: int) -> list[float]:
 def _percent(value: float, decimals: int = 2) -> str:
     """Two decimals by default: one picture of 10,000 shows."""
     return f"{100 * value:.{decimals}f}\u202f%"
+
+
+def _read_times(count: int) -> str:
+    return {0: "has not been read", 1: "was read once", 2: "was read twice"}.get(
+        count, f"was read {count:,} times"
+    )
 
 
 def _short(value: float) -> str:

@@ -76,7 +76,7 @@ class Run:
             raise VitreousError(
                 f"{self.path} is not a run folder (it has no recipe.toml); give the folder that training made."
             ) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise unreadable(self.path / "recipe.toml", error) from None
 
     @cached_property
@@ -105,12 +105,7 @@ class Run:
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
         """Rows of `metrics.csv`, numbers as numbers, empty cells as None."""
-        try:
-            return read_metrics(self.path / "metrics.csv")
-        except FileNotFoundError:
-            raise unfinished(self.path, "metrics.csv") from None
-        except (OSError, ValueError) as error:
-            raise unreadable(self.path / "metrics.csv", error) from None
+        return read_metrics(self.path / "metrics.csv")
 
     @cached_property
     def evaluation(self) -> dict[str, Any]:
@@ -199,25 +194,26 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a `metrics.csv`; numbers as numbers, empty cells as None.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is not such a table.
+        VitreousError: it is missing, cannot be read, or is not such a table.
     """
-    text = path.read_text(encoding="utf-8")
-    lines = text[: text.rfind("\n") + 1].splitlines()  # a line cut short by a crash is no row
     try:
+        text = path.read_text(encoding="utf-8")
+        lines = text[: text.rfind("\n") + 1].splitlines()  # a line cut short by a crash is no row
         rows = list(csv.DictReader(lines, strict=True))
-    except csv.Error as error:
-        raise ValueError(str(error)) from None
-    if rows and "step" not in rows[0]:
-        raise ValueError("it has no column 'step'")
-    if any(None in row or None in row.values() for row in rows):
-        raise ValueError("a row has more or fewer cells than the heading")
-    if any(not row["step"] for row in rows):
-        raise ValueError("a row has no step")
-    return [
-        {name: (int(cell) if name == "step" else float(cell)) if cell else None for name, cell in row.items()}
-        for row in rows
-    ]
+        if rows and "step" not in rows[0]:
+            raise ValueError("it has no column 'step'")
+        if any(None in row or None in row.values() for row in rows):
+            raise ValueError("a row has more or fewer cells than the heading")
+        if any(not row["step"] for row in rows):
+            raise ValueError("a row has no step")
+        return [
+            {k: (int(cell) if k == "step" else float(cell)) if cell else None for k, cell in row.items()}
+            for row in rows
+        ]
+    except FileNotFoundError:
+        raise unfinished(path.parent, path.name) from None
+    except (OSError, ValueError, csv.Error) as error:
+        raise unreadable(path, error) from None
 
 
 # What reading a damaged file of arrays raises.

@@ -109,6 +109,10 @@ class ImageData(pl.LightningDataModule):
     def test_dataloader(self) -> BatchLoader:
         return BatchLoader(self.splits.test, EVAL_BATCH)
 
+    def predict_dataloader(self) -> BatchLoader:
+        """The test split, as Lightning's `Trainer.predict` is wont to."""
+        return self.test_dataloader()
+
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Augments (in training) and normalises, on the device that the batch is on."""
         training = self.trainer is not None and self.trainer.training

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import math
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.callbacks import Timer
 from torch import Tensor
 
+from vitreous import recipe as recipes
 from vitreous.data.augment import resized
+from vitreous.errors import VitreousError
 from vitreous.metrics import SplitMetrics
 from vitreous.model.dropout import keyed_noise
 from vitreous.model.vit import VisionTransformer
@@ -44,8 +49,37 @@ class Classifier(pl.LightningModule):
         self.timeline = timeline
         self.seed = seed
         self.phases = phases(recipe.schedule, model.image_size)
-        self.save_hyperparameters(recipe.tables())
+        sizes = {"image_size": model.image_size, "num_classes": model.num_classes, "seed": seed}
+        self.save_hyperparameters({**recipe.tables(), **sizes})
         self.figures = SplitMetrics(model.num_classes)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # Lightning's cannot make a network
+        cls, checkpoint_path: Path | str, map_location: str | torch.device = "cpu"
+    ) -> Classifier:
+        """The classifier of a checkpoint that it was saved in, with the recipe, sizes and weights of then.
+
+        Raises:
+            VitreousError: there is no such file, or it is no checkpoint of a `Classifier`.
+        """
+        path = Path(checkpoint_path)
+        try:
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+            tables = dict(checkpoint["hyper_parameters"])
+            image_size, num_classes, seed = (tables.pop(n) for n in ("image_size", "num_classes", "seed"))
+            recipe = recipes.parse(tables, own=True)
+            with torch.random.fork_rng(devices=[]):
+                model = VisionTransformer(recipe.model, image_size, num_classes)
+            classifier = cls(model, recipe, seed=seed)
+            classifier.load_state_dict(checkpoint["state_dict"])
+        except FileNotFoundError:
+            raise VitreousError(f"There is no checkpoint {path}; check the path.") from None
+        except Exception as error:  # on others' bytes torch's reader raises nearly anything
+            reason = " ".join(str(error).split())[:200]
+            raise VitreousError(
+                f"{path} is damaged or no checkpoint of a vitreous Classifier ({reason}); give another."
+            ) from None
+        return classifier.to(map_location)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, num_classes] of normalised pictures [B, 3, H, W]."""
@@ -81,12 +115,21 @@ class Classifier(pl.LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         batch = named(batch)
-        images, labels = batch["image"], batch["label"]
-        with torch.compiler.set_stance("force_eager"):  # nor is evaluation
-            logits = self(images)
-        self.figures.update(logits, labels)
+        self.figures.update(self._logits(batch["image"]), batch["label"])
 
     test_step = validation_step
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Logits float32 [B, num_classes]; a batch may also be images alone."""
+        return self._logits(batch if isinstance(batch, Tensor) else named(batch)["image"])
+
+    def _logits(self, images: Tensor) -> Tensor:
+        """In float32 whatever the Trainer's precision, as every figure is, and not compiled."""
+        device = self.device.type
+        available = torch.amp.is_autocast_available(device)  # not on "meta"
+        full = torch.autocast(device, enabled=False) if available else nullcontext()
+        with full, torch.compiler.set_stance("force_eager"):
+            return self(images)
 
     def on_validation_epoch_start(self) -> None:
         self.figures.reset()
@@ -104,7 +147,7 @@ class Classifier(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         if self.timeline is None:
-            self.timeline = Timeline([(0, int(self.trainer.estimated_stepping_batches))])
+            self.timeline = trainers_timeline(self.trainer)
         return make_optimizer(self.model, self.recipe.optimizer, bf16=self.trainer.precision == "bf16-mixed")
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -125,6 +168,34 @@ class Classifier(pl.LightningModule):
 def named(batch: Any) -> dict[str, Any]:
     """A batch as `ImageData` makes it: itself, or made of a pair (images, labels)."""
     return batch if isinstance(batch, dict) else {"image": batch[0], "label": batch[1]}
+
+
+class TimedTimeline(Timeline):
+    """The timeline of a Trainer with `max_time`: as far as its clock or its steps have come, whichever is further."""
+
+    def __init__(self, timer: Timer, steps: int) -> None:
+        super().__init__([(0, steps)])
+        self.timer = timer
+
+    def fraction(self, step: int) -> float:
+        elapsed, remaining = self.timer.time_elapsed(), self.timer.time_remaining() or 0.0
+        return min(1.0, max(super().fraction(step), elapsed / max(elapsed + remaining, 1e-9)))
+
+
+def trainers_timeline(trainer: pl.Trainer) -> Timeline:
+    """What a Trainer says of its own length; raises `VitreousError` where it says nothing."""
+    steps = trainer.estimated_stepping_batches
+    known = 0 < steps < math.inf
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    timers = [c for c in callbacks if isinstance(c, Timer) and c.time_remaining() is not None]
+    if timers:
+        return TimedTimeline(timers[0], int(steps) if known else 2**31)
+    if not known:
+        raise VitreousError(
+            "This Trainer has no end, and the learning rate's schedule needs one; "
+            "give it max_epochs, max_steps or max_time."
+        )
+    return Timeline([(0, int(steps))])
 
 
 def make_optimizer(

@@ -99,10 +99,10 @@ def data_show(words: Iterable[str] = (), **options: Any) -> None:
     print(api.show(data, overrides=overrides, **options))
 
 
-def data_clear(data: str | None = None, everything: bool = False, **options: Any) -> None:
+def data_clear(data: str | None = None, **options: Any) -> None:
     from vitreous.data.sources import clear
 
-    if (data is not None) == everything:
+    if data is None and not options.get("everything"):
         raise VitreousError("Name the data set to remove, or give --all to remove every packed one.")
     clear(data, **options)
 
@@ -299,13 +299,13 @@ COMMANDS: dict[str, Command] = {
     ),
     "data clear": Command(
         data_clear,
-        "remove packed data from the cache",
+        "remove packed data or compiled kernels from the cache",
         (
-            argument("data", "a name or path", nargs="?", metavar="[DATA]"),
-            argument("--all", "remove every packed data set", dest="everything", action="store_true"),
+            argument("data", "a name or path, or kernels", nargs="?", metavar="[DATA]"),
+            argument("--all", "everything", dest="everything", action="store_true"),
             DATA_DIR,
         ),
-        ("vitreous data clear cifar10", "vitreous data clear --all"),
+        ("vitreous data clear cifar10", "vitreous data clear kernels", "vitreous data clear --all"),
     ),
     "model": Command(
         model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -17,24 +18,26 @@ from vitreous import recipe as recipes
 from vitreous.model.summary import count_flops
 from vitreous.model.variants import Architecture
 from vitreous.model.vit import VisionTransformer
+from vitreous.recipe import Recipe
 
 Arrays = tuple[np.ndarray, np.ndarray]
 
 
-def turned(
+def applied(
     overrides: Mapping[str, Any] = MappingProxyType({}),
     flops: float = 6e13,
-    pictures: int = 50_000,
+    epochs: float = 10,
     size: int = 32,
-) -> Any:
-    recipe = recipes.load("default", overrides)
-    return dial.turn(recipe, pictures, size, lambda a: flops, lambda a: 1e9 * a.embed_dim)
+) -> tuple[Recipe, list[str]]:
+    recipe, of_size = dial.apply_size(recipes.load("default", overrides), lambda architecture: flops)
+    recipe, of_augmentation = dial.apply_augmentation(recipe, epochs, size)
+    return recipe, [of_size, of_augmentation]
 
 
 def test_more_flops_never_call_for_a_smaller_network() -> None:
     found = []
     for start, sizes in dial.SIZES:
-        recipe, _ = turned(flops=max(start, 1.0))
+        recipe, _ = applied(flops=max(start, 1.0))
         assert {key: getattr(recipe.model, key) for key in sizes} == sizes
         model = VisionTransformer(recipe.model, 32, 10)
         one, two = (
@@ -52,22 +55,21 @@ def test_more_flops_never_call_for_a_smaller_network() -> None:
     assert dial.SIZES[0][0] == 0
 
 
-def test_more_passes_call_for_more_augmentation() -> None:
-    few, said = turned(flops=3e13)
-    many, _ = turned(flops=3e13, pictures=1000)
+def test_more_epochs_call_for_more_augmentation() -> None:
+    few, said = applied(epochs=10.2)
+    many, _ = applied(epochs=60)
     assert few.augment.cutout < many.augment.cutout and few.augment.crop <= many.augment.crop
-    passes = 3e13 / (1e9 * few.model.embed_dim) * 256 / 50_000
-    assert f"{passes:.1f} passes" in said[1]
-    assert turned(flops=3e13, pictures=1000, size=64)[0].augment.cutout == 2 * many.augment.cutout
+    assert said[1] == "dial: 10.2 epochs → augmentation: crop 2"
+    assert applied(epochs=60, size=64)[0].augment.cutout == 2 * many.augment.cutout
 
 
 def test_what_a_person_sets_stays() -> None:
-    recipe, said = turned({"depth": 3, "crop": 5}, flops=1e18, pictures=100)
+    recipe, said = applied({"depth": 3, "crop": 5}, flops=1e18, epochs=60)
     plain = recipes.load("default")
     assert recipe.model == Architecture(**{**vars(plain.model), "depth": 3})
     assert recipe.augment.crop == 5 and recipe.augment.cutout > 0
     assert "crop" not in " ".join(said)
-    assert not recipe.dial and turned()[0].tables() == recipes.parse(turned()[0].tables()).tables()
+    assert not recipe.dial and applied()[0].tables() == recipes.parse(applied()[0].tables()).tables()
 
 
 def test_what_stands_in_a_recipe_of_ones_own_stays(tmp_path: Path) -> None:
@@ -75,29 +77,46 @@ def test_what_stands_in_a_recipe_of_ones_own_stays(tmp_path: Path) -> None:
     own.write_text(
         'dial = true\n[model]\nvariant = "compact"\ndepth = 6\n[augment]\ncrop = 3\n[budget]\nminutes = 1\n'
     )
-    recipe, _ = dial.turn(recipes.load(str(own)), 100, 32, lambda a: 1e18, lambda a: 1e9)
+    sized, said = dial.apply_size(recipes.load(str(own)), lambda architecture: 1e18)
+    assert not said
+    recipe, _ = dial.apply_augmentation(sized, 60, 32)
     assert (recipe.model.depth, recipe.augment.crop) == (6, 3)
     assert recipe.augment.cutout > 0  # which it does not name
 
 
 def test_another_stem_still_gets_its_size() -> None:
-    recipe, _ = turned({"stem": "linear", "stem_dims": ()}, flops=1e18)
-    assert recipe.model == dataclasses.replace(turned(flops=1e18)[0].model, stem="linear", stem_dims=())
+    recipe, _ = applied({"stem": "linear", "stem_dims": ()}, flops=1e18)
+    assert recipe.model == dataclasses.replace(applied(flops=1e18)[0].model, stem="linear", stem_dims=())
 
 
 def test_a_recipe_without_a_dial_is_left_alone() -> None:
     recipe = recipes.load("notebook-cifar10")
-    assert dial.turn(recipe, 10, 32, lambda a: 1e20, lambda a: 1.0) == (recipe, [])
+    assert dial.apply_size(recipe, lambda architecture: 1e20) == (recipe, "")
+    assert dial.apply_augmentation(recipe, 1e3, 32) == (recipe, "")
+
+
+SMALL = {"embed_dim": 32, "depth": 1, "num_heads": 2, "mlp_dim": 32, "stem_dims": (8, 16)}
 
 
 @pytest.mark.parametrize("budget", [{"flops": 1e9}, {"steps": 2}, {"epochs": 1}, {"minutes": 0.02}])
 def test_every_unit_turns_it(
-    budget: dict[str, float], arrays: Arrays, tmp_path: Path, monkeypatch: Any
+    budget: dict[str, Any], arrays: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = {"embed_dim": 32, "depth": 1, "num_heads": 2, "mlp_dim": 32, "stem_dims": (8, 16)}
-    monkeypatch.setattr(dial, "SIZES", ((0.0, small), (1e12, {**small, "embed_dim": 64})))
-    run = vitreous.train(arrays, out=tmp_path / "run", device="cpu", precision="32", **budget)  # type: ignore[arg-type]
+    monkeypatch.setattr(dial, "SIZES", ((0.0, SMALL), (1e12, {**SMALL, "embed_dim": 64})))
+    run = vitreous.train(arrays, out=tmp_path / "run", device="cpu", precision="32", **budget)
     assert run.model.architecture.embed_dim == 32
     log = (run.path / "log.txt").read_text()
-    assert "training FLOPs call for embed_dim 32" in log and "passes call for crop" in log
+    assert "training FLOPs → network: embed_dim 32" in log and "epochs → augmentation: crop" in log
     assert not run.recipe.dial
+
+
+@pytest.mark.parametrize("size", [SMALL, {**SMALL, "embed_dim": 64}])
+def test_the_epochs_announced_are_those_made(
+    size: dict[str, Any], arrays: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Muon's products and the phases count in both; so does the batch that an epoch leaves out."""
+    monkeypatch.setattr(dial, "SIZES", ((0.0, size),))
+    run = vitreous.train(arrays, flops=3e10, out=tmp_path / "run", device="cpu", precision="32")
+    announced = re.search(r"dial: ([\d.]+) epochs", (run.path / "log.txt").read_text())
+    assert announced and float(announced[1]) == pytest.approx(run.summary["epochs"], abs=0.051)
+    assert run.summary["train_flops"] == pytest.approx(3e10, rel=0.03)

@@ -107,7 +107,7 @@ def test_plain_keys_come_before_tables_and_nothing_is_lost() -> None:
         ("dropout=0.1", "model", "dropout", 0.1),
         ("dropout=.1", "model", "dropout", 0.1),
         ("dropout=0", "model", "dropout", 0.0),
-        ("learning_rate=3e-4", "optimizer", "learning_rate", 3e-4),
+        ("weight_decay=3e-4", "optimizer", "weight_decay", 3e-4),
         ("flip=random", "augment", "flip", "random"),
         ('flip="random"', "augment", "flip", "random"),
         ("qk_norm=false", "model", "qk_norm", False),
@@ -124,6 +124,28 @@ def test_overrides(override: str, section: str, key: str, value: Any) -> None:
         getattr(changed, section), **{key: getattr(getattr(load("default"), section), key)}
     )
     assert dataclasses.replace(changed, **{section: restored}) == load("default")  # nothing else has changed
+
+
+@pytest.mark.parametrize(
+    ("overrides", "rates"),
+    [
+        (["learning_rate=4e-3"], (4e-3, 0.04)),  # the recipe has 2e-3 and 0.02
+        (["learning_rate=4e-3", "muon_learning_rate=0.03"], (4e-3, 0.03)),
+        (["muon_learning_rate=0.03"], (2e-3, 0.03)),
+        (["learning_rate=4e-3", "optimizer.name=adamw"], (4e-3, 0.02)),
+        ({"optimizer.learning_rate": 0.0}, (0.0, 0.0)),
+    ],
+)
+def test_one_learning_rate_scales_both(overrides: Any, rates: tuple[float, float]) -> None:
+    optimizer = load("default", overrides).optimizer
+    assert (optimizer.learning_rate, optimizer.muon_learning_rate) == pytest.approx(rates)
+
+
+def test_a_learning_rate_in_a_file_is_meant_as_it_stands(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(recipes.text("default").replace("learning_rate = 2e-3", "learning_rate = 4e-3"))
+    assert load(str(file)).optimizer.muon_learning_rate == 0.02
+    assert load("notebook-cifar10", ["learning_rate=1"]).optimizer.muon_learning_rate == 0.02  # AdamW's
 
 
 def test_overrides_as_a_mapping(default: Recipe) -> None:
@@ -178,6 +200,7 @@ def test_another_variant_brings_its_own_sizes_even_to_a_complete_recipe(default:
         ("minutes=nan", ["budget.minutes", "nan"]),
         ("split_seed=4294967296", ["data.split_seed", "4294967295"]),
         ("val_fraction=0", ["data.val_fraction", "from 0.001"]),
+        ("val_fraction=0.5", ["data.val_fraction", "to 0.499"]),
         ("depth", ["'depth'", "key=value"]),
         ("=6", ["'=6'", "key=value"]),
     ],

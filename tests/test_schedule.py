@@ -82,3 +82,10 @@ def test_phases_follow_each_other() -> None:
     ):
         with pytest.raises(VitreousError, match="small_"):
             ScheduleSection(**bad)
+
+
+def test_no_phase_is_without_pixels() -> None:
+    section = ScheduleSection(small_sides=(0.01,), small_until=(0.5,))
+    with pytest.raises(VitreousError, match=r"small_sides has 0\.01.*32.*0\.031"):
+        phases(section, 32)
+    assert phases(section, 100)[0].side == 1

@@ -17,9 +17,9 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
 
 import vitreous
-from vitreous import machine as machines
 from vitreous import recipe as recipes
 from vitreous.data.augment import Augment
 from vitreous.data.module import ImageData
@@ -27,13 +27,14 @@ from vitreous.data.store import from_arrays
 from vitreous.errors import VitreousError
 from vitreous.model.vit import VisionTransformer
 from vitreous.native.build import library
-from vitreous.prepare import Request, open_module
+from vitreous.plan import open_module
+from vitreous.request import Request
 from vitreous.training import budget as budgets
-from vitreous.training.budget import BudgetKeeper, Sizes
+from vitreous.training.budget import BudgetKeeper, Sizes, planned_steps
 from vitreous.training.checkpoint import CheckpointKeeper, newest
 from vitreous.training.classifier import Classifier, make_optimizer
-from vitreous.training.cost import RunCost, StepCost, step_cost
-from vitreous.training.schedule import Timeline
+from vitreous.training.cost import RunCost, StepCost, count_cost, forward_loss
+from vitreous.training.schedule import Timeline, phases
 
 Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -46,16 +47,10 @@ def same(a: vitreous.Run, b: vitreous.Run) -> bool:
     return all(torch.equal(x, y) for x, y in zip(weights(a).values(), weights(b).values(), strict=True))
 
 
-@pytest.fixture(params=["explicit", "native"])
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Takes away the one choice that two runs on a busy machine may make differently."""
+@pytest.fixture(params=["torch", "native"])
+def backend(request: pytest.FixtureRequest) -> str:
     if request.param == "native" and library(torch.float32) is None:
         pytest.skip("no C++ compiler")
-    monkeypatch.setattr(
-        machines,
-        "choose_attention",
-        lambda machine, step, paths: machine.decided("as the test asks", attention=request.param),
-    )
     return str(request.param)
 
 
@@ -120,10 +115,10 @@ def test_it_learns_and_the_folder_explains_itself(
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(
-    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, path: str
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, backend: str
 ) -> None:
     a, b, c = (
-        vitreous.train(arrays, steps=6, out=tmp_path / name, seed=seed, **tiny)
+        vitreous.train(arrays, steps=6, out=tmp_path / name, seed=seed, backend=backend, **tiny)
         for name, seed in (("a", 1), ("b", 1), ("c", 2))
     )
     assert same(a, b)
@@ -131,13 +126,12 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(
 
 
 def test_a_run_is_repeated_from_its_own_recipe(
-    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, path: str
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, backend: str
 ) -> None:
-    a = vitreous.train(arrays, steps=6, out=tmp_path / "a", **tiny)
-    again = vitreous.train(
-        arrays, str(tmp_path / "a" / "recipe.toml"), out=tmp_path / "b", device="cpu", precision="32"
-    )
+    a = vitreous.train(arrays, steps=6, out=tmp_path / "a", backend=backend, **tiny)
+    again = vitreous.train(arrays, tmp_path / "a" / "recipe.toml", out=tmp_path / "b", device="cpu")
     assert again.recipe == a.recipe
+    assert again.resolved["machine"]["backend"] == backend and again.resolved["machine"]["precision"] == "32"
     assert same(a, again)
 
 
@@ -148,10 +142,11 @@ def test_an_interrupted_run_continues_to_the_same_bits(
     tiny: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    path: str,
+    backend: str,
     step: int,
 ) -> None:
-    tiny["overrides"] |= {"dropout": 0.1, "crop": 2} | ({"drop_path": 0.2} if path == "explicit" else {})
+    tiny["overrides"] |= {"dropout": 0.1, "crop": 2} | ({"drop_path": 0.2} if backend == "torch" else {})
+    tiny["backend"] = backend
     whole = vitreous.train(arrays, steps=33, out=tmp_path / "whole", **tiny)
     with monkeypatch.context() as patch:
         interrupt_at(patch, step)
@@ -175,8 +170,9 @@ def test_an_interrupted_run_continues_to_the_same_bits(
 
 
 def test_a_damaged_checkpoint_is_passed_over(
-    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
+    tiny["backend"] = backend
     whole = vitreous.train(arrays, steps=20, out=tmp_path / "whole", **tiny)
     with monkeypatch.context() as patch:
         keep = CheckpointKeeper.__init__
@@ -273,8 +269,10 @@ def test_a_slow_start_does_not_end_a_run(
 
 def keeper(unit: str, amount: float, steps_per_epoch: int = 176) -> BudgetKeeper:
     sizes = Sizes(256, steps_per_epoch, val=5000, test=10000)
-    cost = RunCost(((1.0, StepCost(flops=3_000_000_000, seconds=0.5, evaluation_seconds=0.1)),))
-    return BudgetKeeper(Timeline(), recipes.Budget(amount, unit), cost, sizes, began=time.monotonic())
+    step = StepCost(flops=3_000_000_000, evaluation_flops=1_000_000_000, seconds=0.5, evaluation_seconds=0.1)
+    cost, budget = RunCost(((1.0, step),)), recipes.Budget(amount, unit)
+    timeline = Timeline([(0, planned_steps(budget, cost, sizes))])
+    return BudgetKeeper(timeline, budget, cost, sizes, began=time.monotonic())
 
 
 @pytest.mark.parametrize(
@@ -307,16 +305,12 @@ def test_a_run_that_begins_with_smaller_pictures(
     tiny["overrides"] |= {**SMALL_FIRST, "patch_size": 2, "batch_size": 16}
     run = vitreous.train(arrays, steps=20, out=tmp_path / "run", **tiny)
     assert sides == [8] * 4 + [12] * 8 + [16] * 8
-    section, labels = run.recipe.optimizer, torch.zeros(16, dtype=torch.long)
-    costs = {
-        side: step_cost(run.model, section, torch.zeros(16, 3, side, side), labels, bf16=False).flops
-        for side in (8, 12, 16)
-    }
+    costs = dict(zip((8, 12, 16), flops_of_real_steps(run.recipe, 16, 3, 16), strict=True))
     assert run.summary["train_flops"] == 4 * costs[8] + 8 * costs[12] + 8 * costs[16]
 
 
 def test_the_mean_cost_ahead() -> None:
-    cheap, dear = StepCost(10, 1.0, 0.0), StepCost(40, 3.0, 0.0)
+    cheap, dear = StepCost(10, 3, 1.0, 0.0), StepCost(40, 13, 3.0, 0.0)
     cost = RunCost(((0.5, cheap), (1.0, dear)))
     assert cost.mean() == (25, 2.0)
     assert cost.mean(0.25) == (pytest.approx((10 + 2 * 40) / 3), pytest.approx((1 + 2 * 3) / 3))
@@ -369,33 +363,69 @@ def test_the_head_has_the_datas_classes_and_statistics(arrays: Arrays, tmp_path:
     assert run.bundle.mean == store.mean == pytest.approx(tuple(images.mean(axis=(0, 1, 2))), abs=1e-6)
 
 
-def test_step_flops_against_a_closed_form() -> None:
-    """A linear stem, one layer, mean pooling: each product once forward and twice backward."""
-    B, N, D, M, C = 4, 16, 32, 48, 3
-    model = vitreous.create_model(
-        "vit-xs4", image_size=16, num_classes=C, embed_dim=D, depth=1, num_heads=2, mlp_dim=M, pool="mean"
+def of_one_layer(optimizer: str, **options: Any) -> recipes.Recipe:
+    """A linear stem and one layer, with the sizes of the closed forms below."""
+    sizes = {"embed_dim": 32, "depth": 1, "num_heads": 2, **options}
+    return recipes.load(
+        "default",
+        {"variant": "vit-xs4", "optimizer.name": optimizer, "small_sides": [], "small_until": [], **sizes},
     )
-    section = recipes.OptimizerSection(name="adamw")
-    images, labels = torch.randn(B, 3, 16, 16), torch.zeros(B, dtype=torch.int64)
-    cost = step_cost(model, section, images, labels, bf16=False)
+
+
+def test_step_flops_against_a_closed_form() -> None:
+    """Mean pooling: each product once forward and twice backward."""
+    B, N, D, M, C = 4, 16, 32, 48, 3
+    cost = count_cost(of_one_layer("adamw", mlp_dim=M, pool="mean"), 16, C, B).full
     stem = 2 * B * N * 48 * D
     layer = 2 * B * N * (3 * D * D + 2 * N * D + D * D + 2 * D * M)
     head = 2 * B * D * C
-    assert cost.flops == 3 * (layer + head) + 2 * stem  # pictures need no gradient
+    assert cost.evaluation_flops == stem + layer + head
+    assert cost.flops == 3 * (layer + head) + 2 * stem  # images need no gradient
 
 
 def test_muons_products_are_counted() -> None:
-    model = vitreous.create_model(
-        "vit-xs4", image_size=16, num_classes=3, embed_dim=32, depth=1, num_heads=2, mlp_dim=32
-    )
-    images, labels = torch.randn(2, 3, 16, 16), torch.zeros(2, dtype=torch.int64)
     flops = {
-        name: step_cost(model, recipes.OptimizerSection(name=name), images, labels, bf16=False).flops
-        for name in ("adamw", "muon")
+        name: count_cost(of_one_layer(name, mlp_dim=32), 16, 3, 2).full.flops for name in ("adamw", "muon")
     }
     shapes = [(32, 48), (32, 32), (32, 32), (32, 32), (96, 32)]  # stem, attention's and the MLP's matrices
     steps = 5 * sum(2 * (2 * min(s) ** 2 * max(s)) + 2 * min(s) ** 3 for s in shapes)
     assert flops["muon"] - flops["adamw"] == steps
+
+
+def flops_of_real_steps(
+    recipe: recipes.Recipe, size: int, classes: int, batch: int, bf16: bool = False
+) -> list[int]:
+    """FLOPs of a step of each phase, counted while it is really done."""
+    found = []
+    for phase in phases(recipe.schedule, size):
+        model = VisionTransformer(recipe.model, size, classes).train()
+        model.set_attention("explicit")
+        images, labels = torch.randn(batch, 3, phase.side, phase.side), torch.zeros(batch, dtype=torch.int64)
+        with FlopCounterMode(display=False) as counter:
+            optimizer = make_optimizer(model, recipe.optimizer, bf16=bf16)
+            forward_loss(model, images, labels, bf16=bf16).backward()
+            optimizer.step()
+        found.append(counter.get_total_flops())
+    return found
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("default", {}),
+        ("default", {"stem": "linear", "stem_dims": []}),
+        ("default", {"optimizer.name": "adamw"}),
+        ("default", {"dropout": 0.1, "drop_path": 0.2}),
+        ("notebook-cifar10", {}),
+    ],
+)
+def test_what_is_counted_without_memory_is_what_a_step_does(
+    name: str, overrides: dict[str, Any], bf16: bool
+) -> None:
+    recipe = recipes.load(name, overrides)
+    counted = [cost.flops for _, cost in count_cost(recipe, 32, 10, 8).parts]
+    assert counted == flops_of_real_steps(recipe, 32, 10, 8, bf16)
 
 
 def test_a_trainer_of_ones_own(arrays: Arrays, tiny: dict[str, Any], tmp_path: Path) -> None:

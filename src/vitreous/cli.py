@@ -99,10 +99,10 @@ def data_show(words: Iterable[str] = (), **options: Any) -> None:
     print(api.show(data, overrides=overrides, **options))
 
 
-def data_clear(data: str | None = None, everything: bool = False, **options: Any) -> None:
+def data_clear(data: str | None = None, **options: Any) -> None:
     from vitreous.data.sources import clear
 
-    if (data is not None) == everything:
+    if data is None and not options.get("everything"):
         raise VitreousError("Name the data set to remove, or give --all to remove every packed one.")
     clear(data, **options)
 

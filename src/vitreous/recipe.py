@@ -256,9 +256,10 @@ def parse(
     for section, key, _ in changes:
         if section == "budget" or (section, key) == ("model", "variant"):
             given[section].clear()  # another unit, another network: what the recipe says of its own is void
-    scale_muon(given["optimizer"], {key: value for section, key, value in changes if section == "optimizer"})
+    before = _build(OptimizerSection, given["optimizer"], "optimizer")
     for section, key, value in changes:
         given[section][key] = value
+    scale_muon(given["optimizer"], before, {key for section, key, _ in changes if section == "optimizer"})
 
     variant = given["model"].pop("variant", None)
     if variant is None:
@@ -280,17 +281,18 @@ def parse(
     )
 
 
-def scale_muon(optimizer: dict[str, Any], changes: Mapping[str, Any]) -> None:
+def scale_muon(optimizer: dict[str, Any], before: OptimizerSection, changed: set[str]) -> None:
     """Muon's learning rate follows where an override changes AdamW's alone, so that one setting scales the training.
 
-    `optimizer` is the recipe's own section, before the changes.
+    Args:
+        optimizer: the section as it will be built.
+        before: the recipe's own.
+        changed: its keys that were overridden.
     """
-    rate, own = changes.get("learning_rate"), optimizer.get("learning_rate", OptimizerSection.learning_rate)
-    muon = optimizer.get("muon_learning_rate", OptimizerSection.muon_learning_rate)
-    numbers = all(type(value) in (int, float) for value in (rate, own, muon))  # what is wrong is told later
-    alone = not {"name", "muon_learning_rate"} & set(changes)
-    if optimizer.get("name") == "muon" and numbers and alone and own > 0:
-        optimizer["muon_learning_rate"] = muon * (rate / own)
+    alone = "learning_rate" in changed and not changed & {"name", "muon_learning_rate"}
+    if alone and before.name == "muon" and before.learning_rate > 0:
+        rate = _convert(float, optimizer["learning_rate"], "optimizer.learning_rate")
+        optimizer["muon_learning_rate"] = before.muon_learning_rate * (rate / before.learning_rate)
 
 
 def dump(tables: Mapping[str, Any]) -> str:

@@ -110,12 +110,13 @@ class VisionTransformer(nn.Module):
         return self.pos_drop(x + self.position(grid))
 
     def check_pictures(self, x: Tensor) -> None:
-        """Raises `VitreousError` for anything but square pictures [B, 3, S, S] of more than a patch."""
+        """Raises `VitreousError` for anything but square pictures [B, 3, S, S] that hold a patch."""
         square = x.ndim == 4 and x.shape[1] == 3 and x.shape[2] == x.shape[3]
-        if not square or x.shape[3] <= self.architecture.patch_size:
+        least = self.architecture.patch_size + (self.architecture.stem == "conv")
+        if not square or x.shape[3] < least:
+            S = self.image_size
             raise VitreousError(
-                f"The model takes square pictures as [B, 3, {self.image_size}, {self.image_size}], not "
-                f"{list(x.shape)}; resize them."
+                f"The model takes square pictures as [B, 3, {S}, {S}], not {list(x.shape)}; resize them."
             )
 
     def position(self, grid: int) -> Tensor:

@@ -1,0 +1,294 @@
+"""The plan: made once and by facts, recorded, and used again to the same bits."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+
+import vitreous
+from vitreous import api, plan
+from vitreous import machine as machines
+from vitreous import recipe as recipes
+from vitreous.data import module
+from vitreous.data.augment import Augment
+from vitreous.data.store import from_arrays
+from vitreous.errors import VitreousError
+from vitreous.model.vit import VisionTransformer
+from vitreous.request import Request
+from vitreous.training import budget as budgets
+from vitreous.training.checkpoint import CheckpointKeeper
+from vitreous.training.classifier import Classifier
+
+Arrays = tuple[np.ndarray, np.ndarray]
+Capture = pytest.CaptureFixture[str]
+
+
+def digest(run: vitreous.Run) -> str:
+    return hashlib.sha256((run.path / "bundle" / "model.safetensors").read_bytes()).hexdigest()
+
+
+def silent(line: str, quiet: bool = False) -> None:
+    pass
+
+
+def slow_steps(patch: pytest.MonkeyPatch, later: float = 0.2) -> None:
+    """A made-up clock on which a step takes 50 ms at first and `later` seconds after the thirtieth."""
+    now = [1000.0]
+    step = Classifier.training_step
+
+    def slow_step(self: Classifier, batch: Any, index: int) -> torch.Tensor:
+        now[0] += 0.05 if self.global_step < 30 else later
+        return step(self, batch, index)
+
+    patch.setattr(time, "monotonic", lambda: now[0])
+    patch.setattr(Classifier, "training_step", slow_step)
+    patch.setattr(budgets, "REPORT_SECONDS", 0.0)
+
+
+# ---- made once
+
+
+@pytest.mark.parametrize(("budget", "networks"), [({"epochs": 2}, 1), ({"minutes": 0.1}, 2)])
+def test_everything_is_made_once(
+    budget: dict[str, float], networks: int, arrays: Arrays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A budget of minutes takes a twin to measure its steps on."""
+    made: list[str] = []
+
+    def counted(kind: type, name: str, counts: Any = lambda self: True) -> None:
+        whole = getattr(kind, "__init__")  # noqa: B009
+
+        def wrapper(self: Any, *args: Any, **options: Any) -> None:
+            whole(self, *args, **options)
+            if counts(self):
+                made.append(name)
+
+        monkeypatch.setattr(kind, "__init__", wrapper)
+
+    counted(VisionTransformer, "network", lambda self: self.pos_embed.device.type != "meta")
+    counted(Augment, "augment")
+    opened = module.open_data
+    monkeypatch.setattr(module, "open_data", lambda *a, **k: made.append("data") or opened(*a, **k))  # type: ignore[func-returns-value]
+    recipe = recipes.load("default", [f"{unit}={amount}" for unit, amount in budget.items()])
+    found = plan.make_plan(recipe, Request(arrays, device="cpu"), silent)
+    assert sorted(made) == ["augment", "data", *["network"] * networks]
+    assert not found.recipe.dial and found.data.augment is not None
+    assert found.data.augment.crop == found.recipe.augment.crop == 1  # 2 of 32 pixels
+    assert found.timeline.total == found.timeline.fits[0][1]
+
+
+def test_the_shown_augmentation_is_that_of_the_training(
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Augment] = []
+    monkeypatch.setattr(api, "draw", lambda store, augment, path: shown.append(augment))
+    for epochs in (1, 26):
+        tiny["overrides"] |= {"epochs": epochs}
+        api.show(arrays, out=tmp_path / "x.png", overrides=tiny["overrides"])
+        run = vitreous.train(arrays, out=tmp_path / str(epochs), **tiny)
+        assert (shown[-1].crop, shown[-1].cutout) == (run.recipe.augment.crop, run.recipe.augment.cutout)
+    assert [(augment.crop, augment.cutout) for augment in shown] == [
+        (1, 0),
+        (2, 4),
+    ]  # 2 and 4, 8 of 32 pixels
+
+
+# ---- by facts
+
+
+def test_three_identical_commands_under_load_give_one_hash(arrays: Arrays, tmp_path: Path) -> None:
+    """The real choices, beside busy loops that come and go."""
+    runs = []
+    for number in range(3):
+        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * number)]
+        try:
+            tiny = {"embed_dim": 32, "num_heads": 2, "batch_size": 16}
+            runs.append(vitreous.train(arrays, steps=4, out=tmp_path / str(number), overrides=tiny))
+        finally:
+            for process in busy:
+                process.kill()
+    assert len({digest(run) for run in runs}) == 1
+    choices = [{k: v for k, v in run.resolved["machine"].items() if "gflops" not in k} for run in runs]
+    assert choices[0] == choices[1] == choices[2]
+
+
+def test_a_backend_that_cannot_be_is_refused_or_left(
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    tiny["overrides"] |= {"embed_dim": 8, "num_heads": 1}  # narrower than a register
+    with pytest.raises(VitreousError, match=r"native kernels cannot be used.*--backend torch"):
+        vitreous.train(arrays, steps=1, out=tmp_path / "run", backend="native", **tiny)
+    assert not (tmp_path / "run").exists()
+    run = vitreous.train(arrays, steps=1, out=tmp_path / "run", **tiny)
+    assert run.resolved["machine"]["backend"] == "torch"
+    assert any("native kernels cannot be used" in reason for reason in run.resolved["machine"]["reasons"])
+
+
+# ---- used again
+
+
+@pytest.mark.parametrize("budget", [{"steps": 7}, {"minutes": 0.1}])
+def test_a_repeated_run_has_the_same_bits(
+    budget: dict[str, float],
+    arrays: Arrays,
+    tiny: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first run was on a machine that got slower on the way, the second is not; it is interrupted, too."""
+    tiny["overrides"] |= {"dropout": 0.1, "schedule.warmup": 0.5}
+    with monkeypatch.context() as patch:
+        slow_steps(patch)
+        first = vitreous.train(arrays, out=tmp_path / "first", seed=5, **budget, **tiny)  # type: ignore[arg-type]
+    fits = first.resolved["timeline"]["fits"]
+    assert len(fits) > (2 if "minutes" in budget else 0)
+    monkeypatch.setattr(machines, "product_speeds", lambda device: (20.0, 60.0))
+    again = vitreous.repeat(first.path, arrays, out=tmp_path / "again")
+    assert digest(again) == digest(first)
+    assert again.resolved["exact"] and again.resolved["timeline"]["fits"] == fits
+    assert again.resolved["repeats"] == str(first.path)
+    assert {key: again.summary[key] for key in ("train_flops", "steps", "test_loss")} == {
+        key: first.summary[key] for key in ("train_flops", "steps", "test_loss")
+    }
+    save = CheckpointKeeper.on_train_batch_end
+
+    def interrupt(self: CheckpointKeeper, trainer: pl.Trainer, *args: Any) -> None:
+        if trainer.global_step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+        save(self, trainer, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointKeeper, "on_train_batch_end", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            vitreous.repeat(first.path, arrays, out=tmp_path / "cut")
+    with pytest.raises(VitreousError, match="is not finished"):
+        vitreous.repeat(tmp_path / "cut", arrays)
+    assert digest(vitreous.resume(tmp_path / "cut", arrays)) == digest(first)
+
+
+def test_a_choice_that_cannot_be_honoured_is_said(
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = vitreous.train(arrays, steps=3, out=tmp_path / "first", **tiny)
+    if first.resolved["machine"]["backend"] != "native":
+        pytest.skip("no C++ compiler")
+    monkeypatch.setattr(plan, "unsupported", lambda network, dtypes: "there is no C++ compiler")
+    monkeypatch.setattr(machines, "cpp_compiler", lambda: None)
+    again = vitreous.repeat(first.path, arrays, out=tmp_path / "again")
+    log = (again.path / "log.txt").read_text()
+    assert "backend: the recorded 'native' was not possible" in log
+    assert "backend was native and is torch" in log
+    assert not again.resolved["exact"]
+    other = vitreous.train(arrays, first.path / "recipe.toml", out=tmp_path / "other", device="cpu")
+    assert "the recorded 'native' was not possible" in (other.path / "log.txt").read_text()
+    with pytest.raises(VitreousError, match="cannot be used"):  # but never without a word what was asked for
+        vitreous.train(arrays, first.path / "recipe.toml", out=tmp_path / "x", backend="native")
+
+
+def test_a_runs_recipe_brings_its_choices(arrays: Arrays, tiny: dict[str, Any], tmp_path: Path) -> None:
+    first = vitreous.train(arrays, steps=2, out=tmp_path / "first", backend="torch", **tiny)
+    file = first.path / "recipe.toml"
+    file.write_text(file.read_text().replace('attention = "explicit"', 'attention = "fused"'))
+    again = vitreous.train(arrays, file, out=tmp_path / "again")
+    recorded = {"precision": "32", "backend": "torch", "attention": "fused", "compile": False}
+    assert again.resolved["machine"].items() >= recorded.items()
+    assert "repeats" not in again.resolved
+
+
+def test_records_of_another_version_or_damaged_ones_are_told_apart(
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, capsys: Capture
+) -> None:
+    run = vitreous.train(arrays, steps=2, out=tmp_path / "run", **tiny)
+    file = run.path / "recipe.toml"
+    whole = file.read_text()
+
+    def with_lines(drop: str = "", add: tuple[str, str] = ("", "")) -> str:
+        lines = [line for line in whole.splitlines() if not (drop and line.startswith(drop))]
+        return "\n".join(lines).replace(add[0], "\n".join(add)) if add[0] else "\n".join(lines)
+
+    for text in (with_lines("backend ="), with_lines(add=("[resolved.request]", "colour = 1"))):
+        file.write_text(text)
+        with pytest.raises(VitreousError, match=rf"another version of vitreous \({vitreous.__version__}"):
+            vitreous.repeat(run.path, arrays)
+    file.write_text(with_lines("backend ="))
+    vitreous.train(arrays, file, out=tmp_path / "again", device="cpu")
+    assert "does not record backend" in capsys.readouterr().out
+    for table in ("machine", "request", "versions"):
+        tables = tomllib.loads(whole)
+        del tables["resolved"][table]
+        file.write_text(recipes.dump(tables))
+        with pytest.raises(VitreousError, match=rf"has no \[resolved.{table}\]"):
+            vitreous.repeat(run.path, arrays)
+    file.write_text(whole.replace("[training]", "[trainings]"))
+    with pytest.raises(VitreousError, match="trainings"):
+        vitreous.repeat(run.path, arrays)
+
+
+# ---- what cannot be trained, in a sentence
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda x, y: vitreous.train(x, y), r"one pair: train\(\(images, labels\)\)"),
+        (lambda x, y: vitreous.train((x, y), (x, y)), r"from_arrays\(images, labels, test="),
+        (lambda x, y: vitreous.train((x, y), 3), "second argument is a recipe.*not int"),
+        (lambda x, y: vitreous.train((x, 0 * y), steps=1), "one class only"),
+        (lambda x, y: vitreous.train("shapes", classes=["a"], steps=1), "names the labels of arrays"),
+        (lambda x, y: vitreous.train((x, y), classes=["a", "b"], steps=1), "Labels reach"),
+        (lambda x, y: vitreous.train((x, y), steps=1, overrides={"small_sides": [0.01]}), "no pixel of 16"),
+        (
+            lambda x, y: vitreous.train((x, y), steps=1, overrides={"small_sides": [0.1]}),
+            "too small for patch_size 2",
+        ),
+        (lambda x, y: vitreous.train((x, y), steps=1, overrides={"crop": 16}), "crop of 16"),
+        (lambda x, y: vitreous.train((x, y), sed=1), "did you mean 'seed'"),  # type: ignore[call-arg]
+    ],
+)
+def test_what_cannot_be_trained_is_a_sentence_and_leaves_nothing(
+    call: Any, words: str, arrays: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(VitreousError, match=words):
+        call(*arrays)
+    assert not list(tmp_path.iterdir())
+
+
+def test_arrays_may_have_names_and_a_test_split(arrays: Arrays, tiny: dict[str, Any], tmp_path: Path) -> None:
+    images, labels = arrays
+    run = vitreous.train(arrays, steps=1, classes=["dark", "grey", "light"], out=tmp_path / "a", **tiny)
+    assert run.classes == ("dark", "grey", "light")
+    assert vitreous.repeat(run.path, arrays, out=tmp_path / "b").classes == run.classes
+    store = from_arrays(images, labels, test=(images[:30], labels[:30]))
+    assert len(plan.open_module(recipes.load("default"), Request(store), silent).splits.test) == 30
+
+
+def test_a_training_that_diverges_says_so(
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, capsys: Capture
+) -> None:
+    well = vitreous.train(arrays, steps=2, out=tmp_path / "well", **tiny)
+    assert "diverged" not in well.summary and "diverged" not in capsys.readouterr().out
+    tiny["overrides"] |= {"learning_rate": 10.0, "muon_learning_rate": 10.0}
+    run = vitreous.train(arrays, steps=12, out=tmp_path / "run", **tiny)
+    assert run.summary["diverged"] is True
+    assert "Warning: the training diverged" in capsys.readouterr().out
+    assert api.has_diverged({"test_loss": float("nan")}, 3) and not api.has_diverged({"test_loss": 3.0}, 3)
+
+
+def test_too_few_minutes_are_said_beforehand(arrays: Arrays, tiny: dict[str, Any], tmp_path: Path) -> None:
+    run = vitreous.train(arrays, minutes=0.01, out=tmp_path / "run", **tiny)
+    assert "0.01 minutes are too few here" in (run.path / "log.txt").read_text().split("budget:")[0]
+    assert run.summary["steps"] <= 2

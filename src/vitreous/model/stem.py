@@ -42,7 +42,7 @@ class ConvStem(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.stages(F.gelu(self.whiten(x)))  # [B, C, G, G]
         x = x + self.mix(x)
-        return self.proj(x).flatten(2).mT  # [B, D, G, G] -> [B, N, D]
+        return self.proj(x).flatten(2).transpose(1, 2)  # [B, D, G, G] -> [B, N, D]
 
 
 class ConvStage(nn.Module):

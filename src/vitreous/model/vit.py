@@ -55,7 +55,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         if image_size < 1 or num_classes < 1:
             raise VitreousError(
-                f"A model for {num_classes} classes of {image_size}-pixel pictures needs both above 0."
+                f"A model of {num_classes} classes and {image_size} pixels needs both above 0."
             )
         a = architecture
         self.architecture, self.image_size, self.num_classes = a, image_size, num_classes
@@ -126,8 +126,10 @@ class VisionTransformer(nn.Module):
         first, rest = self.pos_embed.tensor_split(
             [self.num_tokens - self.grid**2], dim=1
         )  # class token, patches
-        rest = F.interpolate(rest.mT.unflatten(2, (self.grid, self.grid)), size=(grid, grid), mode="bilinear")
-        return torch.cat([first, rest.flatten(2).mT], dim=1)
+        rest = F.interpolate(
+            rest.transpose(1, 2).unflatten(2, (self.grid, self.grid)), size=(grid, grid), mode="bilinear"
+        )
+        return torch.cat([first, rest.flatten(2).transpose(1, 2)], dim=1)
 
     def pool(self, x: Tensor) -> Tensor:
         """Tokens [B, N, D] to one vector a picture [B, D]."""
@@ -136,7 +138,7 @@ class VisionTransformer(nn.Module):
         if self.attn_pool is None:
             return x.mean(dim=1)
         weights = self.attn_pool(x).softmax(dim=1)  # [B, N, 1]: sequence pooling, arXiv 2104.05704
-        return (weights.mT @ x).squeeze(1)  # [B, 1, N] @ [B, N, D] -> [B, D]
+        return (weights.transpose(1, 2) @ x).squeeze(1)  # [B, 1, N] @ [B, N, D] -> [B, D]
 
     def set_attention(self, path: str) -> None:
         """Chooses how attention is computed, with the same results: "explicit" products, or torch's "fused" kernel."""
@@ -268,7 +270,7 @@ class Attention(nn.Module):
 
 
 def _weights(q: Tensor, k: Tensor) -> Tensor:
-    return ((q * q.shape[-1] ** -0.5) @ k.mT).softmax(dim=-1)  # [B, H, N, N]
+    return ((q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)).softmax(dim=-1)  # [B, H, N, N]
 
 
 class Mlp(nn.Module):

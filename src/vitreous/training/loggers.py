@@ -46,14 +46,7 @@ class MetricsCsv(Logger):
     ) -> None:
         super().__init__()
         self.path, self.clock, self.steps_per_epoch = path, seconds, steps_per_epoch
-        try:
-            kept = [row for row in read_metrics(path) if row["step"] <= start_step]
-        except FileNotFoundError:
-            kept = []
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise VitreousError(
-                f"{path} cannot be read ({error}); restore it, or delete it to go on without its rows."
-            ) from None
+        kept = [row for row in read_metrics(path) if row["step"] <= start_step] if path.exists() else []
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()

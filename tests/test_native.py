@@ -356,7 +356,7 @@ def test_other_types_and_sizes() -> None:
         model(pictures)
     with pytest.raises(RuntimeError):
         model.float()(pictures.to(torch.uint8))
-    with pytest.raises(VitreousError, match="square pictures"):
+    with pytest.raises(VitreousError, match="takes pictures"):
         model(pictures[:, :, 1:])
 
 

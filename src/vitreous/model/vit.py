@@ -116,20 +116,17 @@ class VisionTransformer(nn.Module):
         if not square or x.shape[3] < least:
             S = self.image_size
             raise VitreousError(
-                f"The model takes square pictures as [B, 3, {S}, {S}], not {list(x.shape)}; resize them."
+                f"The model takes pictures [B, 3, {S}, {S}], not {list(x.shape)}; resize them."
             )
 
     def position(self, grid: int) -> Tensor:
         """The positions [1, N, D] for `grid` tokens along a side, between those of this model's own (section 3.2)."""
         if grid == self.grid:
             return self.pos_embed
-        first, rest = self.pos_embed.tensor_split(
-            [self.num_tokens - self.grid**2], dim=1
-        )  # class token, patches
-        rest = F.interpolate(
-            rest.transpose(1, 2).unflatten(2, (self.grid, self.grid)), size=(grid, grid), mode="bilinear"
-        )
-        return torch.cat([first, rest.flatten(2).transpose(1, 2)], dim=1)
+        extra = self.num_tokens - self.grid**2  # 1 for a class token, which keeps its own
+        plane = self.pos_embed[:, extra:].transpose(1, 2).unflatten(2, (self.grid, self.grid))  # [1, D, G, G]
+        plane = F.interpolate(plane, size=(grid, grid), mode="bilinear")
+        return torch.cat([self.pos_embed[:, :extra], plane.flatten(2).transpose(1, 2)], dim=1)
 
     def pool(self, x: Tensor) -> Tensor:
         """Tokens [B, N, D] to one vector a picture [B, D]."""

@@ -286,6 +286,13 @@ def test_every_bad_file_is_listed_and_can_be_skipped(tmp_path: Path) -> None:
     )
 
 
+def test_of_many_bad_files_some_are_listed(tmp_path: Path) -> None:
+    root = write(tmp_path / "pets", pets() | {f"train/cat/{i}.txt": b"hello" for i in range(300)})
+    first, *lines = refusal(root, tmp_path).splitlines()
+    assert "300 of the 312 files" in first
+    assert len(lines) == 51 and lines[-1] == "  … and 250 more"
+
+
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
 def test_a_file_that_may_not_be_read_is_bad(tmp_path: Path) -> None:
     root = write(tmp_path / "pets", pets())

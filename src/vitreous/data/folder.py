@@ -50,6 +50,7 @@ SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "
 # What operating systems leave in folders, besides hidden files.
 LITTER = {"__macosx", "thumbs.db", "desktop.ini"}
 DEFAULT_SIZES = (32, 64)
+LISTED = 50  # bad files in an error; `data check` lists all
 SAMPLE = 200  # pictures whose headers tell the default image size
 WORKERS = min(4, os.cpu_count() or 1)
 T = TypeVar("T")
@@ -479,9 +480,10 @@ def _decode(tree: Tree, size: int, scratch: BinaryIO) -> tuple[dict[str, RawSpli
 
 
 def _bad_files(path: Path, files: int, bad: list[str]) -> VitreousError:
+    more = [f"… and {len(bad) - LISTED:,} more"] if len(bad) > LISTED else []
     return VitreousError(
         f"{len(bad):,} of the {files:,} files in {path} cannot be used; mend or remove them, "
-        "or leave them out with --skip-bad:\n" + "\n".join(f"  {line}" for line in bad)
+        "or leave them out with --skip-bad:\n" + "\n".join(f"  {line}" for line in [*bad[:LISTED], *more])
     )
 
 

@@ -96,6 +96,6 @@ KERNEL(muon) {
 
     // The dearest first, so that no core starts on it when the others are nearly done.
     std::sort(matrices.begin(), matrices.end(),
-                     [](const Matrix &one, const Matrix &other) { return one.cost() > other.cost(); });
+              [](const Matrix &one, const Matrix &other) { return one.cost() > other.cost(); });
     parallel_for(count, [&](int64_t i) { muon_step(matrices[i], settings); });
 }

@@ -10,7 +10,7 @@ FINAL ?=
 MINUTES ?= 5
 STUDY ?= ablation
 
-.PHONY: train test test-slow lint format notebook bench-speed bench-peers bench-peer-recipe bench-accuracy bench-study leaderboard clean
+.PHONY: train test test-slow test-native lint format notebook bench-speed bench-peers bench-peer-recipe bench-accuracy bench-study leaderboard clean
 
 train: .venv/ready  ## fetch CIFAR-10, train for five minutes, evaluate
 	$(BIN)/vitreous data fetch cifar10
@@ -21,6 +21,9 @@ test: .venv/ready lint  ## lint, type-check, test
 
 test-slow: .venv/ready  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+test-native:  ## the C++ kernels under ASan, UBSan and, where it can be had, TSan
+	sh tests/native/check.sh
 
 lint: .venv/ready
 	$(BIN)/ruff check .

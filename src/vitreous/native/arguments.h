@@ -90,16 +90,19 @@ class Arguments {
     }
 };
 
-// Cuts arrays out of one piece of memory, each on a cache line of its own. Without memory it only counts `bytes`.
+// Cuts arrays out of one piece of memory, each on a cache line of its own. Without memory it only counts `bytes`. With
+// `clear` it zeroes the gaps, so that the same arguments leave the same bytes.
 class Cutter {
     char *at;
+    bool clear;
 
   public:
     int64_t bytes = 0;
-    explicit Cutter(void *memory) : at(static_cast<char *>(memory)) {}
+    explicit Cutter(void *memory, bool clear = false) : at(static_cast<char *>(memory)), clear(clear) {}
     template <class E> void cut(E *&piece, int64_t count) {
+        const int64_t used = checked_product(count, sizeof(E)), size = checked_sum(used, 63) / 64 * 64;
         piece = at ? reinterpret_cast<E *>(at + bytes) : nullptr;
-        int64_t size = checked_sum(checked_product(count, sizeof(E)), 63) / 64 * 64;
+        if (at && clear) std::memset(at + bytes + used, 0, size - used);
         bytes = checked_sum(bytes, size);
     }
 };

@@ -94,27 +94,28 @@ struct Offsets {
     }
 };
 
-// What a layer keeps for its backward pass. Python computes the same number of bytes in `kept_bytes`.
+// What a layer keeps for its backward pass; T is the number of tokens that it works on after attention has read all N.
+// Python computes the same number of bytes in `kept_bytes`.
 struct Kept {
-    float *rstd1, *rstd2;   // [B, N], of the layer norms
-    Statistics *head_stats; // [B, N, 2, H], of the norms of q and k
-    Act *normal1, *normal2; // [B, N, D], the layer norms before weight and bias
+    float *rstd1, *rstd2;   // [B, N] and [B, T], of the layer norms
+    Statistics *head_stats; // [B, N, 2, H], of the norms of q and k, if there are any
+    Act *normal1, *normal2; // [B, N, D] and [B, T, D], the layer norms before weight and bias
     Act *qkv;               // [B, N, 3, H, K]
-    Act *attention;         // [B, H, N, padded N], the softmax, then zeros
-    Act *merged;            // [B, N, H, K], the heads' output
-    Act *slope, *hidden;    // [B, N, padded M], GELU's slope and GELU, both after dropout
-    Kept(Cutter &cutter, const Sizes &s) {
-        int64_t rows = checked_product(s.B, s.N);
+    Act *attention;         // [B, H, T, padded N], the softmax, then zeros
+    Act *merged;            // [B, T, H, K], the heads' output
+    Act *slope, *hidden;    // [B, T, padded M], GELU's slope and GELU, both after dropout, then zeros
+    Kept(Cutter &cutter, const Sizes &s, int64_t T, bool normed) {
+        int64_t rows = checked_product(s.B, s.N), last_rows = checked_product(s.B, T);
         cutter.cut(rstd1, rows);
-        cutter.cut(rstd2, rows);
-        cutter.cut(head_stats, checked_product(rows, 2 * s.H));
+        cutter.cut(rstd2, last_rows);
+        cutter.cut(head_stats, checked_product(normed ? rows : 0, 2 * s.H));
         cutter.cut(normal1, checked_product(rows, s.D));
         cutter.cut(qkv, checked_product(rows, 3 * s.D));
-        cutter.cut(attention, checked_product(rows, s.H, round_up(s.N)));
-        cutter.cut(merged, checked_product(rows, s.D));
-        cutter.cut(normal2, checked_product(rows, s.D));
-        cutter.cut(slope, checked_product(rows, round_up(s.M)));
-        cutter.cut(hidden, checked_product(rows, round_up(s.M)));
+        cutter.cut(attention, checked_product(last_rows, s.H, round_up(s.N)));
+        cutter.cut(merged, checked_product(last_rows, s.D));
+        cutter.cut(normal2, checked_product(last_rows, s.D));
+        cutter.cut(slope, checked_product(last_rows, round_up(s.M)));
+        cutter.cut(hidden, checked_product(last_rows, round_up(s.M)));
     }
 };
 
@@ -380,6 +381,7 @@ void mlp_forward(const float *x, float *out, const Kept &kept, const Layer &laye
                     store(steep + i, drop(gelu.slope, first + i));
                 });
                 std::memset(value + M, 0, (deep - M) * sizeof(Act));
+                std::memset(steep + M, 0, (deep - M) * sizeof(Act));
             }
             multiply(rows, hidden + from * deep, deep, down, y.data());
             for (int64_t r = 0; r < rows; r++) {
@@ -466,17 +468,24 @@ struct EncoderSizes {
         const int32_t *keys = arguments.tensor<int32_t>(checked_product(layers, 2, s.B), threshold == 0);
         return {threshold, arguments.number(), keys};
     }
-    std::vector<Kept> kept(Arguments &arguments) const {
-        Cutter count(nullptr);
-        for (int64_t i = 0; i < kept_layers; i++) Kept(count, s);
-        Cutter cutter(arguments.tensor<uint8_t>(count.bytes));
-        std::vector<Kept> found;
-        for (int64_t i = 0; i < kept_layers; i++) found.emplace_back(cutter, s);
-        return found;
+    // For each layer; or, without a backward pass, one that all layers use in turn.
+    std::vector<Kept> kept(Arguments &arguments, const std::vector<Layer> &weights, bool forward) const {
+        auto cut = [&](Cutter cutter) {
+            std::vector<Kept> found;
+            for (int64_t i = 0; i < kept_layers; i++)
+                found.emplace_back(cutter, s, i + 1 == layers ? wanted : s.N, !weights[0].head_norms.empty());
+            return std::pair(found, cutter.bytes);
+        };
+        const int64_t bytes = cut(Cutter(nullptr)).second;
+        return cut(Cutter(arguments.tensor<uint8_t>(bytes), forward)).first;
     }
     std::vector<Layer> read_layers(Arguments &arguments) const {
         std::vector<Layer> found;
-        for (int64_t i = 0; i < layers; i++) found.emplace_back(arguments, s);
+        for (int64_t i = 0; i < layers; i++) {
+            found.emplace_back(arguments, s);
+            if (found[i].head_norms.size() != found[0].head_norms.size())
+                throw Refusal(MISSING, arguments.read_tensors());
+        }
         return found;
     }
 };
@@ -485,15 +494,15 @@ struct EncoderSizes {
 
 // All layers, from x [B, N, D] to out [B, wanted, D]: the last one works on the first `wanted` tokens only, once
 // attention has read them all. `kept` has room for all layers, or for one if there will be no backward pass.
-// Tensors: x, out, kept, keys, weights. Numbers: eps, scale.
+// Tensors: x, out, keys, weights, kept. Numbers: eps, scale.
 KERNEL(encoder) {
     const EncoderSizes e(arguments);
     const float *x = arguments.tensor<float>(e.elements(e.s.N));
     float *out = arguments.tensor<float>(e.elements(e.wanted));
-    const std::vector<Kept> kept = e.kept(arguments);
     const float eps = arguments.number();
     const Dropout dropout = e.dropout(arguments);
     const std::vector<Layer> layers = e.read_layers(arguments);
+    const std::vector<Kept> kept = e.kept(arguments, layers, true);
     arguments.end();
 
     std::unique_ptr<float[]> stream(new float[e.elements(e.s.N)]); // between layers, which work in place
@@ -508,15 +517,15 @@ KERNEL(encoder) {
 }
 
 // From dout [B, wanted, D] to dx [B, N, D] and the gradients of all weights that exist, one after another in their
-// order. Tensors: dout, dx, kept, keys, weights, gradients. Numbers: scale.
+// order. Tensors: dout, dx, keys, weights, kept, gradients. Numbers: scale.
 KERNEL(encoder_backward) {
     const EncoderSizes e(arguments);
     if (e.kept_layers != e.layers) throw Refusal(BAD_SIZE, 2);
     const float *dout = arguments.tensor<float>(e.elements(e.wanted));
     float *dx = arguments.tensor<float>(e.elements(e.s.N));
-    const std::vector<Kept> kept = e.kept(arguments);
     const Dropout dropout = e.dropout(arguments);
     std::vector<Layer> layers = e.read_layers(arguments);
+    const std::vector<Kept> kept = e.kept(arguments, layers, false);
     int64_t total = 0;
     for (const Layer &layer : layers) total = checked_sum(total, layer.elements(e.s));
     float *gradients = arguments.tensor<float>(total);

@@ -95,7 +95,7 @@ KERNEL(muon) {
     arguments.end();
 
     // The dearest first, so that no core starts on it when the others are nearly done.
-    std::stable_sort(matrices.begin(), matrices.end(),
-                     [](const Matrix &one, const Matrix &other) { return one.cost() > other.cost(); });
+    std::sort(matrices.begin(), matrices.end(),
+              [](const Matrix &one, const Matrix &other) { return one.cost() > other.cost(); });
     parallel_for(count, [&](int64_t i) { muon_step(matrices[i], settings); });
 }

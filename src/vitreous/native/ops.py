@@ -18,7 +18,7 @@ from torch import Tensor
 from vitreous.native.build import MIN_WIDTH, call
 
 LAYER = 16  # tensors of a layer
-FC1 = 10
+Q_NORM, FC1 = 6, 10
 
 
 def encode(
@@ -69,7 +69,12 @@ def _encode(
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     out, kept = _encode_outputs(x, weights, keys, rate, wanted, num_heads, eps, bf16, keep)
-    tensors = (x.contiguous(), out, kept, _contiguous(keys), *map(_contiguous, weights))
+    room = (
+        kept
+        if keep
+        else x.new_empty(_encoder_room(x, weights, 1, wanted, num_heads, bf16), dtype=torch.uint8)
+    )
+    tensors = (x.contiguous(), out, _contiguous(keys), *map(_contiguous, weights), room)
     depth = len(weights) // LAYER
     sizes = (depth, depth if keep else 1, wanted, *_encoder_sizes(x, weights, num_heads), _threshold(rate))
     call("encoder", _dtype(bf16), tensors, sizes, (eps, 1 / (1 - rate)))
@@ -92,8 +97,7 @@ def _encode_outputs(
         raise ValueError(f"encode needs tokens [B, N, D] and {LAYER} weights for each layer.")
     if not 0 <= rate < 1:
         raise ValueError(f"encode needs a dropout rate in [0, 1), not {rate}.")
-    kept = kept_bytes(_dtype(bf16).itemsize, _encoder_sizes(x, weights, num_heads))
-    kept *= len(weights) // LAYER if keep else 1
+    kept = _encoder_room(x, weights, len(weights) // LAYER, wanted, num_heads, bf16) if keep else 0
     return x.new_empty(x.shape[0], wanted, x.shape[2]), x.new_empty(kept, dtype=torch.uint8)
 
 
@@ -110,7 +114,7 @@ def _encode_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and of all weights, the latter one after another."""
     dx, dweights = _encode_gradients(grad, kept, weights, keys, rate, tokens, num_heads, bf16)
-    tensors = (grad.contiguous(), dx, kept, _contiguous(keys), *map(_contiguous, weights), dweights)
+    tensors = (grad.contiguous(), dx, _contiguous(keys), *map(_contiguous, weights), kept, dweights)
     depth = len(weights) // LAYER
     sizes = (depth, depth, grad.shape[1], *_encoder_sizes(dx, weights, num_heads), _threshold(rate))
     call("encoder_backward", _dtype(bf16), tensors, sizes, (1 / (1 - rate),))
@@ -383,12 +387,26 @@ def _encoder_sizes(x: Tensor, weights: Sequence[Tensor], num_heads: int) -> tupl
     return x.shape[0], x.shape[1], num_heads, x.shape[2] // num_heads, len(weights[FC1])
 
 
-def kept_bytes(itemsize: int, sizes: Sequence[int]) -> int:
-    """Bytes that a layer keeps, for activations of `itemsize` bytes; the kernel checks it (`Kept` in encoder.cpp)."""
+def _encoder_room(
+    x: Tensor, weights: Sequence[Tensor], kept_layers: int, wanted: int, num_heads: int, bf16: bool
+) -> int:
+    """Bytes that `kept_layers` layers keep: all of them, or one that all use in turn."""
+    sizes, last = _encoder_sizes(x, weights, num_heads), kept_layers == len(weights) // LAYER
+    size, normed = _dtype(bf16).itemsize, weights[Q_NORM].numel() > 0
+    whole = kept_bytes(size, sizes, x.shape[1], normed)
+    return (kept_layers - 1) * whole + (kept_bytes(size, sizes, wanted, normed) if last else whole)
+
+
+def kept_bytes(itemsize: int, sizes: Sequence[int], tokens: int, normed: bool) -> int:
+    """Bytes that a layer keeps (`Kept` in encoder.cpp, which checks it).
+
+    `itemsize` is that of activations, `sizes` B, N, H, K, M; the layer works on `tokens` of N after attention.
+    """
     B, N, H, K, M = sizes
-    D, rows = H * K, B * N
-    activations = [D, 3 * D, H * _round_up(N), D, D, _round_up(M), _round_up(M)]
-    pieces = [4 * rows, 4 * rows, 16 * rows * H, *(itemsize * rows * width for width in activations)]
+    D, rows, last_rows = H * K, B * N, B * tokens
+    pieces = [4 * rows, 4 * last_rows, 16 * rows * H if normed else 0]
+    pieces += [itemsize * rows * width for width in (D, 3 * D)]
+    pieces += [itemsize * last_rows * width for width in (H * _round_up(N), D, D, _round_up(M), _round_up(M))]
     return sum(_aligned(piece) for piece in pieces)
 
 

@@ -308,10 +308,10 @@ struct StemSizes {
         }
         return input;
     }
-    Act *read_kept(Arguments &arguments) {
+    Act *read_kept(Arguments &arguments, bool forward) {
         Cutter count(nullptr);
         cut(count);
-        Cutter cutter(arguments.tensor<uint8_t>(count.bytes));
+        Cutter cutter(arguments.tensor<uint8_t>(count.bytes), forward);
         return cut(cutter);
     }
     void read_weights(Arguments &arguments) {
@@ -339,7 +339,7 @@ KERNEL(stem) {
     const float *x = arguments.tensor<float>(checked_product(s.B, 3, s.S, s.S));
     if (last >= checked_product(s.B, 3, s.S, s.S)) throw Refusal(BAD_SIZE);
     float *out = arguments.tensor<float>(checked_product(s.rows(), s.D));
-    Act *last_out = s.read_kept(arguments);
+    Act *last_out = s.read_kept(arguments, true);
     const float *position = arguments.optional<float>(checked_product(s.N, s.D));
     const float *whitening = arguments.tensor<float>(WHITENED * DIRECTIONS);
     const float *proj = arguments.tensor<float>(checked_product(s.D, s.last_channels()));
@@ -361,7 +361,7 @@ KERNEL(stem_backward) {
     StemSizes s(arguments);
     const int64_t C = s.last_channels();
     const float *dout = arguments.tensor<float>(checked_product(s.rows(), s.D));
-    const Act *last_out = s.read_kept(arguments);
+    const Act *last_out = s.read_kept(arguments, false);
     const float *proj = arguments.tensor<float>(checked_product(s.D, C));
     s.read_weights(arguments);
     int64_t total = checked_sum(s.D * C, s.D);

@@ -116,7 +116,7 @@ def test_the_epochs_announced_are_those_made(
 ) -> None:
     """Muon's products and the phases count in both; so does the batch that an epoch leaves out."""
     monkeypatch.setattr(dial, "SIZES", ((0.0, size),))
-    run = vitreous.train(arrays, flops=3e10, out=tmp_path / "run", device="cpu", precision="32")
+    run = vitreous.train(arrays, flops=1e10, out=tmp_path / "run", device="cpu", precision="32")
     announced = re.search(r"dial: ([\d.]+) epochs", (run.path / "log.txt").read_text())
     assert announced and float(announced[1]) == pytest.approx(run.summary["epochs"], abs=0.051)
-    assert run.summary["train_flops"] == pytest.approx(3e10, rel=0.03)
+    assert run.summary["train_flops"] == pytest.approx(1e10, rel=0.05)

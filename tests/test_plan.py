@@ -112,10 +112,10 @@ def test_three_identical_commands_under_load_give_one_hash(arrays: Arrays, tmp_p
     """The real choices, beside busy loops that come and go."""
     runs = []
     for number in range(3):
-        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * number)]
+        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]
         try:
-            tiny = {"embed_dim": 32, "num_heads": 2, "batch_size": 16}
-            runs.append(vitreous.train(arrays, steps=4, out=tmp_path / str(number), overrides=tiny))
+            tiny = {"embed_dim": 32, "num_heads": 2, "depth": 1, "batch_size": 16}
+            runs.append(vitreous.train(arrays, steps=3, out=tmp_path / str(number), overrides=tiny))
         finally:
             for process in busy:
                 process.kill()
@@ -153,7 +153,7 @@ def test_a_repeated_run_has_the_same_bits(
         slow_steps(patch)
         first = vitreous.train(arrays, out=tmp_path / "first", seed=5, **budget, **tiny)  # type: ignore[arg-type]
     fits = first.resolved["timeline"]["fits"]
-    assert len(fits) > (2 if "minutes" in budget else 0)
+    assert len(fits) > (3 if "minutes" in budget else 0)
     monkeypatch.setattr(machines, "product_speeds", lambda device: (20.0, 60.0))
     again = vitreous.repeat(first.path, arrays, out=tmp_path / "again")
     assert digest(again) == digest(first)
@@ -163,9 +163,10 @@ def test_a_repeated_run_has_the_same_bits(
         key: first.summary[key] for key in ("train_flops", "steps", "test_loss")
     }
     save = CheckpointKeeper.on_train_batch_end
+    cut_at = fits[len(fits) // 2][0] if len(fits) > 1 else 5  # some fits lie behind it, some ahead
 
     def interrupt(self: CheckpointKeeper, trainer: pl.Trainer, *args: Any) -> None:
-        if trainer.global_step == 5:
+        if trainer.global_step == cut_at:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.01)
         save(self, trainer, *args)
@@ -232,6 +233,9 @@ def test_records_of_another_version_or_damaged_ones_are_told_apart(
         file.write_text(recipes.dump(tables))
         with pytest.raises(VitreousError, match=rf"has no \[resolved.{table}\]"):
             vitreous.repeat(run.path, arrays)
+    file.write_text(whole.replace('data = "arrays"', 'data = "shapes"'))
+    with pytest.raises(VitreousError, match="trained on shapes, which it finds itself; leave data out"):
+        vitreous.repeat(run.path, arrays)
     file.write_text(whole.replace("[training]", "[trainings]"))
     with pytest.raises(VitreousError, match="trainings"):
         vitreous.repeat(run.path, arrays)

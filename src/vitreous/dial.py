@@ -43,8 +43,9 @@ def apply_size(recipe: Recipe, train_flops: Callable[[Architecture], float]) -> 
         return recipe, ""
     for start, size in SIZES:
         candidate = dataclasses.replace(recipe.model, **{key: size[key] for key in sizes})
-        if train_flops(candidate) >= start:
-            model = candidate
+        if train_flops(candidate) < start:
+            break
+        model = candidate
     values = ", ".join(f"{key} {getattr(model, key)}" for key in sizes)
     recipe = dataclasses.replace(recipe, model=model)
     return recipe, f"dial: {train_flops(model):.2g} training FLOPs → network: {values}"

@@ -27,12 +27,11 @@ class StepCost:
 
     Attributes:
         flops: of forward, backward and the optimizer's products, a multiply-add as two.
-        evaluation_flops: of the forward pass alone.
-        seconds, evaluation_seconds: of the same, not compiled; a guess from the FLOPs until `measure_seconds`.
+        seconds: not compiled; a guess from the FLOPs until `measure_seconds`.
+        evaluation_seconds: of the forward pass alone, as evaluation does it; a third of that guess.
     """
 
     flops: int
-    evaluation_flops: int
     seconds: float
     evaluation_seconds: float
 
@@ -76,17 +75,13 @@ def count_cost(recipe: Recipe, image_size: int, num_classes: int, batch_size: in
     for phase in phases(recipe.schedule, image_size):
         images = torch.empty(batch_size, 3, phase.side, phase.side, device="meta")
         labels = torch.empty(batch_size, dtype=torch.int64, device="meta")
-        with torch.no_grad(), FlopCounterMode(display=False) as forward:
-            network(images)
-        with FlopCounterMode(display=False) as whole:
+        with FlopCounterMode(display=False) as counter:
             forward_loss(network, images, labels, bf16=False).backward()
             if recipe.optimizer.name == "muon":  # AdamW has no products, and its fused form no meta device
                 make_optimizer(network, recipe.optimizer, bf16=False).step()
         network.zero_grad()
-        flops, evaluation = whole.get_total_flops(), forward.get_total_flops()
-        parts.append(
-            (phase.until, StepCost(flops, evaluation, flops / GUESSED_SPEED, evaluation / GUESSED_SPEED))
-        )
+        seconds = counter.get_total_flops() / GUESSED_SPEED
+        parts.append((phase.until, StepCost(counter.get_total_flops(), seconds, seconds / 3)))
     return RunCost(tuple(parts))
 
 

@@ -133,7 +133,7 @@ def test_wandb_that_cannot_be_reached_is_told_in_a_sentence(
 
     monkeypatch.setattr(wandb, "init", unreachable)
     with pytest.raises(VitreousError, match=r"no route .*WANDB_MODE=offline"):
-        extra_logger("wandb", tmp_path, {}, torch.nn.Linear(1, 1))
+        extra_logger("wandb", tmp_path, {})
 
 
 @pytest.mark.parametrize(

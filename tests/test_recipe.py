@@ -200,7 +200,7 @@ def test_another_variant_brings_its_own_sizes_even_to_a_complete_recipe(default:
         ("minutes=nan", ["budget.minutes", "nan"]),
         ("split_seed=4294967296", ["data.split_seed", "4294967295"]),
         ("val_fraction=0", ["data.val_fraction", "from 0.001"]),
-        ("val_fraction=0.5", ["data.val_fraction", "to 0.499"]),
+        ("val_fraction=0.6", ["data.val_fraction", "to 0.5"]),
         ("depth", ["'depth'", "key=value"]),
         ("=6", ["'=6'", "key=value"]),
     ],

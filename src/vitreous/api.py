@@ -286,7 +286,7 @@ def fit(
         steps_per_epoch=plan.sizes.steps_per_epoch,
         start_step=start_step,
     )
-    extra = extra_logger(plan.request.logger, path, plan.recipe.tables(), plan.model)
+    extra = extra_logger(plan.request.logger, path, plan.recipe.tables())
     trainer = pl.Trainer(
         accelerator={"cuda": "gpu"}.get(machine.device, machine.device),
         devices=1,

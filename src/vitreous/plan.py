@@ -208,10 +208,6 @@ def open_module(recipe: Recipe, request: Request, say: Say) -> ImageData:
         say=say,
     )
     data.setup()
-    if data.store.num_classes < 2:
-        raise VitreousError(
-            f"{data.store.name} has one class only ({data.store.classes[0]}); give images of at least two."
-        )
     for note in data.splits.notes:
         say(note)
     return data

@@ -37,9 +37,7 @@ def setting(
 
 @dataclass(frozen=True)
 class DataSection:
-    val_fraction: float = setting(
-        0.1, "share of a split that is cut off for validation", low=0.001, high=0.499
-    )
+    val_fraction: float = setting(0.1, "share of a split that is cut off for validation", low=0.001, high=0.5)
     split_seed: int = setting(42, "seed of that cut, apart from the run's own seed", low=0, high=2**32 - 1)
 
 

@@ -377,7 +377,7 @@ def _charts(rows: Sequence[Mapping[str, float]]) -> list[Chart]:
     plans: tuple[tuple[str, Callable[[float], str], dict[str, tuple[str, str]]], ...] = (
         ("Loss", _short, {"train_loss": ("training", "a"), "val_loss": ("validation", "b")}),
         ("Accuracy", _percent, {"val_acc": ("validation", "b")}),
-        ("Learning rate", _short, {"learning_rate": ("", "c")}),
+        ("Learning rate", _short, {"learning_rate": ("AdamW", "c"), "muon_learning_rate": ("Muon", "a")}),
     )
     charts = []
     for title, say, columns in plans:

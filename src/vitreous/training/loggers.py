@@ -46,7 +46,10 @@ class MetricsCsv(Logger):
     ) -> None:
         super().__init__()
         self.path, self.clock, self.steps_per_epoch = path, seconds, steps_per_epoch
-        kept = [row for row in read_metrics(path) if row["step"] <= start_step] if path.exists() else []
+        try:
+            kept = [row for row in read_metrics(path) if row["step"] <= start_step] if path.exists() else []
+        except VitreousError as error:
+            raise VitreousError(f"{error} Or delete it: the run then goes on without its rows.") from None
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
@@ -146,7 +149,7 @@ def check_logger(name: str) -> None:
             ) from None
 
 
-def extra_logger(name: str, folder: Path, config: Mapping[str, Any], model: nn.Module) -> Logger | None:
+def extra_logger(name: str, folder: Path, config: Mapping[str, Any]) -> Logger | None:
     """The logger called `name` beside the CSV, writing into the run's folder.
 
     Raises:

@@ -76,6 +76,7 @@ class Accelerated(VisionTransformer):
     """Stands for the network on native kernels: counts its passes and is as little thread-safe as can be."""
 
     passes = 0
+    parameters_seen: list[torch.nn.Parameter]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         type(self).passes += 1
@@ -85,8 +86,11 @@ class Accelerated(VisionTransformer):
 
 @pytest.fixture
 def accelerated(monkeypatch: pytest.MonkeyPatch) -> type[Accelerated]:
+    made = Accelerated.parameters_seen = []
+
     def accelerate(model: VisionTransformer) -> VisionTransformer:
         model.__class__ = Accelerated
+        made.extend(model.parameters())
         return model
 
     monkeypatch.setattr("vitreous.bundle.accelerate", accelerate)
@@ -113,7 +117,9 @@ def test_prediction_is_accelerated_and_the_model_stays_plain(
     for logits, _ in results:
         assert torch.equal(logits, results[0][0])
     torch.testing.assert_close(results[0][0], expected)
-    with torch.no_grad():  # the weights are shared, not copied
+    shared = {id(parameter) for parameter in bundle.model.parameters()}
+    assert {id(parameter) for parameter in accelerated.parameters_seen} == shared
+    with torch.no_grad():
         bundle.model.head.bias += 1
     torch.testing.assert_close(bundle.logits(images), expected + 1)
 

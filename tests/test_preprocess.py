@@ -85,6 +85,7 @@ ONE: dict[str, tuple[Any, np.ndarray]] = {
     "16 bits": (DEEP, (DEEP // 256).astype(np.uint8)),
     "16 bits, grey": (DEEP[..., 0], np.dstack([DEEP[..., 0] // 256] * 3).astype(np.uint8)),
     "floats": (PIXELS.astype(np.float64) / 255, PIXELS),
+    "floats between": (np.full((11, 7, 3), 0.999), np.full((11, 7, 3), 255, np.uint8)),  # 254.7
     "halves": ((PIXELS // 255).astype(np.float16), (PIXELS // 255 * 255).astype(np.uint8)),
     "bool": (GREY > 99, np.dstack([np.where(GREY > 99, 255, 0)] * 3).astype(np.uint8)),
     "PIL": (Image.fromarray(PIXELS), PIXELS),

@@ -13,13 +13,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitreous.data.pictures import read_picture
 from vitreous.errors import VitreousError
@@ -33,6 +33,7 @@ FORMAT = 2
 EVAL_BATCH = 500  # fixed, since the batch's size can change the last bits of a product
 # What a stranger's file asks for beyond these is never built: any number in an architecture, and layers.
 LARGEST, MOST_LAYERS = 2**20, 1024
+Network = TypeVar("Network", bound=nn.Module)
 KINDS: dict[str, type | tuple[type, ...]] = {"int": int, "float": (int, float), "bool": bool, "str": str}
 
 
@@ -103,8 +104,7 @@ def predictor(model: VisionTransformer) -> Iterator[VisionTransformer]:
         for module in model.modules()
     )
     if not hooked and unsupported(model) is None:
-        shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-        yield accelerate(copy.deepcopy(model, shared)).eval()
+        yield accelerate(_twin(model)).eval()
         return
     training = [module for module in model.modules() if module.training]
     if training:
@@ -114,6 +114,14 @@ def predictor(model: VisionTransformer) -> Iterator[VisionTransformer]:
     finally:
         for module in training:
             module.training = True
+
+
+def _twin(module: Network) -> Network:
+    """A module of the same structure and the same tensors; deepcopy would take too long for one image."""
+    twin = copy.copy(module)
+    twin._parameters, twin._buffers = dict(module._parameters), dict(module._buffers)
+    twin._modules = {name: None if m is None else _twin(m) for name, m in module._modules.items()}
+    return twin
 
 
 def save_bundle(bundle: Bundle, path: Path) -> None:

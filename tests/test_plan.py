@@ -248,10 +248,10 @@ def test_records_of_another_version_or_damaged_ones_are_told_apart(
     ("call", "words"),
     [
         (lambda x, y: vitreous.train(x, y), r"one pair: train\(\(images, labels\)\)"),
-        (lambda x, y: vitreous.train((x, y), (x, y)), r"from_arrays\(images, labels, test="),
+        (lambda x, y: vitreous.train((x, y), (x, y)), r"train\(\(\(images, labels\), \(test_images"),
         (lambda x, y: vitreous.train((x, y), 3), "second argument is a recipe.*not int"),
         (lambda x, y: vitreous.train((x, 0 * y), steps=1), "at least two classes"),
-        (lambda x, y: vitreous.train("shapes", classes=["a"], steps=1), "names the labels of arrays"),
+        (lambda x, y: vitreous.train("shapes", classes=["a"], steps=1), "leave `classes` out"),
         (lambda x, y: vitreous.train((x, y), classes=["a", "b"], steps=1), "Labels reach"),
         (lambda x, y: vitreous.train((x, y), steps=1, overrides={"small_sides": [0.01]}), "no pixel of 16"),
         (

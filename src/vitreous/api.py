@@ -487,7 +487,7 @@ def check_data(data: Any, recipe: Any) -> None:
     if isinstance(data, tuple | list) and isinstance(recipe, tuple | list):
         raise VitreousError(
             "The second argument is a recipe. A test split of your own goes into the data: "
-            "train(from_arrays(images, labels, test=(images, labels))), with from_arrays from vitreous.data.store."
+            "train(((images, labels), (test_images, test_labels)))."
         )
     raise VitreousError(
         f"The second argument is a recipe, by name, file or as a Recipe, not {type(recipe).__name__}; "

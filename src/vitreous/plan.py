@@ -18,8 +18,7 @@ import vitreous
 from vitreous import machine as machines
 from vitreous.data.augment import Augment, normalize, to_float
 from vitreous.data.module import ImageData
-from vitreous.data.sources import NAMES
-from vitreous.data.store import from_arrays
+from vitreous.data.sources import NAMES, open_data
 from vitreous.dial import apply_augmentation, apply_size
 from vitreous.errors import VitreousError
 from vitreous.machine import Machine
@@ -188,12 +187,7 @@ def open_module(recipe: Recipe, request: Request, say: Say) -> ImageData:
     """The data, opened and split as the recipe says; not augmented yet."""
     source = request.data
     if request.classes is not None:
-        if not (isinstance(source, tuple | list) and len(source) == 2):
-            raise VitreousError(
-                "`classes` names the labels of arrays; other data know their classes, leave it out."
-            )
-        images, labels = source
-        source = from_arrays(images, labels, classes=request.classes)
+        source = open_data(source, classes=request.classes)
     data = ImageData(
         source,
         batch_size=recipe.training.batch_size,

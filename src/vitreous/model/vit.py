@@ -131,7 +131,7 @@ class VisionTransformer(nn.Module):
             x.ndim != 4
             or x.shape[1] != 3
             or x.shape[2] != x.shape[3]
-            or x.shape[3] < self.architecture.patch_size + (self.architecture.stem == "conv")
+            or (x.shape[3] <= self.architecture.patch_size and x.shape[3] != self.image_size)
         ):
             raise VitreousError(
                 f"The model takes square pictures as [B, 3, {self.image_size}, {self.image_size}], not "

@@ -199,6 +199,19 @@ def test_a_choice_that_cannot_be_honoured_is_said(
         vitreous.train(arrays, first.path / "recipe.toml", out=tmp_path / "x", backend="native")
 
 
+def test_a_run_is_not_resumed_with_another_backend(
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What began natively would go on with other bits; that is for a person to decide."""
+    run = vitreous.train(arrays, steps=3, out=tmp_path / "run", **tiny)
+    if run.resolved["machine"]["backend"] != "native":
+        pytest.skip("no C++ compiler")
+    (run.path / "summary.json").unlink()
+    monkeypatch.setattr(plan, "unsupported", lambda network, dtypes: "there is no C++ compiler")
+    with pytest.raises(VitreousError, match=r"there is no C\+\+ compiler"):
+        vitreous.resume(run.path, arrays)
+
+
 def test_a_runs_recipe_brings_its_choices(arrays: Arrays, tiny: dict[str, Any], tmp_path: Path) -> None:
     first = vitreous.train(arrays, steps=2, out=tmp_path / "first", backend="torch", **tiny)
     file = first.path / "recipe.toml"

@@ -414,8 +414,9 @@ def introduce(plan: Plan, path: Path, say: Say) -> None:
         rates = f"learning rate {recipe.optimizer.muon_learning_rate:g} for matrices, AdamW with {rates} for the rest"
     say(f"optimizer: {recipe.optimizer.name}, {rates}")
     about = "about " if recipe.budget.unit == "minutes" else ""
+    steps = f"{plan.timeline.total:,} step{'s' if plan.timeline.total > 1 else ''}"
     say(
-        f"budget: {recipe.budget}, {about}{plan.timeline.total:,} steps of {plan.sizes.batch} images at "
+        f"budget: {recipe.budget}, {about}{steps} of {plan.sizes.batch} images at "
         f"{plan.cost.mean()[0] / 1e9:,.1f} GFLOP each"
     )
     say(f"run: {path}")

@@ -131,8 +131,7 @@ def make_plan(
         cost = count_cost(candidate, size, classes, sizes.batch)
         if not measured:
             return cost
-        with torch.random.fork_rng(devices=[]):
-            twin = VisionTransformer(architecture, size, classes)
+        twin = fresh_network(architecture, size, classes, request.seed)
         set_up(twin, machine_for(twin))
         return measure_seconds(cost, twin, candidate, sizes.batch, bare.device, bf16=bf16)
 
@@ -154,9 +153,7 @@ def make_plan(
     machine = machine_for(model)
 
     # The run's length, and the augmentation that suits it.
-    timeline = Timeline([(0, planned_steps(sized.budget, cost, sizes))])
-    if fits:
-        timeline = Timeline([tuple(fits[0])])
+    timeline = Timeline([tuple(fits[0]) if fits else (0, planned_steps(sized.budget, cost, sizes))])
     least = cost.full.seconds + final_seconds(cost, sizes)
     if measured and least > 60 * sized.budget.amount:
         say(
@@ -234,23 +231,30 @@ def fit_to_data(recipe: Recipe, data: ImageData, say: Say) -> Recipe:
 
 
 def build_model(recipe: Recipe, data: ImageData, seed: int) -> VisionTransformer:
-    """A fresh network, sized and whitened by the data; its weights are a function of the seed."""
+    """The network to train, sized and whitened by the data."""
     store, train = data.store, data.splits.train
+    model = fresh_network(recipe.model, store.image_size, store.num_classes, seed)
+    some = train.images[:: max(1, len(train) // WHITENING_IMAGES)]
+    model.init_from_data(
+        normalize(to_float(torch.as_tensor(np.ascontiguousarray(some))), store.mean, store.std)
+    )
+    return model
+
+
+def fresh_network(
+    architecture: Architecture, image_size: int, num_classes: int, seed: int
+) -> VisionTransformer:
+    """A network whose weights are a function of the seed; the caller's generator is left as it was."""
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = VisionTransformer(recipe.model, store.image_size, store.num_classes)
+            return VisionTransformer(architecture, image_size, num_classes)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "allocate" not in str(error):
             raise
         raise VitreousError(
             "The network does not fit into memory; choose a smaller embed_dim or depth."
         ) from None
-    some = train.images[:: max(1, len(train) // WHITENING_IMAGES)]
-    model.init_from_data(
-        normalize(to_float(torch.as_tensor(np.ascontiguousarray(some))), store.mean, store.std)
-    )
-    return model
 
 
 def set_up(model: VisionTransformer, machine: Machine) -> VisionTransformer:

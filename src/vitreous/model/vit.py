@@ -110,9 +110,9 @@ class VisionTransformer(nn.Module):
         return self.pos_drop(x + self.position(grid))
 
     def check_pictures(self, x: Tensor) -> None:
-        """Raises `VitreousError` for anything but square pictures [B, 3, S, S] that hold a patch."""
+        """Raises `VitreousError` for anything but square pictures [B, 3, S, S] larger than a patch."""
         square, S = x.ndim == 4 and x.shape[1] == 3 and x.shape[2] == x.shape[3], self.image_size
-        if not square or x.shape[3] < self.architecture.patch_size + (self.architecture.stem == "conv"):
+        if not square or (x.shape[3] <= self.architecture.patch_size and x.shape[3] != S):
             raise VitreousError(
                 f"The model takes pictures [B, 3, {S}, {S}], not {list(x.shape)}; resize them."
             )

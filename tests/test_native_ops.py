@@ -273,6 +273,8 @@ def test_operators_refuse_in_a_sentence() -> None:
         ops.encode(x, weights, some_keys(1), 1.0, N, H, 1e-6, False)
     with pytest.raises(ValueError, match="missing"):  # a norm of q without its bias
         ops.encode(x, [*weights[:7], None, *weights[8:]], None, 0.0, N, H, 1e-6, False)
+    with pytest.raises(ValueError, match="missing"):  # of one layer only
+        ops.encode(x, [*weights, *layer(norms=False)], None, 0.0, N, H, 1e-6, False)
     images, stem = torch.randn(2, 3, 13, 13), stem_weights()
     with pytest.raises(ValueError, match="no gradients for pictures"):
         ops.stem(images.clone().requires_grad_(), None, stem, 1e-6, False)
@@ -308,6 +310,16 @@ def test_a_failed_allocation_inside_a_parallel_region_is_an_error() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "not enough memory" in done.stdout
+
+
+def test_the_driver_for_the_sanitizers_passes(tmp_path: Path) -> None:
+    """Without them: sizes that lie, allocations that fail one by one, the bound on private copies of sums."""
+    here = Path(__file__).with_name("native") / "driver.cpp"
+    flags = ["-O0", "-march=native", "-fopenmp", "-std=c++17", "-fno-strict-aliasing", f"-I{build.FOLDER}"]
+    driver = tmp_path / "driver"
+    subprocess.run([str(build.cpp_compiler()), *flags, str(here), "-o", str(driver)], check=True)
+    done = subprocess.run([str(driver)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 # ---- dropout by sample

@@ -121,8 +121,8 @@ def _make_private(folder: Path) -> str | None:
 
 def _key(compiler: str, command: Sequence[str]) -> str:
     """A hash of what a library is made of: the sources, the command, the compiler's version, the processor's units."""
-    describe = [compiler, "-march=native", "-E", "-dM", "-x", "c++", os.devnull]
-    macros = subprocess.run(describe, check=True, capture_output=True).stdout
+    describe = [compiler, "-march=native", "-E", "-dM", "-x", "c++", "-"]
+    macros = subprocess.run(describe, check=True, capture_output=True, input=b"").stdout
     digest = hashlib.sha256(b"\0".join([" ".join(command).encode(), macros]))
     for path in sorted([*FOLDER.glob("*.h"), *FOLDER.glob("*.cpp")]):
         digest.update(f"\0{path.name}\0".encode() + path.read_bytes())

@@ -119,14 +119,15 @@ struct Kept {
     }
 };
 
-// Dropout of one sample at one site, as model/dropout.py defines it: element j, counted within the sample, is kept if
-// lowbias32(j * 0x9e3779b1 + key) >= threshold (C. Wellons' hash). So the backward pass finds the same mask again.
-struct SampleDropout {
-    uint32_t threshold, key;
+// Dropout of one row of tokens at one site, as model/dropout.py defines it: element j, counted within the sample, is
+// kept if lowbias32(j * 0x9e3779b1 + key) >= threshold (C. Wellons' hash). So the backward pass finds the same mask
+// again.
+struct RowDropout {
+    uint32_t threshold, key, first; // first: the row's first element within its sample
     float scale;
-    Vec operator()(Vec v, int64_t element) const {
+    Vec operator()(Vec v, int64_t i) const {
         if (!threshold) return v;
-        Bits x = ((Bits)LANE + uint32_t(element)) * 0x9e3779b1u + key;
+        Bits x = ((Bits)LANE + (first + uint32_t(i))) * 0x9e3779b1u + key;
         x = (x ^ (x >> 16)) * 0x7feb352du;
         x = (x ^ (x >> 15)) * 0x846ca68bu;
         x ^= x >> 16;
@@ -138,7 +139,10 @@ struct Dropout {
     float scale;
     const int32_t *keys; // [layers, 2, B]: inside the MLP, and of its output
     Dropout site(int64_t number, int64_t B) const { return {threshold, scale, keys ? keys + number * B : nullptr}; }
-    SampleDropout sample(int64_t b) const { return {threshold, keys ? uint32_t(keys[b]) : 0, scale}; }
+    RowDropout row(int64_t row, int64_t tokens, int64_t width) const {
+        if (!threshold) return {0, 0, 0, scale};
+        return {threshold, uint32_t(keys[row / tokens]), uint32_t(row % tokens * width), scale};
+    }
 };
 
 // Softmax of N scores; the padding up to whole registers is zeroed.
@@ -373,23 +377,21 @@ void mlp_forward(const float *x, float *out, const Kept &kept, const Layer &laye
             multiply(rows, h.data(), wide, up, y.data());
             for (int64_t r = 0; r < rows; r++) {
                 Act *value = hidden + (from + r) * deep, *steep = slope + (from + r) * deep;
-                const SampleDropout drop = inside.sample((from + r) / tokens);
-                const int64_t first = (from + r) % tokens * M;
+                const RowDropout drop = inside.row(from + r, tokens, M);
                 for_each_vector(M, [&](int64_t i, auto) {
                     ValueAndSlope gelu = gelu_with_slope(load(&y[r * deep + i]) + load(bias1 + i));
-                    store(value + i, drop(gelu.value, first + i));
-                    store(steep + i, drop(gelu.slope, first + i));
+                    store(value + i, drop(gelu.value, i));
+                    store(steep + i, drop(gelu.slope, i));
                 });
                 std::memset(value + M, 0, (deep - M) * sizeof(Act));
                 std::memset(steep + M, 0, (deep - M) * sizeof(Act));
             }
             multiply(rows, hidden + from * deep, deep, down, y.data());
             for (int64_t r = 0; r < rows; r++) {
-                const SampleDropout drop = after.sample((from + r) / tokens);
-                const int64_t first = (from + r) % tokens * D;
+                const RowDropout drop = after.row(from + r, tokens, D);
                 for_each_vector(D, [&](int64_t i, auto done) {
                     int64_t place = (from + r) * D + i;
-                    Vec branch = drop(load(&y[r * wide + i]) + load(bias2 + i), first + i);
+                    Vec branch = drop(load(&y[r * wide + i]) + load(bias2 + i), i);
                     store_new_lanes(out + place, load(x + place) + branch, done);
                 });
             }
@@ -413,11 +415,9 @@ void mlp_backward(const float *dout, float *dx, const Kept &kept, const Layer &l
         run([&](int64_t from, int64_t rows, float *sums) {
             auto sum = [&](int64_t field) { return sums + offsets.at[field]; };
             for (int64_t r = 0; r < rows; r++) {
-                const SampleDropout drop = after.sample((from + r) / tokens);
-                const int64_t first = (from + r) % tokens * D;
-                for_each_vector(D, [&](int64_t i, auto) {
-                    store(&half[r * wide + i], drop(load(dout + (from + r) * D + i), first + i));
-                });
+                const RowDropout drop = after.row(from + r, tokens, D);
+                for_each_vector(
+                    D, [&](int64_t i, auto) { store(&half[r * wide + i], drop(load(dout + (from + r) * D + i), i)); });
             }
             add_weight_gradient(rows, half.data(), D, wide, hidden + from * deep, deep, scratch.data(), sum(FC2),
                                 sum(FC2_BIAS));

@@ -141,6 +141,7 @@ def _encode_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tenso
     x, weights, keys, rate, _, num_heads, _, bf16, keep = inputs
     if not keep:
         raise ValueError("encode needs keep=True for a backward pass.")
+    _has_no_gradient(ctx, output[1])
     ctx.save_for_backward(output[1], keys, *weights)
     ctx.settings = rate, x.shape[1], num_heads, bf16
 
@@ -206,6 +207,7 @@ def _pool_gradients(
 
 def _pool_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, norm_weight, norm_bias, query, _, ctx.bf16 = inputs
+    _has_no_gradient(ctx, output[1])
     ctx.save_for_backward(x, output[1], norm_weight, norm_bias, query)
 
 
@@ -288,6 +290,7 @@ def _stem_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]
     x, position, weights, _, bf16 = inputs
     if x.requires_grad or weights[0].requires_grad:
         raise ValueError("stem has no gradients for pictures and for the whitening.")
+    _has_no_gradient(ctx, output[1])
     ctx.save_for_backward(output[1], *weights)
     ctx.settings = x.shape[2], bf16, None if position is None else position.shape
 
@@ -362,6 +365,11 @@ def _(
     coefficients: list[float],
 ) -> None:
     return None
+
+
+def _has_no_gradient(ctx: Any, kept: Tensor) -> None:
+    ctx.mark_non_differentiable(kept)
+    ctx.set_materialize_grads(False)  # or torch makes zeros for it, as large as it is
 
 
 def _dtype(bf16: bool) -> torch.dtype:

@@ -177,9 +177,7 @@ def test_a_finished_run_shows_its_figures(tmp_path: Path) -> None:
         "a processor",
     ):
         assert expected in page.text
-    assert (
-        f"vitreous train cifar10 --recipe {run}/recipe.toml --image-size 48 --skip-bad --seed 42" in page.text
-    )
+    assert f"vitreous train --repeat {run}" in page.text
 
 
 def test_the_matrix_counts_true_by_row_and_predicted_by_column(tmp_path: Path) -> None:
@@ -469,13 +467,8 @@ def test_a_browser_draws_it_without_complaint(tmp_path: Path) -> None:
     assert len(Image.open(tmp_path / "page.png").convert("RGB").getcolors(1 << 20) or []) > 50
 
 
-@pytest.mark.parametrize(
-    ("request_", "options"),
-    [
-        ({"judge": "test", "device": "cpu"}, ["--device", "cpu", "--judge", "test"]),
-        ({"judge": "both", "device": "auto", "precision": "32"}, ["--precision", "32"]),
-    ],
-)
-def test_the_command_repeats_what_was_asked(request_: dict[str, Any], options: list[str]) -> None:
-    words = shlex.split(_command(Path("r.toml"), {"data": "cifar10", **request_}, 1))
-    assert words == ["vitreous", "train", "cifar10", "--recipe", "r.toml", *options, "--seed", "1"]
+def test_the_command_repeats_the_run() -> None:
+    assert shlex.split(_command(Path("my run"), {"data": "cifar10"})) == [
+        "vitreous", "train", "--repeat", "my run",
+    ]  # fmt: skip
+    assert _command(Path("r"), {"data": "arrays"}).startswith("vitreous.repeat('r', (images, labels))")

@@ -237,34 +237,18 @@ def _train(
             runs.write_recipe(path, plan.recipe, resolved)
 
             # Write the model down, and take every figure from what was written.
-            asked, recipe, data, model, machine = (
-                plan.request, plan.recipe, plan.data, plan.model, plan.machine
-            )  # fmt: skip
-            steps_per_epoch = plan.sizes.steps_per_epoch
-            store = data.store
-            save_bundle(bundle_of(model, store, data.splits.train), path / "bundle")
-            steps = trainer.global_step
-            summary: dict[str, Any] = {
-                "status": "interrupted" if checkpoints.interrupted else "finished",
-                "data": store.name,
-                "recipe": recipe.name,
-                "seed": asked.seed,
-                "parameters": count_parameters(model),
-                "steps": steps,
-                "epochs": round(steps / steps_per_epoch, 4),
-                "train_flops": keeper.flops,
-                "train_seconds": round(keeper.train_seconds, 2),
-                "images_per_second": round(steps * data.batch_size / max(keeper.train_seconds, 1e-9), 2),
-            }
-            if not checkpoints.interrupted:
-                figures = final_figures(path, data.splits, asked.judges, machine.device, say)
-                finish(trainer.loggers, figures, steps - 1)  # Lightning counts steps from zero
+            data, interrupted = plan.data, checkpoints.interrupted
+            save_bundle(bundle_of(plan.model, data.store, data.splits.train), path / "bundle")
+            summary = summarize(plan, keeper, trainer.global_step, interrupted)
+            if not interrupted:
+                figures = final_figures(path, data.splits, request.judges, plan.machine.device, say)
+                finish(trainer.loggers, figures, trainer.global_step - 1)  # Lightning counts steps from zero
                 summary |= figures
-                if has_diverged(figures, store.num_classes):
+                if has_diverged(figures, data.store.num_classes):
                     summary["diverged"] = True
             summary["total_seconds"] = round(keeper.total_seconds, 2)
             runs.write_json(path / "summary.json", summary)
-            if checkpoints.interrupted:
+            if interrupted:
                 raise KeyboardInterrupt
             conclude(summary, write_report(path), say)
     return Run(path)
@@ -420,6 +404,22 @@ def introduce(plan: Plan, path: Path, say: Say) -> None:
         f"{plan.cost.mean()[0] / 1e9:,.1f} GFLOP each"
     )
     say(f"run: {path}")
+
+
+def summarize(plan: Plan, keeper: BudgetKeeper, steps: int, interrupted: bool) -> dict[str, Any]:
+    """What a run has done so far, without the figures of its model."""
+    return {
+        "status": "interrupted" if interrupted else "finished",
+        "data": plan.data.store.name,
+        "recipe": plan.recipe.name,
+        "seed": plan.request.seed,
+        "parameters": count_parameters(plan.model),
+        "steps": steps,
+        "epochs": round(steps / plan.sizes.steps_per_epoch, 4),
+        "train_flops": keeper.flops,
+        "train_seconds": round(keeper.train_seconds, 2),
+        "images_per_second": round(steps * plan.data.batch_size / max(keeper.train_seconds, 1e-9), 2),
+    }
 
 
 def conclude(summary: Mapping[str, Any], report: Path, say: Say) -> None:

@@ -98,7 +98,7 @@ def write_report(path: Path) -> Path:
         **details,
         mistakes=mistakes,
         facts=_facts(recipe, resolved, summary),
-        command=_command(path / "recipe.toml", request, request.get("seed", summary.get("seed"))),
+        command=_command(path, request),
         resume=shlex.join(["vitreous", "train", "--resume", str(path)]),
     )
     # A folder's name may hold bytes that are no text; they must not keep a report from being written.
@@ -319,18 +319,11 @@ def _plain(value: Any) -> str:
     return str(value) if value not in ("", None) else NO_VALUE
 
 
-def _command(recipe: Path, request: Mapping[str, Any], seed: Any) -> str:
-    """The command that trains this run again, from what was asked for beside its recipe."""
-    data = request.get("data", "DATA")
-    if data == "arrays":
-        return f"vitreous.train((images, labels), {str(recipe)!r}, seed={seed})  # in Python"
-    command = ["vitreous", "train", str(data), "--recipe", str(recipe)]
-    usual = {"device": "auto", "precision": "auto", "judge": "both"}
-    for option in ("data_dir", "image_size", *usual):
-        if request.get(option, usual.get(option)) != usual.get(option):
-            command += [f"--{option.replace('_', '-')}", str(request[option])]
-    command += ["--skip-bad"] if request.get("skip_bad") else []
-    return shlex.join(command if seed is None else [*command, "--seed", str(seed)])
+def _command(path: Path, request: Mapping[str, Any]) -> str:
+    """The command that trains the run at `path` again, to the same bits."""
+    if request.get("data") == "arrays":
+        return f"vitreous.repeat({str(path)!r}, (images, labels))  # in Python"
+    return shlex.join(["vitreous", "train", "--repeat", str(path)])
 
 
 # Curves ----------------------------------------------------------------------------------------------

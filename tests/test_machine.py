@@ -138,7 +138,7 @@ def test_compiling_needs_a_compiler_and_a_long_run(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's own counters")
 def test_memory_goes_back_to_the_system_afterwards() -> None:
-    """A freed block of 1 GiB, larger than any hole, is kept inside, as malloc's own count says, and is mapped by itself afterwards."""
+    """A freed block of 1 GiB, larger than any hole, is kept inside, as malloc's own count says; not so afterwards."""
 
     class Mallinfo2(ctypes.Structure):
         _fields_ = [(f"field_{i}", ctypes.c_size_t) for i in range(10)]

@@ -377,7 +377,7 @@ def test_a_diverged_run_is_reported(tmp_path: Path) -> None:
 def test_a_run_on_arrays_is_repeated_from_python(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     (run / "recipe.toml").write_text(RECIPE.replace('data = "cifar10"', 'data = "arrays"'))
-    assert f"vitreous.train((images, labels), '{run}/recipe.toml', seed=42)" in report(run).text
+    assert f"vitreous.repeat('{run}', (images, labels))" in report(run).text
 
 
 def spoil_matrix(run: Path) -> None:

@@ -31,7 +31,6 @@ from vitreous.data.pickles import Call, Global, read_pickle
 from vitreous.data.sources import (
     UnreachableError,
     clear,
-    default_data_dir,
     download,
     fetch,
     info,
@@ -40,6 +39,7 @@ from vitreous.data.sources import (
 )
 from vitreous.data.store import ImageStore, from_arrays, in_memory, open_store
 from vitreous.errors import VitreousError
+from vitreous.files import default_data_dir
 
 PER_BATCH = 20
 

@@ -36,6 +36,14 @@ def path_of(given: str | os.PathLike[str]) -> Path:
     return path
 
 
+def default_data_dir() -> Path:
+    """Where packed data sets and compiled kernels are kept: `$VITREOUS_DATA`, or `~/.cache/vitreous`.
+
+    Raises RuntimeError where the user has no home.
+    """
+    return Path(os.environ.get("VITREOUS_DATA") or "~/.cache/vitreous").expanduser()
+
+
 def human_size(size: int) -> str:
     """`size` bytes for a person: "184 MB" (decimal units)."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

@@ -33,7 +33,7 @@ from vitreous.data.store import (
     store_path,
 )
 from vitreous.errors import VitreousError, unknown
-from vitreous.files import check_free_space, human_size, path_of, sha256, write_failure
+from vitreous.files import check_free_space, default_data_dir, human_size, path_of, sha256, write_failure
 
 NAMES = (*CIFARS, "shapes")
 SILENCE = 5.0  # seconds without a byte after which a host is given up (connecting) or tried again (reading)
@@ -44,11 +44,6 @@ KERNELS = "kernels"  # the folder beside `datasets` where compiled kernels lie
 # They are named by the start of a SHA-256, what is being compiled lies in a folder that `tempfile` named.
 KERNEL_NAME = re.compile(r"\.?[0-9a-f]{16,}[\w.-]*|tmp\w{8}")
 Say = Callable[[str], None]
-
-
-def default_data_dir() -> Path:
-    """`$VITREOUS_DATA`, or `~/.cache/vitreous`."""
-    return Path(os.environ.get("VITREOUS_DATA") or "~/.cache/vitreous").expanduser()
 
 
 def _data_dir(given: Path | str | None) -> Path:

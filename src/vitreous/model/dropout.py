@@ -67,13 +67,14 @@ def keyed_noise(model: nn.Module, seed: int, step: int, samples: Tensor) -> Iter
         seed, step: any int; the step from 0.
         samples: int64 [B], on the model's device: each sample's position in its split.
     """
-    sites = [module for module in model.modules() if isinstance(module, Dropout | DropPath)]
-    bits = random_bits(seed, step, samples, len(sites)).int()  # [B, sites]: the lower half of the bits
+    sites = [m for m in model.modules() if isinstance(m, DropPath) or (isinstance(m, Dropout) and m.rate)]
+    # [B, sites], the lower half of the bits; most networks have no noise, and pay nothing for it.
+    keys = random_bits(seed, step, samples, len(sites)).int().unbind(1) if sites else ()
     with torch.random.fork_rng(devices=[samples.device] if samples.is_cuda else []):
         torch.manual_seed(seed * 0x9E3779B1 + step)
         try:
-            for site, keys in zip(sites, bits.unbind(1), strict=True):
-                site.keys = keys
+            for site, own in zip(sites, keys, strict=True):
+                site.keys = own
             yield
         finally:
             for site in sites:

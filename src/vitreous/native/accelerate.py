@@ -44,7 +44,10 @@ class NativeVisionTransformer(VisionTransformer):
         if foreign or bf16 is None or not takes_tensor(x) or x.ndim != 4 or not x.shape[0]:
             return super().forward(x)
         stem, encoder, pool = (part and part.weights() for part in self.structure)
-        x = self._embed_natively(x, stem, bf16) if stem and not x.requires_grad else self.embed(x)
+        if stem and not x.requires_grad and not stem[0].requires_grad:  # the whitening, which has no gradient
+            x = self._embed_natively(x, stem, bf16)
+        else:
+            x = self.embed(x)
         rate = common_rate(self.blocks) if encoder else None
         if encoder and rate is not None and takes_tensor(x) and x.shape[1] >= MIN_WIDTH:
             drawn = [keys_of(dropout, x) for dropout in dropouts(self.blocks)] if rate else []

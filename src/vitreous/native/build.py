@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from vitreous.errors import VitreousError
+from vitreous.files import default_data_dir
 
 FOLDER = Path(__file__).parent
 SOURCE = FOLDER / "kernels.cpp"  # includes the others
@@ -68,7 +69,7 @@ def kernels_dir() -> Path:
 
     Everything in it may be deleted at any time; kernels are then compiled again. May raise RuntimeError (no home).
     """
-    return Path(os.environ.get("VITREOUS_DATA") or "~/.cache/vitreous").expanduser() / "kernels"
+    return default_data_dir() / "kernels"
 
 
 def library(dtype: torch.dtype) -> ctypes.CDLL | None:

@@ -240,8 +240,13 @@ def other_heads(model: VisionTransformer) -> None:
     model.blocks[1].attn.k_norm = nn.Identity()
 
 
+def one_module_more(model: VisionTransformer) -> None:
+    model.blocks[1].ls1 = nn.Identity()
+
+
 CHANGES: list[Callable[[VisionTransformer], None]] = [
     low_rank, no_bias_in_head_norm, another_eps, another_eps_in_one_block, no_bias, other_width, other_heads,
+    one_module_more,
 ]  # fmt: skip
 
 
@@ -262,6 +267,47 @@ def test_a_change_after_the_decision_is_not_ignored(change: Callable[[VisionTran
     found = model.eval()(pictures)
     expected = copy.deepcopy(plain(model)).double()(pictures.double())
     assert (found - expected).abs().max() < 1e-4
+
+
+# For each option of the network another value: what is added there must be known to the kernels or keep them off.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "patch_size": {"patch_size": 2},
+    "embed_dim": {"embed_dim": 192},
+    "depth": {"depth": 2},
+    "num_heads": {"num_heads": 2},
+    "mlp_dim": {"mlp_dim": 80},
+    "stem": {"stem": "linear", "stem_dims": ()},
+    "stem_dims": {"stem_dims": (20, 60)},
+    "pool": {"pool": "mean"},
+    "pos_embed": {"pos_embed": "sine"},
+    "embed_activation": {"embed_activation": "relu"},
+    "final_norm": {"final_norm": False},
+    "head_hidden": {"head_hidden": 50},
+    "qkv_bias": {"qkv_bias": False},
+    "qk_norm": {"qk_norm": False},
+    "zero_init": {"zero_init": False},
+    "dropout": {"dropout": 0.3},
+    "drop_path": {"drop_path": 0.3},
+    "norm_eps": {"norm_eps": 0.1},
+    "init": {"init": "notebook"},
+}
+
+
+@pytest.mark.parametrize("option", [field.name for field in dataclasses.fields(Architecture)])
+def test_every_option_is_computed_or_refused(option: str) -> None:
+    architecture = dataclasses.replace(COMPACT, **OPTIONS[option])
+    assert getattr(architecture, option) != getattr(COMPACT, option)
+    torch.manual_seed(0)
+    model, pictures = VisionTransformer(architecture, 32, 10), torch.randn(6, 3, 32, 32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    if unsupported(model):
+        return  # to be seen in a run: it says that it is torch's, and why
+    with keyed_noise(model, SEED, STEP, SAMPLES):
+        found = gradients(model, "native", pictures)
+        truth = gradients(model.double(), "torch", pictures.double())
+    assert max(error(found, truth).values()) < 5e-5
 
 
 def pooling_by_mean(model: VisionTransformer) -> None:

@@ -110,6 +110,8 @@ def unsupported(model: VisionTransformer, dtypes: Sequence[torch.dtype] = (torch
         return f"{type(model).__name__} may compute something else than VisionTransformer"
     if any(not p.is_cpu for p in model.parameters()):
         return "it is not on a CPU"
+    if more := members(model) - MEMBERS[VisionTransformer]:
+        return f"they do not know its {', '.join(sorted(more))}"
     if reason := encoder_reason(model):
         return reason
     for dtype in dtypes:
@@ -121,6 +123,18 @@ def unsupported(model: VisionTransformer, dtypes: Sequence[torch.dtype] = (torch
 
 # ---- structure: the allow-list
 
+# Every part of each module that the kernels reckon with. One more would be computed by torch and not by them, so an
+# option that is added to the network keeps them off until they know it.
+MEMBERS: dict[type, set[str]] = {
+    VisionTransformer: {
+        "patch_embed", "embed_activation", "cls_token", "pos_embed", "pos_drop", "blocks", "norm", "attn_pool", "head",
+    },
+    Block: {"norm1", "attn", "norm2", "mlp", "drop_path"},
+    Attention: {"qkv", "q_norm", "k_norm", "proj"},
+    Mlp: {"fc1", "fc2", "drop1", "drop2"},
+    ConvStem: {"whiten", "stages", "mix", "proj"},
+    ConvStage: {"conv", "pool", "norm"},
+}  # fmt: skip
 CONSTANTS: dict[type, tuple[str, ...]] = {
     nn.LayerNorm: ("eps",),
     Attention: ("num_heads",),
@@ -212,10 +226,21 @@ def encoder_reason(model: VisionTransformer) -> str | None:
     return None
 
 
-def block_is_known(block: nn.Module) -> bool:
-    if type(block) is not Block or type(block.attn) is not Attention or type(block.mlp) is not Mlp:
+def members(module: nn.Module) -> set[str]:
+    """Names of its children, parameters and buffers."""
+    return {*module._modules, *module._parameters, *module._buffers}
+
+
+def has_its_members(module: nn.Module, kind: type) -> bool:
+    return type(module) is kind and members(module) == MEMBERS[kind]
+
+
+def block_is_known(block: Any) -> bool:
+    if not has_its_members(block, Block):
         return False
     attn, mlp = block.attn, block.mlp
+    if not has_its_members(attn, Attention) or not has_its_members(mlp, Mlp):
+        return False
     D, M = attn.qkv.in_features, mlp.fc1.out_features
     heads = (attn.q_norm, attn.k_norm)
     normed = all(norm_fits(norm, D // attn.num_heads) for norm in heads)
@@ -274,11 +299,13 @@ def common_rate(blocks: Sequence[Block]) -> float | None:
 
 
 def stem_fits(stem: nn.Module) -> TypeGuard[ConvStem]:
-    if type(stem) is not ConvStem:
+    if type(stem) is not ConvStem or not has_its_members(stem, ConvStem):
         return False
     stages = [*stem.stages, stem.mix]
-    widths = [24, *(stage.conv.out_channels for stage in stages if type(stage) is ConvStage)]
-    pools = [stage.pool for stage in stages if type(stage) is ConvStage]
+    if not all(has_its_members(stage, ConvStage) for stage in stages):
+        return False
+    widths = [24, *(stage.conv.out_channels for stage in stages)]
+    pools = [stage.pool for stage in stages]
     halves = all(
         type(p) is nn.MaxPool2d
         and (p.kernel_size, p.stride, p.padding, p.dilation, p.ceil_mode) == (2, 2, 0, 1, False)
@@ -289,7 +316,6 @@ def stem_fits(stem: nn.Module) -> TypeGuard[ConvStem]:
         and type(stem.whiten) is Whitening
         and not stem.whiten.weight.requires_grad
         and torch.equal(stem.whiten.weight[12:], -stem.whiten.weight[:12])
-        and len(pools) == len(stages)
         and halves
         and type(pools[-1]) is nn.Identity
         and all(

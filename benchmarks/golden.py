@@ -4,12 +4,13 @@
     python benchmarks/golden.py after.json --against before.json     # of the code as it is
 
 A change that is not meant to change results gives the same hashes and figures, on one machine with one version of
-torch. With `--against`, what differs is said, and the exit status is 1.
+torch. Beside each hash stands the error of the model's logits against float64. With `--against`, what differs is said, and the exit status is 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import json
 import os
@@ -23,10 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 
 import vitreous
+from vitreous.data.module import ImageData
 
 LINEAR = {"stem": "linear", "stem_dims": []}
 CASES: dict[str, dict[str, Any]] = {  # on CIFAR-10 by the default recipe, unless said otherwise
@@ -81,7 +84,7 @@ def main() -> None:
             command = [sys.executable, __file__, str(result), "--one", "--cases", name]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             found[name] = json.loads(result.read_text())
-        print(f"{name:36} {found[name]['weights'][:16]}", flush=True)
+        print(f"{name:36} {found[name]['weights'][:16]} {found[name]['error']:.1e}", flush=True)
     args.file.write_text(json.dumps(found, indent=1) + "\n")
     if args.against and not same(json.loads(args.against.read_text()), found):
         raise SystemExit(1)
@@ -125,7 +128,21 @@ def train(name: str) -> dict[str, Any]:
         return {
             "weights": digest(out / "bundle" / "model.safetensors"),
             "summary": {key: value for key, value in summary.items() if key not in TIMES},
+            "error": logits_error(vitreous.load(out)),
         }
+
+
+def logits_error(run: vitreous.Run) -> float:
+    """Of the run's logits on validation, against float64: root mean square, relative to that of the logits."""
+    found = run.predictions["val"].logits[:500]
+    request, bundle = run.resolved["request"], run.bundle
+    data = ImageData(request["data"], image_size=request.get("image_size"), say=lambda line: None)
+    data.setup()
+    images = torch.as_tensor(np.array(data.splits.val.images[:500])).permute(0, 3, 1, 2).double() / 255
+    mean, std = (torch.tensor(each, dtype=torch.float64).view(3, 1, 1) for each in (bundle.mean, bundle.std))
+    with torch.inference_mode():
+        exact = copy.deepcopy(bundle.model).double()((images - mean) / std).numpy()
+    return float(np.square(found - exact).mean() ** 0.5 / np.square(exact).mean() ** 0.5)
 
 
 def interrupt(metrics: Path) -> None:

@@ -4,7 +4,8 @@
     python benchmarks/golden.py after.json --against before.json     # of the code as it is
 
 A change that is not meant to change results gives the same hashes and figures, on one machine with one version of
-torch. Beside each hash stands the error of the model's logits against float64. With `--against`, what differs is said, and the exit status is 1.
+torch. Beside each hash stands the error of the model's logits against float64. With `--against`, what differs is said,
+and the exit status is 1.
 """
 
 from __future__ import annotations

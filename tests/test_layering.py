@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,20 @@ def test_a_room_imports_only_what_it_may(file: Path) -> None:
         assert any(module == may or module.startswith(may + ".") for may in allowed), (
             f"{name(file)} imports {module}"
         )
+
+
+def test_every_place_in_the_architectures_table_exists() -> None:
+    page = (ROOT.parent.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    found = []
+    for row in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE):
+        folder = ""
+        for place in re.findall(r"`([^`]+)`", row):
+            folder = place.rpartition("/")[0] or folder
+            found.append(f"{folder}/{place.rpartition('/')[2]}".lstrip("/"))
+    assert len(found) > 30
+    assert not [place for place in found if not list(ROOT.glob(place))]
+    rooms = {room(name(file)) for file in MODULES} - {"__init__", "__main__"}
+    assert not [each for each in rooms if not any(place.startswith(each) for place in found)]
 
 
 @pytest.mark.parametrize("file", MODULES, ids=name)

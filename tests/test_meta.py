@@ -5,6 +5,7 @@ A tensor on `meta` has a shape and a type but no values, so nothing may depend o
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -70,6 +71,13 @@ AUGMENTATIONS: dict[str, dict[str, Any]] = {
         "mixup": 0.3, "cutmix": 0.3,
     },
 }  # fmt: skip
+
+
+def test_every_operation_is_tried() -> None:
+    """Each key of a recipe's [augment] is a field of one name in `Augment`, and among those tried together."""
+    keys = {field.name for field in dataclasses.fields(recipes.AugmentSection)}
+    assert keys == {field.name for field in dataclasses.fields(Augment)} - {"fill", "seed"}
+    assert keys == AUGMENTATIONS["all"].keys()
 
 
 def on_meta(batch: dict[str, Any]) -> dict[str, Any]:

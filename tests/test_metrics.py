@@ -17,7 +17,8 @@ from sklearn.metrics import (
 from torch import Tensor, nn
 
 from vitreous.errors import VitreousError
-from vitreous.metrics import Figures, SplitMetrics
+from vitreous.metrics import FIGURES, Figures, SplitMetrics
+from vitreous.report import ROWS
 
 BATCHES = [7, 64, 1, 30, 128]  # unequal on purpose: a mean over batches would differ
 COUNT = sum(BATCHES)
@@ -107,6 +108,13 @@ def test_named_gives_the_logged_names() -> None:
     named = measured(logits, labels).named("val")
     origin = ("loss", "acc", "cat_prec", "cat_recall", "cat_f1", "ovr_prec", "ovr_recall", "ovr_f1")
     assert list(named) == [f"val_{name}" for name in (*origin, "ece", "majority")]
+
+
+def test_every_figure_is_named_once_and_has_its_row_in_the_report() -> None:
+    logits, labels = split(11, 11, 11)
+    assert set(measured(logits, labels).scalars) == set(FIGURES)
+    micro = {"ovr_prec", "ovr_recall"}  # one row with ovr_f1, which they are equal to
+    assert set(FIGURES) - micro <= {row.key for row in ROWS}
 
 
 def test_it_leaves_no_trace_in_checkpoints() -> None:

@@ -17,6 +17,11 @@ from torchmetrics import Metric
 from vitreous.errors import VitreousError
 
 CALIBRATION_BINS = 15
+# Names of all figures, for whoever makes columns of them; the report has a row for each in words of its own.
+FIGURES = (
+    "loss", "acc", "cat_prec", "cat_recall", "cat_f1", "ovr_prec", "ovr_recall", "ovr_f1",
+    "top5", "ece", "majority",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def write_report(path: Path) -> Path:
         finished="acc" in figures["test"] or summary.get("status") == "finished",
         headline=headline,
         figures=figures,
-        table=[row for row in FIGURES if any(row.key in figures[split] for split in figures)],
+        table=[row for row in ROWS if any(row.key in figures[split] for split in figures)],
         temperature=summary.get("temperature"),
         # Runs from before reads were counted have read it for their figures.
         test_reads=_read_times(max(len(read_test_reads(path)), "acc" in figures["test"])),
@@ -206,7 +206,7 @@ class Row(NamedTuple):
     percent: bool = True
 
 
-FIGURES = (
+ROWS = (
     Row("acc", "Accuracy", "pictures whose class was predicted right"),
     Row("majority", "Majority class", "the accuracy of always guessing the largest class"),
     Row("top5", "Top-5 accuracy", "the right class is among the five likeliest"),

@@ -4,6 +4,9 @@ B batch, H height, W width of a picture, S streams of random numbers.
 
 Randomness is counted, never carried: each number is a hash of (seed, epoch, sample, stream), so a picture
 is augmented alike whatever batch, process or device it falls into, and a resumed run needs no state.
+
+To add an operation: a stream of its own at the end of the list below, a field of one name here in `Augment` and in
+`recipe.AugmentSection`, its place in `Augment.__call__`, and an entry in `tests/test_meta.py`.
 """
 
 from __future__ import annotations

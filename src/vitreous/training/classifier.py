@@ -30,8 +30,7 @@ class Classifier(pl.LightningModule):
     """Trains a `VisionTransformer` by a recipe, in `vitreous.train` and in a Trainer of your own.
 
     Batches are dictionaries as `ImageData` makes them, or pairs of (images, labels). It logs
-    `train_loss` and, over whole splits, `val_…` and `test_…`: loss, acc, cat_prec, cat_recall, cat_f1
-    (macro), ovr_prec, ovr_recall, ovr_f1 (micro), ece, majority, and top5 above ten classes.
+    `train_loss` and, over whole splits, each of `vitreous.metrics.FIGURES` as `val_…` and `test_…`.
 
     Args:
         model: the network; moved and trained in place.

@@ -16,13 +16,10 @@ from torch import nn
 
 from vitreous.errors import VitreousError, unknown
 from vitreous.files import atomic_write, write_failure
+from vitreous.metrics import FIGURES
 from vitreous.run import read_metrics
 
 LOGGERS = ("csv", "tensorboard", "wandb")
-FIGURES = (
-    "loss", "acc", "cat_prec", "cat_recall", "cat_f1", "ovr_prec", "ovr_recall", "ovr_f1",
-    "top5", "ece", "majority",
-)  # fmt: skip
 RATES = ("learning_rate", "muon_learning_rate")  # AdamW's, and that of Muon where it trains the matrices
 COLUMNS = ("step", "epoch", "seconds", *RATES, "train_loss", *(f"val_{name}" for name in FIGURES))
 HISTOGRAM_STEPS = 100  # between two sets of histograms

@@ -328,6 +328,7 @@ def test_a_config_that_is_none_is_refused(content: bytes, tmp_path: Path) -> Non
         ("figures", [], "figures is"),
         ("classes", [], "classes"),
         ("format", FORMAT + 1, "newer"),
+        ("architecture.layer_scale", 0.1, "layer_scale.*does not know; update vitreous"),
         ("format", "one", "format is 'one'"),
         ("format", True, "format is 'True'"),
     ],

@@ -166,6 +166,12 @@ def load_bundle(path: Path | str, device: str = "cpu") -> Bundle:
         version = _typed(config, "format", int)
         if version > FORMAT:
             raise VitreousError(f"The bundle {path} is of a newer format; update vitreous to read it.")
+        known = {field.name for field in dataclasses.fields(Architecture)}
+        if strange := sorted(_typed(config, "architecture", dict).keys() - known):
+            raise VitreousError(
+                f"The bundle {path} has a network with {strange[0]!r}, which this version does not know; "
+                "update vitreous to read it."
+            )
         parts = _parse(config if version == FORMAT else _upgraded(config))
         weights = path / "model.safetensors"
         # From the header alone: nothing is built or read before it is known that they fit together.

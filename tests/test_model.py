@@ -370,9 +370,21 @@ def test_drop_path() -> None:
     assert drop.train()(x.bfloat16()).dtype == torch.bfloat16
 
 
+def test_the_two_branches_of_a_layer_are_left_out_apart() -> None:
+    model = tiny(depth=2, drop_path=0.5).train()
+    with keyed_noise(model, 1, 2, torch.arange(4000)):
+        masks = [
+            drop(torch.ones(4000, 1, 1)).flatten() > 0
+            for block in model.blocks
+            for drop in (block.drop_path1, block.drop_path2)
+        ]
+    correlated = np.corrcoef(torch.stack(masks[2:]).numpy())  # of the last layer, whose rate is 0.5
+    assert abs(correlated[0, 1]) < 5 / 4000**0.5
+
+
 def test_drop_path_rises_over_the_depth() -> None:
     model = tiny(depth=5, drop_path=0.2)
-    rates = [block.drop_path.rate.item() for block in model.blocks]
+    rates = [block.drop_path1.rate.item() for block in model.blocks]
     assert rates == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
     model.double()  # a changed dtype of the model does not matter
     assert model(torch.randn(2, 3, 8, 8, dtype=torch.float64)).dtype == torch.float64

@@ -15,9 +15,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 from vitreous.errors import VitreousError
-from vitreous.model.dropout import Dropout, keyed_noise
+from vitreous.model.dropout import Dropout, free_noise, key_noise, keyed_noise
 from vitreous.model.stem import ConvStem
 from vitreous.model.variants import Architecture, variant
 from vitreous.model.vit import VisionTransformer, create_model
@@ -308,6 +310,119 @@ def test_every_option_is_computed_or_refused(option: str) -> None:
         found = gradients(model, "native", pictures)
         truth = gradients(model.double(), "torch", pictures.double())
     assert max(error(found, truth).values()) < 5e-5
+
+
+class Doubling(nn.Identity):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+class Averaging(nn.LayerNorm):
+    """Looks across tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x - x.mean(dim=1, keepdim=True))
+
+
+def another_attribute(model: VisionTransformer, name: str, value: Any) -> None:
+    setattr(model, name, value)
+
+
+def other_whitening(model: VisionTransformer) -> None:
+    assert isinstance(model.patch_embed, ConvStem)
+    model.patch_embed.whiten.weight[15:].mul_(1.5)
+
+
+LATER: dict[str, Callable[[VisionTransformer], None]] = {
+    "fewer blocks": lambda m: another_attribute(m, "blocks", m.blocks[:1]),
+    "another stem": lambda m: another_attribute(m, "patch_embed", ConvStem(COMPACT)),
+    "another norm": lambda m: another_attribute(m, "norm", nn.LayerNorm(96, bias=False)),
+    "no norm": lambda m: another_attribute(m, "norm", nn.Identity()),
+    "a norm across tokens": lambda m: another_attribute(m, "norm", Averaging(96)),
+    "another pooling": lambda m: another_attribute(m, "attn_pool", nn.Linear(96, 1, bias=False)),
+    "no pooling": lambda m: another_attribute(m, "attn_pool", None),
+    "an activation": lambda m: another_attribute(m, "embed_activation", Doubling()),
+    "whitening": other_whitening,
+    "heads of its own": lambda m: another_attribute(
+        m.blocks[1].attn, "_heads", lambda x, own=m.blocks[1].attn._heads: [2 * part for part in own(x)]
+    ),
+    "a pool of its own": lambda m: another_attribute(m, "pool", lambda x: x.amax(dim=1)),
+    "an embedding of its own": lambda m: another_attribute(m, "place", lambda x, own=m.place: 2 * own(x)),
+}
+
+
+@pytest.mark.parametrize("change", LATER)
+@pytest.mark.parametrize("pool", ["attention", "cls"])
+def test_what_is_replaced_later_is_not_ignored(change: str, pool: str) -> None:
+    torch.manual_seed(0)
+    model, pictures = (
+        VisionTransformer(dataclasses.replace(COMPACT, pool=pool), 32, 10).eval(),
+        torch.randn(4, 3, 32, 32),
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        before = accelerate(model)(pictures)
+        LATER[change](model)
+        found = model(pictures)
+        expected = plain(model)(pictures)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    if "pool" not in change or pool == "attention" or "own" in change:
+        assert not torch.allclose(found, before, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["forward", "_heads"])
+def test_a_method_replaced_for_the_whole_class_is_called(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, pictures = network("compact")
+    before = accelerate(model).eval()(pictures)
+    kind = type(model.blocks[0].attn)
+    own = getattr(kind, name)
+    monkeypatch.setattr(kind, name, lambda self, x: own(self, 2 * x))
+    found = model(pictures)
+    assert not torch.allclose(found, before, atol=1e-3)
+    torch.testing.assert_close(found, plain(model)(pictures), atol=1e-5, rtol=1e-4)
+
+
+def test_a_hook_on_the_final_norm_sees_every_token() -> None:
+    model, pictures = network("class token")
+    seen: list[torch.Size] = []
+    accelerate(model).eval().norm.register_forward_hook(lambda *_: seen.append(_[2].shape))
+    model(pictures)
+    assert seen == [(6, model.position(5).shape[1], 96)]
+
+
+class Seen(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.called: set[str] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.called.add(getattr(func, "__name__", ""))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_mode_sees_the_operators() -> None:
+    model, pictures = network("compact")
+    accelerate(model).eval()
+    with Seen() as seen:
+        model(pictures)
+    assert {"gelu", "layer_norm", "linear", "conv2d"} <= seen.called
+
+
+def test_a_checkpointed_block_draws_the_same_noise_again() -> None:
+    found = []
+    for checkpointed in (False, True):
+        model, pictures = dropping("compact")
+        plain(model).train()
+        key_noise(model, SEED, STEP, SAMPLES)
+        x = model.embed(pictures)
+        for block in model.blocks:
+            x = checkpoint(block, x, use_reentrant=False) if checkpointed else block(x)
+        model.head(model.pool(model.norm(x))).square().sum().backward()
+        free_noise(model)
+        found.append([p.grad for p in model.parameters()])
+    for once, again in zip(*found, strict=True):
+        torch.testing.assert_close(once, again)
 
 
 def pooling_by_mean(model: VisionTransformer) -> None:

@@ -59,26 +59,53 @@ class DropPath(nn.Module):
 
 @contextmanager
 def keyed_noise(model: nn.Module, seed: int, step: int, samples: Tensor) -> Iterator[None]:
-    """Inside, the noise of `model` is a function of (seed, step, sample, module, element).
+    """Inside, the noise of `model` is a function of (seed, step, sample, module, element); see `key_noise`.
 
-    The caller's generators are left as they were; what else a model may draw from them is a function of (seed, step).
+    What else a model may draw from torch's generator is a function of (seed, step), as in `counted_generator`.
+    """
+    key_noise(model, seed, step, samples)
+    try:
+        with counted_generator(seed, step, samples.device):
+            yield
+    finally:
+        free_noise(model)
+
+
+def key_noise(model: nn.Module, seed: int, step: int, samples: Tensor) -> None:
+    """Gives each of the model's noisy modules its keys, until `free_noise`.
+
+    They are to stay for the backward pass, in which a checkpointed block runs again.
 
     Args:
         seed, step: any int; the step from 0.
         samples: int64 [B], on the model's device: each sample's position in its split.
     """
-    sites = [m for m in model.modules() if isinstance(m, DropPath) or (isinstance(m, Dropout) and m.rate)]
+    sites = noisy_modules(model)
     # [B, sites], the lower half of the bits; most networks have no noise, and pay nothing for it.
     keys = random_bits(seed, step, samples, len(sites)).int().unbind(1) if sites else ()
-    with torch.random.fork_rng(devices=[samples.device] if samples.is_cuda else []):
-        torch.manual_seed(seed * 0x9E3779B1 + step)
-        try:
-            for site, own in zip(sites, keys, strict=True):
-                site.keys = own
-            yield
-        finally:
-            for site in sites:
-                site.keys = None
+    for site, own in zip(sites, keys, strict=True):
+        site.keys = own
+
+
+def free_noise(model: nn.Module) -> None:
+    """Takes the keys away: each forward pass draws its own from torch's generator again."""
+    for site in noisy_modules(model):
+        site.keys = None
+
+
+def noisy_modules(model: nn.Module) -> list[Dropout | DropPath]:
+    return [m for m in model.modules() if isinstance(m, DropPath) or (isinstance(m, Dropout) and m.rate)]
+
+
+@contextmanager
+def counted_generator(seed: int, step: int, device: torch.device) -> Iterator[None]:
+    """Inside, torch's generators of CPU and device begin at (seed, step); the caller's are left as they were."""
+    begin = (seed * 0x9E3779B1 + step) % 2**64
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(begin)
+        if device.type == "cuda":
+            torch.cuda.manual_seed(begin)
+        yield
 
 
 def keys_of(site: Dropout | DropPath, x: Tensor) -> Tensor:

@@ -229,11 +229,12 @@ class Block(nn.Module):
         self.attn = Attention(a)
         self.norm2 = nn.LayerNorm(a.embed_dim, a.norm_eps)
         self.mlp = Mlp(a)
-        self.drop_path = DropPath(drop_path) if a.drop_path else nn.Identity()
+        self.drop_path1 = DropPath(drop_path) if a.drop_path else nn.Identity()
+        self.drop_path2 = DropPath(drop_path) if a.drop_path else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = x + self.drop_path1(self.attn(self.norm1(x)))
+        return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
 class Attention(nn.Module):

@@ -39,12 +39,16 @@ class NativeVisionTransformer(VisionTransformer):
             raise VitreousError(
                 "An accelerated model cannot be traced or exported; call vitreous.native.accelerate.plain(model) first."
             )
-        foreign = any_global_hook() or functorch_is_active() or forward_ad._current_level >= 0
         bf16 = activation_is_bf16()
-        if foreign or bf16 is None or not takes_tensor(x) or x.ndim != 4 or not x.shape[0]:
+        watched = (
+            something_watches()
+            or not methods_are_original()
+            or METHODS[VisionTransformer] & self.__dict__.keys()
+        )
+        if watched or bf16 is None or not takes_tensor(x) or x.ndim != 4 or not x.shape[0]:
             return super().forward(x)
-        stem, encoder, pool = (part and part.weights() for part in self.structure)
-        if stem and not x.requires_grad and not stem[0].requires_grad:  # the whitening, which has no gradient
+        stem, encoder, pool, tail = (part and part.weights(self) for part in self.structure)
+        if stem and not x.requires_grad and is_whitening(stem[0]):
             x = self._embed_natively(x, stem, bf16)
         else:
             x = self.embed(x)
@@ -52,7 +56,8 @@ class NativeVisionTransformer(VisionTransformer):
         if encoder and rate is not None and takes_tensor(x) and x.shape[1] >= MIN_WIDTH:
             drawn = [keys_of(dropout, x) for dropout in dropouts(self.blocks)] if rate else []
             keys = torch.stack(drawn).view(-1, 2, x.shape[0]) if drawn else None
-            wanted = 1 if self.cls_token is not None else x.shape[1]
+            # Whoever looks at the final norm sees all tokens.
+            wanted = 1 if self.cls_token is not None and tail is not None else x.shape[1]
             attn, norm = self.blocks[0].attn, self.blocks[0].norm1
             x = ops.encode(x, encoder, keys, rate, wanted, attn.num_heads, norm.eps, bf16)
         else:
@@ -67,7 +72,7 @@ class NativeVisionTransformer(VisionTransformer):
         self.check_pictures(x)
         eps = cast(ConvStem, self.patch_embed).mix.norm.eps
         position = self.position((x.shape[2] - 1) // self.architecture.patch_size)
-        direct = self.cls_token is None and isinstance(self.embed_activation, nn.Identity)
+        direct = self.cls_token is None and type(self.embed_activation) is nn.Identity
         if direct and takes_tensor(position):  # then the kernel adds it
             return self.pos_drop(ops.stem(x, position, weights, eps, bf16))
         return self.place(ops.stem(x, None, weights, eps, bf16))
@@ -129,7 +134,7 @@ MEMBERS: dict[type, set[str]] = {
     VisionTransformer: {
         "patch_embed", "embed_activation", "cls_token", "pos_embed", "pos_drop", "blocks", "norm", "attn_pool", "head",
     },
-    Block: {"norm1", "attn", "norm2", "mlp", "drop_path"},
+    Block: {"norm1", "attn", "norm2", "mlp", "drop_path1", "drop_path2"},
     Attention: {"qkv", "q_norm", "k_norm", "proj"},
     Mlp: {"fc1", "fc2", "drop1", "drop2"},
     ConvStem: {"whiten", "stages", "mix", "proj"},
@@ -141,6 +146,17 @@ CONSTANTS: dict[type, tuple[str, ...]] = {
     nn.Conv2d: ("stride", "padding", "dilation", "padding_mode"),
     nn.MaxPool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
 }
+# Methods that a person may replace, on an instance or for a whole class; the kernels would not call them.
+FORWARD = frozenset({"forward"})
+METHODS: dict[type, frozenset[str]] = {
+    kind: frozenset(name for name, value in vars(kind).items() if callable(value) and name != "__init__")
+    for kind in (VisionTransformer, Block, Attention, Mlp, ConvStem, ConvStage, Whitening, Dropout)
+}
+ORIGINAL = [(kind, name, getattr(kind, name)) for kind, names in METHODS.items() for name in names]
+ORIGINAL += [
+    (kind, "forward", kind.forward)
+    for kind in (nn.Linear, nn.LayerNorm, nn.Conv2d, nn.MaxPool2d, nn.Identity)
+]
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -148,6 +164,7 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 class Part:
     """Modules whose work the kernels do, as they were found, and where their weights are, in the kernels' order."""
 
+    roots: tuple[tuple[str, nn.Module | None], ...]  # by their names in the model
     modules: tuple[tuple[nn.Module, type, list[tuple[str, nn.Module | None]]], ...]  # module, type, children
     places: tuple[tuple[nn.Module, str], ...]
     shapes: tuple[torch.Size | None, ...]
@@ -155,15 +172,17 @@ class Part:
         tuple[nn.Module, str, Any], ...
     ]  # what else the kernels reckon with: module, name, value
 
-    def weights(self) -> list[Any] | None:
+    def weights(self, model: nn.Module) -> list[Any] | None:
         """The weights as they are now; None where something was changed, hooked, compiled or moved."""
+        if any(getattr(model, name, None) is not root for name, root in self.roots):
+            return None
         for module, kind, children in self.modules:
             own = module.__dict__
             if (
                 type(module) is not kind
                 or list(own["_modules"].items()) != children
                 or any(own[name] for name in HOOKS)
-                or "forward" in own
+                or METHODS.get(kind, FORWARD) & own.keys()
                 or module._compiled_call_impl is not None
             ):
                 return None
@@ -183,6 +202,7 @@ class Structure(NamedTuple):
     stem: Part | None
     encoder: Part
     pool: Part | None
+    tail: Part | None  # the final norm, where it looks at each token by itself
 
 
 def find_structure(model: VisionTransformer) -> Structure:
@@ -190,16 +210,19 @@ def find_structure(model: VisionTransformer) -> Structure:
     stem = model.patch_embed
     in_blocks = [place for block in model.blocks for place in block_places(block)]
     return Structure(
-        stem=part([stem, model.embed_activation], stem_places(stem)) if stem_fits(stem) else None,
-        encoder=part([cast(nn.ModuleList, model.blocks)], in_blocks),
-        pool=part([model.norm, model.attn_pool], pool_places(model)) if pool_fits(model) else None,
+        stem=part(model, ["patch_embed", "embed_activation"], stem_places(stem)) if stem_fits(stem) else None,
+        encoder=part(model, ["blocks"], in_blocks),
+        pool=part(model, ["norm", "attn_pool"], pool_places(model)) if pool_fits(model) else None,
+        tail=part(model, ["norm"], []) if tail_fits(model) else None,
     )
 
 
-def part(roots: Sequence[nn.Module | None], places: Sequence[tuple[nn.Module, str]]) -> Part:
-    modules = [module for root in roots if root is not None for module in root.modules()]
+def part(model: VisionTransformer, names: Sequence[str], places: Sequence[tuple[nn.Module, str]]) -> Part:
+    roots = [(name, cast("nn.Module | None", getattr(model, name))) for name in names]
+    modules = [module for _, root in roots if root is not None for module in root.modules()]
     constants = [(module, name) for module in modules for name in CONSTANTS.get(type(module), ())]
     return Part(
+        tuple(roots),
         tuple((module, type(module), list(module._modules.items())) for module in modules),
         tuple(places),
         tuple(None if (w := getattr(module, name)) is None else w.shape for module, name in places),
@@ -212,7 +235,7 @@ def encoder_reason(model: VisionTransformer) -> str | None:
     if type(model.blocks) is not nn.ModuleList or not len(model.blocks):
         return "its blocks are no plain list"
     first = model.blocks[0]
-    if any(type(block) is Block and type(block.drop_path) is not nn.Identity for block in model.blocks):
+    if any(type(block) is Block and type(block.drop_path1) is not nn.Identity for block in model.blocks):
         return "they do not know stochastic depth (drop_path)"
     if not all(map(block_is_known, model.blocks)):
         return "its blocks were changed"
@@ -252,6 +275,7 @@ def block_is_known(block: Any) -> bool:
         and linear_fits(mlp.fc1, D, M)
         and linear_fits(mlp.fc2, M, D)
         and type(mlp.drop1) is type(mlp.drop2) is Dropout
+        and type(block.drop_path1) is type(block.drop_path2) is nn.Identity
     )
 
 
@@ -314,8 +338,7 @@ def stem_fits(stem: nn.Module) -> TypeGuard[ConvStem]:
     return (
         type(stem.stages) is nn.Sequential
         and type(stem.whiten) is Whitening
-        and not stem.whiten.weight.requires_grad
-        and torch.equal(stem.whiten.weight[12:], -stem.whiten.weight[:12])
+        and is_whitening(stem.whiten.weight)
         and halves
         and type(pools[-1]) is nn.Identity
         and all(
@@ -355,6 +378,17 @@ def pool_fits(model: VisionTransformer) -> bool:
     return query is not None and norm_fits(model.norm, D) and linear_fits(query, D, 1, bias=False)
 
 
+def is_whitening(weight: Tensor) -> bool:
+    """Whether its second half is the first's negative, which the kernel takes for granted, and it is frozen."""
+    return not weight.requires_grad and torch.equal(weight[12:], -weight[:12])
+
+
+def tail_fits(model: VisionTransformer) -> bool:
+    norm = model.norm
+    of_each = type(norm) is nn.LayerNorm and tuple(norm.normalized_shape) == (model.architecture.embed_dim,)
+    return of_each or type(norm) is nn.Identity
+
+
 def pool_places(model: VisionTransformer) -> list[tuple[nn.Module, str]]:
     query = cast(nn.Linear, model.attn_pool)
     return [(model.norm, "weight"), (model.norm, "bias"), (query, "weight")]
@@ -374,10 +408,25 @@ def takes_tensor(x: Tensor) -> bool:
 
 
 def activation_is_bf16() -> bool | None:
-    """Whether autocast makes activations bfloat16 here, or leaves them float32; None for another type."""
-    if not torch.is_autocast_enabled("cpu"):
-        return False
-    return True if torch.get_autocast_dtype("cpu") == torch.bfloat16 else None
+    """Whether autocast makes activations bfloat16 here, or leaves them float32; None where no kernels take them."""
+    enabled = torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if enabled else torch.float32
+    return None if isinstance(load_kernels(dtype), str) else dtype == torch.bfloat16
+
+
+def methods_are_original() -> bool:
+    return all(getattr(kind, name) is method for kind, name, method in ORIGINAL)
+
+
+def something_watches() -> bool:
+    """Whether each module or operator is to be seen: global hooks, modes, transforms of torch.func, forward AD."""
+    return (
+        any_global_hook()
+        or torch._C._len_torch_function_stack() > 0
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+    )
 
 
 def any_global_hook() -> bool:
@@ -387,8 +436,3 @@ def any_global_hook() -> bool:
         or torch_module._global_backward_hooks
         or torch_module._global_backward_pre_hooks
     )
-
-
-def functorch_is_active() -> bool:
-    """Whether vmap, grad or another transform of torch.func is on."""
-    return torch._C._functorch.peek_interpreter_stack() is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from vitreous import recipe as recipes
 from vitreous.data.augment import resized
 from vitreous.errors import VitreousError
 from vitreous.metrics import SplitMetrics
-from vitreous.model.dropout import keyed_noise
+from vitreous.model.dropout import counted_generator, free_noise, key_noise
 from vitreous.model.vit import VisionTransformer
 from vitreous.native.accelerate import is_accelerated
 from vitreous.recipe import OptimizerSection, Recipe
@@ -92,7 +92,11 @@ class Classifier(pl.LightningModule):
         images = resized(images, side)
         # An epoch's last, smaller batch is not worth compiling for.
         stance = "default" if len(labels) == self.recipe.training.batch_size else "force_eager"
-        with self._noise(batch), torch.compiler.set_stance(stance):
+        # The keys stay until the end of the step: a checkpointed block runs again in the backward pass.
+        samples = batch["index"] if "index" in batch else torch.arange(len(labels), device=self.device)
+        key_noise(self.model, self.seed, self.global_step, samples)
+        generator = counted_generator(self.seed, self.global_step, self.device)
+        with generator, torch.compiler.set_stance(stance):
             logits = self(images)
         loss = self._loss(logits.float(), labels)
         if "share" in batch:  # pictures mixed of two
@@ -101,11 +105,6 @@ class Classifier(pl.LightningModule):
         loss = loss.mean()
         self.log("train_loss", loss, prog_bar=True)
         return loss
-
-    def _noise(self, batch: dict[str, Any]) -> AbstractContextManager[None]:
-        """The one source of randomness inside the network, for the step in progress and the samples of `batch`."""
-        unnumbered = torch.arange(len(batch["label"]), device=self.device)
-        return keyed_noise(self.model, self.seed, self.global_step, batch.get("index", unnumbered))
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of each picture, [B]."""
@@ -157,6 +156,9 @@ class Classifier(pl.LightningModule):
             name = "muon_learning_rate" if group.get("muon") else "learning_rate"
             # A tensor on the CPU, since Lightning would send a number to the device, and wait for it in each step.
             self.log(name, torch.tensor(group["lr"]))
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        free_noise(self.model)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         for logger in self.loggers:

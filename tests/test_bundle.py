@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -134,9 +135,60 @@ def test_hooks_on_the_model_are_called_in_prediction(
         def note(self, module: torch.nn.Module, *_: Any) -> None:
             called.append(module)
 
-    bundle.model.blocks[1].mlp.register_forward_hook(Collector().note)
+    mlp = bundle.model.blocks[1].mlp
+    mlp.register_forward_hook(Collector().note)
     bundle.logits(images)
-    assert called == [bundle.model.blocks[1].mlp]
+    (twin,) = called
+    assert isinstance(twin, type(mlp)) and twin.fc1.weight is mlp.fc1.weight and not twin.training
+
+
+@pytest.mark.parametrize("kind", ["stem", "block", "pool", "head", "model"])
+def test_hooks_of_every_kind_are_called_whatever_does_the_work(kind: str, images: np.ndarray) -> None:
+    """With the real kernels where there is a compiler, torch elsewhere."""
+    bundle = make("conv")
+    expected = bundle.logits(images)
+    model: Any = bundle.model
+    place = {
+        "stem": model.patch_embed.mix.conv,
+        "block": model.blocks[0].attn,
+        "pool": model.norm,
+        "head": model.head,
+        "model": model,
+    }[kind]
+    seen: list[str] = []
+    place.register_forward_pre_hook(lambda *_: seen.append("before"))
+    place.register_forward_hook(lambda module, args, output: (seen.append("after"), 0 * output)[1])
+    place.register_full_backward_pre_hook(lambda *_: None)
+    logits = bundle.logits(images)
+    assert seen == ["before", "after"]
+    assert not torch.allclose(logits, expected)  # what a hook returns counts
+
+
+def test_threads_predict_without_dropout_while_the_model_is_in_training_mode(
+    images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitreous.bundle.unsupported", lambda model: "it is to be torch's")
+    bundle = make("linear")
+    expected = bundle.logits(images)
+    bundle.model.train()
+    found: list[torch.Tensor] = []
+    first = threading.Thread(target=lambda: found.append(bundle.logits(images)))
+    first_inside, second_inside = threading.Event(), threading.Event()
+
+    def wait(*_: Any) -> None:  # the second enters while the first is inside, and goes on when that has left
+        if threading.current_thread() is first:
+            first_inside.set()
+            second_inside.wait(10)
+        else:
+            second_inside.set()
+            first.join(10)
+
+    bundle.model.pos_drop.register_forward_pre_hook(wait)
+    first.start()
+    first_inside.wait(10)
+    second = bundle.logits(images)
+    assert torch.equal(found[0], expected) and torch.equal(second, expected)
+    assert all(module.training for module in bundle.model.modules())
 
 
 def network_input(bundle: Bundle, images: np.ndarray) -> np.ndarray:
@@ -319,6 +371,9 @@ def test_a_config_that_is_none_is_refused(content: bytes, tmp_path: Path) -> Non
         ("preprocess", 3, "preprocess is '3'"),
         ("temperature", 0, "temperature is 0"),
         ("temperature", "warm", "temperature is 'warm'"),
+        ("temperature", 10**400, "temperature is 1000"),
+        ("preprocess.mean", [0.5, 10**400, 0.5], "mean"),
+        ("figures", {"val_acc": -(10**400)}, "figure"),
         ("temperature", float("nan"), "temperature is nan"),
         ("majority", {"class": "dog", "share": 0.5}, "majority"),
         ("majority", {"class": "cat", "share": 50}, "majority"),

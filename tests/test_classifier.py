@@ -83,6 +83,8 @@ def test_what_is_no_checkpoint_is_a_sentence_and_is_never_run(tmp_path: Path) ->
     assert not marker.exists()
     with pytest.raises(VitreousError, match="There is no checkpoint"):
         Classifier.load_from_checkpoint(tmp_path / "none.ckpt")
+    with pytest.raises(VitreousError, match="3 cannot be used as a path"):
+        Classifier.load_from_checkpoint(3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -105,6 +107,14 @@ def test_a_trainer_predicts_in_float32(
         loader = torch.utils.data.DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
         (alone,) = own.predict(classifier, loader)  # type: ignore[misc]
         torch.testing.assert_close(alone, expected)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_weights_of_another_type_than_float32_are_refused(arrays: Arrays, precision: Any) -> None:
+    data = ImageData(arrays, batch_size=32)
+    for run in ("fit", "validate", "predict"):
+        with pytest.raises(VitreousError, match=rf"{precision}.*\"bf16-mixed\" or \"32-true\""):
+            getattr(trainer(max_steps=1, precision=precision), run)(make(), datamodule=data)
 
 
 def test_validation_in_training_is_in_float32(arrays: Arrays) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from vitreous import recipe as recipes
+from vitreous.bundle import load_bundle
 from vitreous.errors import VitreousError
 from vitreous.run import (
     Predictions,
@@ -285,6 +286,13 @@ def test_what_is_neither_run_nor_bundle_is_a_sentence(tmp_path: Path) -> None:
             load(path)
 
 
+@pytest.mark.parametrize("given", [3, None, b"runs", ""])
+@pytest.mark.parametrize("open_it", [load, Run, load_bundle])
+def test_what_is_no_path_is_a_sentence(open_it: Any, given: Any) -> None:
+    with pytest.raises(VitreousError, match="cannot be used as a path"):
+        open_it(given)
+
+
 def predictions(count: int = 5, classes: int = 3) -> Predictions:
     generator = np.random.default_rng(0)
     return Predictions(
@@ -304,6 +312,14 @@ def test_predictions_read_back_and_hold_no_pickle(tmp_path: Path) -> None:
                 np.testing.assert_array_equal(array, getattr(made[split], name))
     with np.load(tmp_path / "predictions.npz", allow_pickle=False) as plain:  # by numpy's own reader
         assert plain["val_logits"].dtype == np.float32 and plain["val_names"][1] == "train/Žluť 猫/1.png"
+
+
+def test_predictions_of_a_large_data_set_read_back(tmp_path: Path) -> None:
+    count, classes = 140_000, 500  # 280 MB, beyond what one picture of a stranger's archive may have
+    made = Predictions(np.full(count, "a"), np.zeros(count, np.int64), np.zeros((count, classes), np.float32))
+    write_predictions(tmp_path / "predictions.npz", {"val": made})
+    found = Run(tmp_path).predictions["val"]
+    assert found.logits.shape == (count, classes) and not found.logits.any()
 
 
 @pytest.mark.parametrize(

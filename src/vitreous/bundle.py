@@ -9,8 +9,8 @@ import copy
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,14 +23,13 @@ from torch import Tensor, nn
 
 from vitreous.data.pictures import read_picture
 from vitreous.errors import VitreousError
-from vitreous.files import atomic_write
+from vitreous.files import atomic_write, path_of
 from vitreous.model.variants import Architecture
 from vitreous.model.vit import VisionTransformer
 from vitreous.native.accelerate import accelerate, unsupported
-from vitreous.preprocess import Preprocess
+from vitreous.preprocess import EVAL_BATCH, Preprocess
 
 FORMAT = 2
-EVAL_BATCH = 500  # fixed, since the batch's size can change the last bits of a product
 # What a stranger's file asks for beyond these is never built: any number in an architecture, and layers.
 LARGEST, MOST_LAYERS = 2**20, 1024
 Network = TypeVar("Network", bound=nn.Module)
@@ -76,7 +75,8 @@ class Bundle:
         device = next(self.model.parameters()).device
         mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (self.mean, self.std))
         parts = [torch.empty(0, len(self.classes))]
-        with predictor(self.model) as model, torch.autocast(device.type, enabled=False):
+        model = predictor(self.model)
+        with torch.autocast(device.type, enabled=False):
             for batch in self.preprocess.batches(images, EVAL_BATCH, read_picture):
                 # Copied, since torch warns of arrays that may not be written to.
                 pixels = torch.from_numpy(np.array(batch)).to(device).permute(0, 3, 1, 2)  # [B, 3, S, S]
@@ -92,28 +92,14 @@ class Bundle:
         return (self.logits(images) / self.temperature).softmax(dim=1).numpy()
 
 
-@contextmanager
-def predictor(model: VisionTransformer) -> Iterator[VisionTransformer]:
-    """The network in eval mode, accelerated if possible; `model` itself stays the plain network that it is.
+def predictor(model: VisionTransformer) -> VisionTransformer:
+    """A twin of the network, in eval mode and accelerated if possible; `model` itself stays as it is.
 
-    The accelerated one is a twin of the same weights, made for this use, so that several threads may predict while
-    others export the model or add hooks to it. Hooks are called: a model that has any is used itself.
+    The twin has the same weights and hooks and is made for this use, so that several threads may predict while others
+    train, export or change the model. Hooks are called, with the twins of their modules.
     """
-    hooked = any(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-        for module in model.modules()
-    )
-    if not hooked and unsupported(model) is None:
-        yield accelerate(_twin(model)).eval()
-        return
-    training = [module for module in model.modules() if module.training]
-    if training:
-        model.eval()
-    try:
-        yield model
-    finally:
-        for module in training:
-            module.training = True
+    twin = _twin(model).eval()
+    return twin if unsupported(model) else accelerate(twin)
 
 
 def _twin(module: Network) -> Network:
@@ -158,7 +144,7 @@ def load_bundle(path: Path | str, device: str = "cpu") -> Bundle:
     Raises:
         VitreousError: it is missing, damaged, or of a newer format.
     """
-    path = Path(path)
+    path = path_of(path)
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         if not isinstance(config, dict):
@@ -256,7 +242,12 @@ def _typed(config: Mapping[str, Any], name: str, kind: type) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a finite number that a float can hold; an int of JSON may be larger."""
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and abs(value) <= sys.float_info.max  # NaN is not
+    )
 
 
 def _checked(table: Mapping[str, Any]) -> Mapping[str, Any]:

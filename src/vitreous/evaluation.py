@@ -18,7 +18,7 @@ from vitreous import run as runs
 from vitreous.bundle import Bundle, load_bundle, write_config
 from vitreous.data.cifar import CIFARS
 from vitreous.data.sources import open_data
-from vitreous.data.store import ImageStore, Split, Splits, from_arrays, resolve_splits
+from vitreous.data.store import ImageStore, Split, Splits, resolve_splits
 from vitreous.errors import VitreousError, unknown
 from vitreous.files import atomic_write
 from vitreous.metrics import Figures, SplitMetrics
@@ -78,7 +78,8 @@ def final_figures(
             "confusion": figures.confusion,
         }
     runs.write_json(path / "evaluation.json", evaluation)
-    write_mistakes(path / "mistakes.npz", getattr(splits, stage), made, temperature)
+    last = judges[-1]
+    write_mistakes(path / "mistakes.npz", getattr(splits, last), predictions[last], temperature)
     write_config(dataclasses.replace(bundle, temperature=temperature, figures=named), path / "bundle")
     return {**named, "temperature": temperature}
 
@@ -106,7 +107,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         labels: int [N], the true classes.
 
     Returns:
-        T, within `TEMPERATURES`; 1 where none is best: no mistake to learn from, or a model that has diverged.
+        T, between `TEMPERATURES`; 1 where the best is not: no mistake to learn from, logits that are worse than a
+        guess, a model that has diverged.
     """
     z = torch.as_tensor(logits, dtype=torch.float64)
     true = torch.as_tensor(labels)
@@ -121,6 +123,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         return float((mean - z_true).mean()), float(((p * z.square()).sum(dim=1) - mean.square()).mean())
 
     low, high = 1 / TEMPERATURES[1], 1 / TEMPERATURES[0]
+    if slope(low)[0] >= 0 or slope(high)[0] <= 0:
+        return 1.0
     beta = 1.0
     for _ in range(100):  # Newton's method, kept between bounds that close in
         first, second = slope(beta)
@@ -184,7 +188,7 @@ def evaluate(
         asked, own_device, judge = request["data"], run.resolved["machine"]["device"], request["judge"]
     except (KeyError, TypeError) as error:
         raise runs.unreadable(run.path / "recipe.toml", error) from None
-    device = machines.detect_machine(own_device if device == "auto" else device).device
+    device = machines.resolve_device(own_device if device == "auto" else device)
     bundle = load_bundle(run.path / "bundle", device)
     if data is None and asked == "arrays":
         raise VitreousError("This run was trained on arrays; give them again, as data=(images, labels).")
@@ -196,7 +200,7 @@ def evaluate(
             )
         part = getattr(resolve_splits(store, run.recipe.data.val_fraction, run.recipe.data.split_seed), split)
         if split == "test":
-            if not (run.test_reads or read_test or judge != "val"):
+            if not (read_test or _has_read_test(run)):
                 raise VitreousError(
                     f"{run.path} has left its test split unread; add --read-test (in Python read_test=True) "
                     "once everything is chosen, since what is chosen after reading it makes its figures too good."
@@ -212,20 +216,26 @@ def evaluate(
     return figures_of(predict_split(bundle, part))
 
 
+def _has_read_test(run: Run) -> bool:
+    """Whether it was read before: noted, or, before reads were noted, told by the run's own test figures."""
+    return bool(run.test_reads) or ((run.path / "summary.json").exists() and "test_acc" in run.summary)
+
+
 def _open(data: Any, request: Mapping[str, Any], data_dir: Path | str | None, bundle: Bundle) -> ImageStore:
     """The run's own data if `data` is None, else those."""
-    if isinstance(data, tuple | list) and len(data) == 2 and not isinstance(data[0], tuple):
-        return from_arrays(data[0], data[1], classes=bundle.classes)
-    own = data is None
+    source, size = (
+        (request["data"], request.get("image_size")) if data is None else (data, bundle.preprocess.size)
+    )
     folder = data_dir or request.get("data_dir")
-    source = request["data"] if own else data
-    named = isinstance(source, str) and source in CIFARS
+    # Folders are packed at a size, and shapes drawn at one; other images are resized when the bundle meets them.
+    sized = isinstance(source, str | Path) and source not in CIFARS
     return open_data(
         source,
         Path(folder) if folder else None,
-        image_size=None if named else request.get("image_size") if own else bundle.preprocess.size,
+        image_size=size if sized else None,
         skip_bad=request.get("skip_bad", False),
         say=lambda line: None,
+        classes=bundle.classes if isinstance(source, tuple | list) else None,
     )
 
 

@@ -124,6 +124,8 @@ class Limits:
 
 
 LIMITS = Limits()
+# Of what a run writes itself: float32 logits of a million images of a thousand classes are 4 GB.
+OWN_LIMITS = Limits(members=100, member_bytes=1 << 33, total_bytes=1 << 34)
 
 
 def _check_member(path: Path, name: str, size: int, limits: Limits) -> None:

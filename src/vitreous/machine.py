@@ -84,13 +84,7 @@ def detect_machine(device: str = "auto", threads: int | None = None) -> Machine:
     Raises:
         VitreousError: an unknown device, or one that this machine does not have.
     """
-    if device not in ("auto", *DEVICES):
-        raise unknown("device", device, ("auto", *DEVICES))
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if device == "auto":
-        device = next(name for name in ("cuda", "mps", "cpu") if available[name])
-    if not available[device]:
-        raise VitreousError(f"torch sees no {device} device here; use --device cpu.")
+    device = resolve_device(device)
     if device == "cpu":
         processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(min(threads or torch.get_num_threads(), processors))
@@ -102,6 +96,18 @@ def detect_machine(device: str = "auto", threads: int | None = None) -> Machine:
         float32_gflops=round(float32, 1),
         bf16_gflops=round(bf16, 3),
     )
+
+
+def resolve_device(device: str) -> str:
+    """The device that is meant, the best that there is for "auto"; raises `VitreousError` as `detect_machine`."""
+    if device not in ("auto", *DEVICES):
+        raise unknown("device", device, ("auto", *DEVICES))
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        device = next(name for name in ("cuda", "mps", "cpu") if available[name])
+    if not available[device]:
+        raise VitreousError(f"torch sees no {device} device here; use --device cpu.")
+    return device
 
 
 def choose_precision(machine: Machine, precision: str) -> Machine:

@@ -26,6 +26,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 FILTERS = {"bicubic": Image.Resampling.BICUBIC}
 # A grey image of more than 8 bits does not say its range: white is the first value here that is not exceeded.
 WHITES = {"I": (2.0**16 - 1, 2.0**31 - 1), "F": (1.0, 255.0, 2.0**16 - 1)}
+EVAL_BATCH = 500  # images at once in evaluation; fixed, since a batch's size can change a product's last bits
 Reader = Callable[[Any], Image.Image]
 ACCEPTED = "a path, the bytes of a file, a PIL image, an array, or a list of these"
 
@@ -180,14 +181,16 @@ def _many(images: Any) -> Sequence[Any] | np.ndarray:
 
 
 def _as_array(image: Any, name: str) -> np.ndarray:
-    if hasattr(image, "detach"):  # a torch tensor, without importing torch
-        image = image.detach().cpu().numpy()
     try:
-        array = np.asarray(image)
-    except ValueError:
+        # A torch tensor is known without importing torch.
+        array = np.asarray(image.detach().cpu().numpy() if hasattr(image, "detach") else image)
+    except (ValueError, TypeError, RuntimeError):  # a tensor of a type that numpy lacks, or without values
         array = np.empty((), object)
     if array.dtype.kind not in "biuf":
-        raise VitreousError(f"{name} cannot be made of {type(image).__name__}; give {ACCEPTED}.")
+        kind = f"{type(image).__name__} of {image.dtype}" if hasattr(image, "dtype") else type(image).__name__
+        raise VitreousError(
+            f"{name} cannot be made of {kind}; give {ACCEPTED}, arrays as uint8 or as float32 from 0 to 1."
+        )
     return array
 
 

@@ -35,7 +35,15 @@ import numpy as np
 
 from vitreous import recipe as recipes
 from vitreous.errors import VitreousError
-from vitreous.files import atomic_write, open_zip, read_zip_member, write_failure, zip_members
+from vitreous.files import (
+    OWN_LIMITS,
+    atomic_write,
+    open_zip,
+    path_of,
+    read_zip_member,
+    write_failure,
+    zip_members,
+)
 
 if TYPE_CHECKING:
     from vitreous.bundle import Bundle
@@ -66,7 +74,7 @@ class Run:
     path: Path
 
     def __init__(self, path: Path | str) -> None:
-        object.__setattr__(self, "path", Path(path))
+        object.__setattr__(self, "path", path_of(path))
 
     @cached_property
     def _tables(self) -> dict[str, Any]:
@@ -167,7 +175,7 @@ def load(path: Path | str) -> Run | Bundle:
     Raises:
         VitreousError: `path` is neither, or a bundle that is damaged.
     """
-    path = Path(path)
+    path = path_of(path)
     if (path / "recipe.toml").exists():
         return Run(path)
     if (path / "config.json").exists():
@@ -227,9 +235,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     with open_zip(path) as archive:
         return {
             member.filename.removesuffix(".npy"): np.load(
-                BytesIO(read_zip_member(archive, member)), allow_pickle=False
+                BytesIO(read_zip_member(archive, member, OWN_LIMITS)), allow_pickle=False
             )
-            for member in zip_members(archive)
+            for member in zip_members(archive, OWN_LIMITS)
         }
 
 

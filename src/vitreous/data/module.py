@@ -16,8 +16,7 @@ from vitreous.data.loader import BatchLoader
 from vitreous.data.sources import open_data
 from vitreous.data.store import ImageStore, Splits, resolve_splits
 from vitreous.errors import VitreousError
-
-EVAL_BATCH = 500
+from vitreous.preprocess import EVAL_BATCH
 
 
 class ImageData(pl.LightningDataModule):

@@ -16,6 +16,7 @@ from torch import Tensor
 from vitreous import recipe as recipes
 from vitreous.data.augment import resized
 from vitreous.errors import VitreousError
+from vitreous.files import path_of
 from vitreous.metrics import SplitMetrics
 from vitreous.model.dropout import counted_generator, free_noise, key_noise
 from vitreous.model.vit import VisionTransformer
@@ -61,7 +62,7 @@ class Classifier(pl.LightningModule):
         Raises:
             VitreousError: there is no such file, or it is no checkpoint of a `Classifier`.
         """
-        path = Path(checkpoint_path)
+        path = path_of(checkpoint_path)
         try:
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
             tables = dict(checkpoint["hyper_parameters"])
@@ -142,6 +143,15 @@ class Classifier(pl.LightningModule):
 
     def _log_figures(self, stage: str) -> None:
         self.log_dict(self.figures.compute().named(stage), prog_bar=True)
+
+    def setup(self, stage: str) -> None:
+        """Refuses a Trainer that would change the weights' type: they are float32, as every figure is."""
+        precision = self.trainer.precision
+        if precision not in ("32-true", "bf16-mixed", "16-mixed"):
+            raise VitreousError(
+                f"This Trainer's precision is {precision}, and a Classifier's weights stay float32; "
+                'give it precision="bf16-mixed" or "32-true".'
+            )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         if self.timeline is None:

@@ -492,6 +492,30 @@ def test_two_processes_may_compile_at_once(own_folder: Path) -> None:
     assert all(path.stem.endswith(build._digest(path)) for path in libraries(own_folder))
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows runs no such script")
+@pytest.mark.parametrize(
+    ("told", "reason"),
+    [
+        ("", "exit status 3"),
+        ("Killed", "Killed"),
+        (
+            "In file included from x\nx:1:10: fatal error: omp.h: No such file\n1 error",
+            "x:1:10: fatal error: omp.h",
+        ),
+        ("ld: cannot find -lomp\nclang: error: linker command failed (use -v)", "ld: cannot find -lomp"),
+    ],
+)
+def test_a_compiler_that_fails_is_quoted(
+    own_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str, reason: str
+) -> None:
+    compiler = tmp_path / "c++"
+    compiler.write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{told}\nEND\nexit 3\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    found = str(build.load_kernels(torch.float32))
+    assert found.startswith(f"{compiler} could not compile them ({reason}")
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has other rights")
 def test_libraries_that_others_could_write_are_compiled_again(own_folder: Path) -> None:
     """As an earlier version left the folder under a umask of 002."""

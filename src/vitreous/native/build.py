@@ -85,9 +85,11 @@ def load_kernels(dtype: torch.dtype) -> ctypes.CDLL | str:
         return ctypes.CDLL(str(_find(folder, key) or _compile(folder, key, command)))
     except subprocess.CalledProcessError as error:  # no OpenMP, say: torch will do
         lines = (error.stderr or b"").decode(errors="replace").strip().splitlines()
-        return (
-            f"{compiler} could not compile them ({next((line for line in lines if 'error' in line), error)})"
-        )
+        causes = (
+            line for line in lines if "error" in line or "cannot find" in line
+        )  # the linker's is the second
+        reason = next(causes, lines[-1] if lines else f"exit status {error.returncode}")
+        return f"{compiler} could not compile them ({reason})"
     except (OSError, RuntimeError) as error:  # a full disk, no home
         return f"they could not be kept in the cache ({getattr(error, 'strerror', None) or error})"
 

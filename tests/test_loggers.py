@@ -74,7 +74,7 @@ def test_wandb_offline(
 
     monkeypatch.setattr(Classifier, "forward", watched)
     run = vitreous.train(arrays, steps=120, out=tmp_path / "run", logger="wandb", **tiny)
-    assert forward_hooks == []  # networks of other kernels call none
+    assert forward_hooks == []  # with hooks it would run in torch
     plain = vitreous.train(arrays, steps=120, out=tmp_path / "plain", **tiny)
     for name, weight in load_file(plain.path / "bundle" / "model.safetensors").items():
         assert torch.equal(weight, load_file(run.path / "bundle" / "model.safetensors")[name]), name
@@ -168,6 +168,33 @@ def test_an_older_curve_is_continued_with_the_new_columns(tmp_path: Path) -> Non
     first, second = read_metrics(path)
     assert (first["learning_rate"], first["muon_learning_rate"], first["train_loss"]) == (0.02, None, 0.5)
     assert (second["learning_rate"], second["muon_learning_rate"]) == (0.002, 0.02)
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from vitreous.training.loggers import MetricsCsv
+path = Path(sys.argv[1])
+log = MetricsCsv(path, seconds=lambda: 1.5, steps_per_epoch=4)
+log.log_metrics({"train_loss": 1.0}, 0)
+resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 5, resource.RLIM_INFINITY))  # a part of a row
+for step in (1, 2):
+    log.log_metrics({"train_loss": 2.0}, step)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+log.log_metrics({"train_loss": 3.0}, 3)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+def test_a_full_disk_costs_rows_and_no_training(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Warning: the figures of step 2 were not written") == 1
+    assert done.stderr.count("Warning") == 1 and str(path) in done.stderr
+    assert [(row["step"], row["train_loss"]) for row in read_metrics(path)] == [(1, 1.0), (4, 3.0)]
 
 
 def test_unknown_logger(arrays: Arrays, tiny: dict[str, Any], tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ NETWORKS: dict[str, tuple[Architecture, int, int]] = {  # with image_size and th
         20,
     ),
 }
-pytestmark = pytest.mark.skipif(build.library(torch.float32) is None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(isinstance(build.load_kernels(torch.float32), str), reason="no C++ compiler")
 
 
 @pytest.fixture(params=[1, 3], ids=["a thread", "three threads"])

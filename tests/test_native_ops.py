@@ -19,7 +19,7 @@ from torch import Tensor
 from vitreous.errors import VitreousError
 from vitreous.native import build, ops
 
-pytestmark = pytest.mark.skipif(build.library(torch.float32) is None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(isinstance(build.load_kernels(torch.float32), str), reason="no C++ compiler")
 
 B, N, D, H, M = 3, 18, 40, 2, 56  # widths that no register divides
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -280,7 +280,27 @@ def test_operators_refuse_in_a_sentence() -> None:
         ops.stem(images.clone().requires_grad_(), None, stem, 1e-6, False)
     with pytest.raises(ValueError, match="values in tensor 5"):
         ops.stem(images, None, [stem[0].abs(), *stem[1:]], 1e-6, False)
+    with pytest.raises(ValueError, match="at least one head"):
+        ops.encode(x, weights, None, 0.0, N, 0, 1e-6, False)
+    for wanted in (-1, 0, N + 1):
+        with pytest.raises(ValueError, match=f"1 to {N} wanted tokens"):
+            ops.encode(x, weights, None, 0.0, wanted, H, 1e-6, False)
+    with pytest.raises(ValueError, match="fc1"):
+        ops.encode(x, [*weights[:10], torch.tensor(1.0), *weights[11:]], None, 0.0, N, H, 1e-6, False)
+    for shape in ((2, 12, 32, 8), (2, 3, 13, 12), (2, 1, 13, 13)):
+        with pytest.raises(ValueError, match="pictures"):
+            ops.stem(torch.randn(shape), None, stem, 1e-6, False)
+    for side in (0, 1, 4):
+        with pytest.raises(ValueError, match="larger pictures"):
+            ops.stem(torch.randn(2, 3, side, side), None, stem, 1e-6, False)
+    for i in (0, 1, 3):
+        with pytest.raises(ValueError, match="four-dimensional"):
+            ops.stem(images, None, [*stem[:i], torch.tensor(1.0), *stem[i + 1 :]], 1e-6, False)
     weight = torch.randn(16, 8).t()
+    with pytest.raises(ValueError, match="at least one matrix"):
+        ops.muon_step([], [], [], 0.1, 0.9, 0.0, False, 5, COEFFICIENTS)
+    with pytest.raises(ValueError, match="as many gradients"):
+        ops.muon_step([weight], [], [weight], 0.1, 0.9, 0.0, False, 5, COEFFICIENTS)
     with pytest.raises(ValueError, match="contiguous"):
         ops.muon_step([weight], [weight], [weight], 0.1, 0.9, 0.0, False, 5, COEFFICIENTS)
 
@@ -472,16 +492,55 @@ def test_two_processes_may_compile_at_once(own_folder: Path) -> None:
     assert all(path.stem.endswith(build._digest(path)) for path in libraries(own_folder))
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has other rights")
-def test_a_folder_that_others_may_write_to_is_not_trusted(
-    own_folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows runs no such script")
+@pytest.mark.parametrize(
+    ("told", "reason"),
+    [
+        ("", "exit status 3"),
+        ("Killed", "Killed"),
+        (
+            "In file included from x\nx:1:10: fatal error: omp.h: No such file\n1 error",
+            "x:1:10: fatal error: omp.h",
+        ),
+        ("ld: cannot find -lomp\nclang: error: linker command failed (use -v)", "ld: cannot find -lomp"),
+    ],
+)
+def test_a_compiler_that_fails_is_quoted(
+    own_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str, reason: str
 ) -> None:
+    compiler = tmp_path / "c++"
+    compiler.write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{told}\nEND\nexit 3\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    found = str(build.load_kernels(torch.float32))
+    assert found.startswith(f"{compiler} could not compile them ({reason}")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has other rights")
+def test_libraries_that_others_could_write_are_compiled_again(own_folder: Path) -> None:
+    """As an earlier version left the folder under a umask of 002."""
     own_folder.mkdir(parents=True)
-    own_folder.chmod(0o777)
-    assert "other users may write" in str(build.load_kernels(torch.float32))
-    assert libraries(own_folder) == []
-    own_folder.chmod(0o700)
-    build.load_kernels.cache_clear()
+    planted = own_folder / "planted"
+    subprocess.run(
+        [str(build.cpp_compiler()), "-shared", "-x", "c++", "-", "-o", str(planted)], input=b"", check=True
+    )
+    command = [str(build.cpp_compiler()), *build.FLAGS]
+    key = build._key(command[0], command)
+    planted = planted.rename(own_folder / f"{key}-{build._digest(planted)}.so")  # a name that would be loaded
+    assert build._find(own_folder, key) == planted
+    (own_folder / "7a45abd7d30a08e707c6.so").write_bytes(b"of an earlier version")
+    (own_folder / "notes.so").write_bytes(b"of somebody else")
+    own_folder.chmod(0o775)
+    kernels = build.load_kernels(torch.float32)
+    assert isinstance(kernels, ctypes.CDLL) and hasattr(kernels, "encoder")
+    assert own_folder.stat().st_mode & 0o777 == 0o700
+    made, other = libraries(own_folder)
+    assert made != planted and other.name == "notes.so"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has other rights")
+def test_a_folder_of_another_user_is_not_trusted(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own_folder.mkdir(parents=True)
     monkeypatch.setattr(os, "geteuid", lambda: own_folder.stat().st_uid + 1)
     assert "belongs to another user" in str(build.load_kernels(torch.float32))
     with pytest.raises(VitreousError, match="belongs to another user"):
@@ -490,10 +549,11 @@ def test_a_folder_that_others_may_write_to_is_not_trusted(
 
 def test_what_was_not_used_for_long_is_removed(own_folder: Path) -> None:
     own_folder.mkdir(parents=True)
-    old, new = own_folder / "0-0.so", own_folder / "1-1.so"
-    for path, days in ((old, build.UNUSED_DAYS + 1), (new, build.UNUSED_DAYS - 1)):
+    old, new = (own_folder / f"{digit * 32}-{digit * 32}.so" for digit in "01")
+    other = own_folder / "thesis.txt"
+    for path, days in ((old, build.UNUSED_DAYS + 1), (new, build.UNUSED_DAYS - 1), (other, 1000)):
         path.write_bytes(b"")
         age = path.stat().st_mtime - days * 24 * 3600
         os.utime(path, (age, age))
     build.load_kernels(torch.float32)
-    assert not old.exists() and new.exists()
+    assert not old.exists() and new.exists() and other.exists()

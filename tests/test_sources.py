@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import socket
 import stat
 import subprocess
@@ -736,9 +737,19 @@ def test_the_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_data_dir() == Path("/home/someone/.cache/vitreous")
 
 
+NOT_OUR_KERNELS = (
+    "deadbeefdeadbeef-results.csv",
+    "precious.so",
+    "tmp12345678/kernels.so",
+    "tmp12345678/thesis.txt",
+    "tmp12345679/kernels.so/thesis.txt",
+)
+
+
 @pytest.fixture
-def cache(tmp_path: Path, tiny: tuple[str, Pictures]) -> Path:
+def cache(tmp_path: Path, tiny: tuple[str, Pictures], monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache with CIFAR-10, a packed folder, the rest of a broken-off import and things of somebody else."""
+    monkeypatch.setenv("VITREOUS_DATA", str(tmp_path / "data"))
     name, pictures = tiny
     fetch(name, tmp_path / "data", FORMS["binary folder"](tmp_path, name, pictures), quiet)
     folder = write_folder(tmp_path / "mine", class_folders(name, pictures))
@@ -746,8 +757,9 @@ def cache(tmp_path: Path, tiny: tuple[str, Pictures]) -> Path:
     datasets = tmp_path / "data" / "datasets"
     write_folder(datasets / ".cifar10.0123abcd.partial", {"train_images.npy": b"half", "x/y": b""})
     write_folder(datasets / "somebody", {"precious": b"", "store.json": b"{}"})
-    kernels = {"7a45abd7d30a08e707c6.so": b"code", "tmpab12cd_9/kernels.so": b"half", "precious.so": b""}
-    write_folder(tmp_path / "data" / "kernels", kernels)
+    ours = {"7a45abd7d30a08e707c6.so": b"code", f"{'7a' * 16}-{'0f' * 16}.so": b"code"}
+    ours |= {"tmpab12cd_9/kernels.so": b"half"}
+    write_folder(tmp_path / "data" / "kernels", ours | dict.fromkeys(NOT_OUR_KERNELS, b""))
     (tmp_path / "data" / "kernels" / "0123456789abcdef0123.so").symlink_to(tmp_path / "mine")
     for link in ("link", ".link.partial"):
         (datasets / link).symlink_to(tmp_path / "mine")
@@ -758,18 +770,25 @@ def everything_in(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
+def left_of(kernels: Path) -> list[str]:
+    """The files and links in the folder of kernels."""
+    found = [path for path in kernels.rglob("*") if path.is_symlink() or not path.is_dir()]
+    return sorted(str(path.relative_to(kernels)) for path in found)
+
+
 def test_clear_removes_all_that_is_ours_and_nothing_else(cache: Path) -> None:
     mine = everything_in(cache.parent / "mine")
     said: list[str] = []
-    clear(everything=True, data_dir=cache, say=said.append)
+    clear(everything=True, say=said.append)
+    assert left_of(cache / "kernels") == ["0123456789abcdef0123.so", *NOT_OUR_KERNELS]
+    shutil.rmtree(cache / "kernels")
     assert everything_in(cache) == [
         *("datasets", "datasets/.link.partial", "datasets/link", "datasets/somebody"),
         *("datasets/somebody/precious", "datasets/somebody/store.json"),
-        *("kernels", "kernels/0123456789abcdef0123.so", "kernels/precious.so"),
     ]
     assert everything_in(cache.parent / "mine") == mine
     assert len(said) == 4
-    clear(everything=True, data_dir=cache, say=said.append)
+    clear(everything=True, say=said.append)
     assert said[4:] == [f"There was nothing of ours to remove in {cache}."]
 
 
@@ -777,11 +796,13 @@ def test_clear_removes_nothing_that_was_not_named(cache: Path, capsys: pytest.Ca
     before = everything_in(cache)
     (packed,) = (cache / "datasets").glob("mine*")
     for line in ("data clear", "data clear cifar10 --all", "data clear kernel"):
-        assert main([*line.split(), "--data-dir", str(cache)]) == 2
+        assert main(line.split()) == 2
     with pytest.raises(
         VitreousError, match=f"Say what to remove, or --all .* holds cifar10, {packed.name}, kernels"
     ):
-        clear(data_dir=cache)
+        clear()
+    assert main(["data", "clear"]) == 2
+    assert f"holds cifar10, {packed.name}, kernels" in " ".join(capsys.readouterr().err.split())
     with pytest.raises(VitreousError, match="holds nothing of ours"):
         clear(data_dir=cache / "nowhere")
     with pytest.raises(VitreousError, match="empty"):
@@ -791,19 +812,33 @@ def test_clear_removes_nothing_that_was_not_named(cache: Path, capsys: pytest.Ca
 
 def test_clear_removes_the_kernels_alone(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     datasets = everything_in(cache / "datasets")
-    assert main(["data", "clear", "kernels", "--data-dir", str(cache)]) == 0
+    assert main(["data", "clear", "kernels"]) == 0
     assert everything_in(cache / "datasets") == datasets
-    assert everything_in(cache / "kernels") == ["0123456789abcdef0123.so", "precious.so"]
-    for left in (cache / "kernels").iterdir():
-        left.rename(cache / left.name)
+    assert left_of(cache / "kernels") == ["0123456789abcdef0123.so", *NOT_OUR_KERNELS]
+    shutil.rmtree(cache / "kernels")
     write_folder(cache / "kernels", {"7a45abd7d30a08e707c6.so": b"code"})
-    assert main(["data", "clear", "--all", "--data-dir", str(cache)]) == 0
+    assert main(["data", "clear", "--all"]) == 0
     assert not (cache / "kernels").exists()
     # A folder that is itself a link is somebody else's.
     write_folder(cache / "elsewhere", {"7a45abd7d30a08e707c6.so": b"code"})
     (cache / "kernels").symlink_to(cache / "elsewhere")
-    assert main(["data", "clear", "kernels", "--data-dir", str(cache)]) == 0
+    assert main(["data", "clear", "kernels"]) == 0
     assert everything_in(cache / "elsewhere") == ["7a45abd7d30a08e707c6.so"]
+
+
+def test_kernels_are_where_they_are_compiled_whatever_the_data_folder(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = cache.parent / "other"
+    write_folder(other / "kernels", {"7a45abd7d30a08e707c6.so": b"of somebody else"})
+    for folder in (cache, other):
+        before = everything_in(folder / "kernels")
+        assert main(["data", "clear", "kernels", "--data-dir", str(folder)]) == 2
+        assert "leave it out" in capsys.readouterr().err
+        assert main(["data", "clear", "--all", "--data-dir", str(folder)]) == 0
+        assert everything_in(folder / "kernels") == before
+    assert main(["data", "clear", "kernels"]) == 0
+    assert not (cache / "kernels" / "7a45abd7d30a08e707c6.so").exists()
 
 
 def test_clear_takes_a_name_a_packed_path_or_a_source(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

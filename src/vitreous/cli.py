@@ -102,8 +102,6 @@ def data_show(words: Iterable[str] = (), **options: Any) -> None:
 def data_clear(data: str | None = None, **options: Any) -> None:
     from vitreous.data.sources import clear
 
-    if data is None and not options.get("everything"):
-        raise VitreousError("Name the data set to remove, or give --all to remove every packed one.")
     clear(data, **options)
 
 
@@ -306,7 +304,10 @@ COMMANDS: dict[str, Command] = {
         (
             argument("data", "a name or path, or kernels", nargs="?", metavar="[DATA]"),
             argument(
-                "--all", "every packed data set, and the kernels", dest="everything", action="store_true"
+                "--all",
+                "every packed data set, and, without --data-dir, the kernels",
+                dest="everything",
+                action="store_true",
             ),
             DATA_DIR,
         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -17,6 +18,11 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from vitreous.errors import VitreousError
+
+KERNEL_NAME = re.compile(
+    r"[0-9a-f]{32}-[0-9a-f]{32}\.so|[0-9a-f]{20}\.so"
+)  # the shorter one is of earlier versions
+COMPILING_NAME = re.compile(r"tmp[a-z0-9_]{8}")  # as `tempfile` names a folder to compile in
 
 
 def path_of(given: str | os.PathLike[str]) -> Path:
@@ -42,6 +48,25 @@ def default_data_dir() -> Path:
     Raises RuntimeError where the user has no home.
     """
     return Path(os.environ.get("VITREOUS_DATA") or "~/.cache/vitreous").expanduser()
+
+
+def kernels_dir() -> Path:
+    """Where compiled kernels are kept: `kernels` in `default_data_dir()`, whose RuntimeError this may raise."""
+    return default_data_dir() / "kernels"
+
+
+def is_kernel(path: Path) -> bool:
+    """Whether `path`, in `kernels_dir()`, is a compiled library, or a folder left by a compilation that was killed.
+
+    Only such names are ours to remove: a person may keep other files there. Links are not followed.
+    """
+    if path.is_symlink():
+        return False
+    if path.is_file():
+        return KERNEL_NAME.fullmatch(path.name) is not None
+    return COMPILING_NAME.fullmatch(path.name) is not None and all(
+        inner.name == "kernels.so" and inner.is_file() for inner in path.iterdir()
+    )
 
 
 def human_size(size: int) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -33,16 +32,23 @@ from vitreous.data.store import (
     store_path,
 )
 from vitreous.errors import VitreousError, unknown
-from vitreous.files import check_free_space, default_data_dir, human_size, path_of, sha256, write_failure
+from vitreous.files import (
+    check_free_space,
+    default_data_dir,
+    human_size,
+    is_kernel,
+    kernels_dir,
+    path_of,
+    sha256,
+    write_failure,
+)
 
 NAMES = (*CIFARS, "shapes")
 SILENCE = 5.0  # seconds without a byte after which a host is given up (connecting) or tried again (reading)
 ATTEMPTS = 4  # in a row without a new byte
 PAUSE = 1.0  # seconds before the second of them, growing
 LARGEST = 1_000_000_000  # bytes that no archive known here reaches
-KERNELS = "kernels"  # the folder beside `datasets` where compiled kernels lie
-# They are named by the start of a SHA-256, what is being compiled lies in a folder that `tempfile` named.
-KERNEL_NAME = re.compile(r"\.?[0-9a-f]{16,}[\w.-]*|tmp\w{8}")
+KERNELS = "kernels"  # stands for the compiled kernels where a data set may be named
 Say = Callable[[str], None]
 
 
@@ -381,22 +387,28 @@ def clear(
         target: a name, the path of a packed data set, or the folder or zip that one was packed from; or
             "kernels" (write "./kernels" for a folder of such a name).
         everything: instead of one, all packed data sets, what broken-off imports left, and the kernels.
-        data_dir: where packed data sets and kernels lie; `default_data_dir()` if left out.
+        data_dir: where packed data sets lie; `default_data_dir()` if left out. Kernels never lie in another folder
+            than `kernels_dir()`, so they are left alone where this is given.
         say: receives what was removed, a sentence each.
 
     Raises:
         VitreousError: neither or both of `target` and `everything` are given, nothing is packed under `target`,
-            or it cannot be removed.
+            it cannot be removed, or kernels are to be removed and `data_dir` is given.
     """
     folder = _data_dir(data_dir)
-    datasets, kernels = store_path(folder, ""), folder / KERNELS
+    datasets, kernels = store_path(folder, ""), None if data_dir else kernels_dir()
     packed = _entries(datasets)
     if target is not None and everything:
         raise VitreousError(f"Both {target} and all are to be removed; say one of them.")
     if target is None and not everything:
-        names = [path.name for path in packed if read_header(path)] + [KERNELS] * bool(_entries(kernels))
+        names = [path.name for path in packed if read_header(path)] + [KERNELS] * bool(_kernels(kernels))
         raise VitreousError(
             f"Say what to remove, or --all for everything; {folder} holds {', '.join(names) or 'nothing of ours'}."
+        )
+    if str(target) == KERNELS and kernels is None:
+        raise VitreousError(
+            "Compiled kernels do not lie in a --data-dir; leave it out to remove those in the cache "
+            "($VITREOUS_DATA, or ~/.cache/vitreous)."
         )
     chosen = packed if everything else []
     if target is not None and str(target) != KERNELS:
@@ -420,7 +432,7 @@ def clear(
         except OSError as error:
             raise write_failure(path, error) from error
         removed += 1
-    if everything or str(target) == KERNELS:
+    if kernels is not None and (everything or str(target) == KERNELS):
         removed += _remove_kernels(kernels, say)
     if not removed:
         say(f"There was nothing of ours to remove in {folder}.")
@@ -432,13 +444,20 @@ def _entries(folder: Path) -> list[Path]:
     return [path for path in found if not path.is_symlink()]
 
 
+def _kernels(folder: Path | None) -> list[Path]:
+    """The compiled kernels in a folder; none where the folder is a link, which is somebody else's."""
+    return (
+        []
+        if folder is None or folder.is_symlink()
+        else [path for path in _entries(folder) if is_kernel(path)]
+    )
+
+
 def _remove_kernels(folder: Path, say: Say) -> int:
-    """Remove compiled kernels; they are made anew when they are next needed. Returns how many."""
-    if folder.is_symlink():
-        return 0
-    ours = [path for path in _entries(folder) if KERNEL_NAME.fullmatch(path.name)]
+    """Remove compiled kernels; they are compiled again when they are next needed. Returns how many."""
     freed = 0
     try:
+        ours = _kernels(folder)
         for path in ours:
             if path.is_dir():  # a compilation that was broken off
                 shutil.rmtree(path)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from vitreous.errors import VitreousError
-from vitreous.files import default_data_dir
+from vitreous.files import is_kernel, kernels_dir
 
 FOLDER = Path(__file__).parent
 SOURCE = FOLDER / "kernels.cpp"  # includes the others
@@ -64,20 +64,6 @@ def cpp_compiler() -> str | None:
     return None
 
 
-def kernels_dir() -> Path:
-    """Where compiled kernels are kept: `kernels` in `$VITREOUS_DATA`, or in `~/.cache/vitreous`.
-
-    Everything in it may be deleted at any time; kernels are then compiled again. May raise RuntimeError (no home).
-    """
-    return default_data_dir() / "kernels"
-
-
-def library(dtype: torch.dtype) -> ctypes.CDLL | None:
-    """The kernels for activations of `dtype`, or None if there are none here."""
-    found = load_kernels(dtype)
-    return None if isinstance(found, str) else found
-
-
 @functools.cache
 def load_kernels(dtype: torch.dtype) -> ctypes.CDLL | str:
     """The kernels for activations of `dtype`, or the reason why there are none here.
@@ -99,24 +85,32 @@ def load_kernels(dtype: torch.dtype) -> ctypes.CDLL | str:
         return ctypes.CDLL(str(_find(folder, key) or _compile(folder, key, command)))
     except subprocess.CalledProcessError as error:  # no OpenMP, say: torch will do
         lines = (error.stderr or b"").decode(errors="replace").strip().splitlines()
-        return (
-            f"{compiler} could not compile them ({next((line for line in lines if 'error' in line), error)})"
-        )
+        causes = (
+            line for line in lines if "error" in line or "cannot find" in line
+        )  # the linker's is the second
+        reason = next(causes, lines[-1] if lines else f"exit status {error.returncode}")
+        return f"{compiler} could not compile them ({reason})"
     except (OSError, RuntimeError) as error:  # a full disk, no home
         return f"they could not be kept in the cache ({getattr(error, 'strerror', None) or error})"
 
 
 def _make_private(folder: Path) -> str | None:
-    """Makes the folder, readable by its owner only; or says why what is there cannot be trusted."""
+    """Makes the folder, readable by its owner only; or says why what is there cannot be trusted.
+
+    Earlier versions let the umask decide, which on many systems lets the user's group write. The libraries in such a
+    folder may be anybody's: they are removed, and compiled again when needed.
+    """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not hasattr(os, "geteuid"):  # Windows
         return None
     status = folder.stat()
     if status.st_uid != os.geteuid():
         return f"{folder} belongs to another user; set VITREOUS_DATA to a folder of your own"
+    folder.chmod(0o700)  # first: from here on nobody else adds a library
     if status.st_mode & 0o022:
-        return f"other users may write to {folder}; delete that folder"
-    folder.chmod(0o700)
+        for path in list(folder.iterdir()):
+            if path.is_file() and is_kernel(path):
+                path.unlink(missing_ok=True)  # another process may do the same
     return None
 
 
@@ -149,7 +143,7 @@ def _find(folder: Path, key: str) -> Path | None:
 def _compile(folder: Path, key: str, command: Sequence[str]) -> Path:
     for path in folder.iterdir():  # libraries of other versions, folders of compilations that were killed
         with contextlib.suppress(OSError):
-            if path.stat().st_mtime < time.time() - UNUSED_DAYS * 24 * 3600:
+            if is_kernel(path) and path.stat().st_mtime < time.time() - UNUSED_DAYS * 24 * 3600:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         made = Path(scratch) / "kernels.so"

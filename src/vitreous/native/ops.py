@@ -95,6 +95,12 @@ def _encode_outputs(
 ) -> tuple[Tensor, Tensor]:
     if len(weights) == 0 or len(weights) % LAYER or x.ndim != 3:
         raise ValueError(f"encode needs tokens [B, N, D] and {LAYER} weights for each layer.")
+    if num_heads < 1 or not 1 <= wanted <= x.shape[1]:
+        raise ValueError(
+            f"encode needs at least one head and 1 to {x.shape[1]} wanted tokens, not {num_heads} and {wanted}."
+        )
+    if weights[FC1].ndim != 2:
+        raise ValueError(f"encode needs fc1's weight as [M, D], not {list(weights[FC1].shape)}.")
     if not 0 <= rate < 1:
         raise ValueError(f"encode needs a dropout rate in [0, 1), not {rate}.")
     kept = _encoder_room(x, weights, len(weights) // LAYER, wanted, num_heads, bf16) if keep else 0
@@ -253,10 +259,14 @@ def _stem(
 def _stem_outputs(
     x: Tensor, position: Tensor | None, weights: list[Tensor], eps: float, bf16: bool
 ) -> tuple[Tensor, Tensor]:
-    if len(weights) < 6 or len(weights) % 3 or x.ndim != 4:
+    if len(weights) < 6 or len(weights) % 3 or x.ndim != 4 or x.shape[1:] != (3, x.shape[2], x.shape[2]):
         raise ValueError("stem needs pictures [B, 3, S, S], three weights, and three for each stage.")
+    if any(w.ndim != 4 for w in (*weights[:2], *weights[3::3])):
+        raise ValueError("stem needs whitening, projection and convolutions as four-dimensional weights.")
     B, S, D = x.shape[0], x.shape[2], len(weights[1])
     kept, grid = stem_kept_bytes(_dtype(bf16).itemsize, B, S, [len(w) for w in weights[3::3]])
+    if grid < 1:
+        raise ValueError(f"stem needs larger pictures than {S} by {S} for {len(weights) // 3 - 1} stages.")
     return x.new_empty(B, grid * grid, D), x.new_empty(kept, dtype=torch.uint8)
 
 
@@ -328,6 +338,8 @@ def muon_step(
 
     Raises: as `encode` does.
     """
+    if not weights or not len(weights) == len(grads) == len(momenta):
+        raise ValueError("muon_step needs at least one matrix, and as many gradients and momenta.")
     rates = (float(learning_rate), float(momentum), float(decay))
     _muon_step(weights, grads, momenta, *rates, bf16, steps, [float(c) for c in coefficients])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,11 +32,12 @@ class MetricsCsv(Logger):
 
     Args:
         path: of the file; its rows up to `start_step` are kept. Later rows are discarded; those steps run again.
+            A later row that cannot be written (a full disk) is left out, with a warning for the first one on stderr.
         seconds: the run's training clock.
         steps_per_epoch: for the `epoch` column, a fraction.
 
     Raises:
-        VitreousError: the file is damaged, or cannot be read or written.
+        VitreousError: the file is damaged, or cannot be read or written at the start.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class MetricsCsv(Logger):
     ) -> None:
         super().__init__()
         self.path, self.clock, self.steps_per_epoch = path, seconds, steps_per_epoch
+        self.warned = False
         try:
             kept = [row for row in read_metrics(path) if row["step"] <= start_step] if path.exists() else []
         except VitreousError as error:
@@ -78,10 +81,25 @@ class MetricsCsv(Logger):
             **known,
         }
         try:
+            self._append(row)
+        except OSError as error:
+            if not self.warned:
+                print(
+                    f"Warning: the figures of step {done} were not written; training goes on, and later rows are "
+                    f"still tried. {write_failure(self.path, error)}",
+                    file=sys.stderr,
+                )
+            self.warned = True
+
+    def _append(self, row: Mapping[str, float]) -> None:
+        """Adds the whole row or, with an OSError, nothing: later rows would run on from a part of it."""
+        size = self.path.stat().st_size
+        try:
             with self.path.open("a", encoding="utf-8", newline="") as file:
                 csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
-        except OSError as error:
-            raise write_failure(self.path, error) from None
+        except OSError:
+            os.truncate(self.path, size)
+            raise
 
 
 class TensorBoard(TensorBoardLogger):
@@ -97,7 +115,7 @@ class TensorBoard(TensorBoardLogger):
 class Wandb(WandbLogger):
     """Weights & Biases, with histograms of all parameters and gradients every 100 steps.
 
-    Its own `watch` hooks the forward pass, and kernels that replace a whole network call no hooks.
+    Its own `watch` would slow training down: a network with forward hooks runs in torch, not on the native kernels.
     """
 
     def log_histograms(self, model: nn.Module, step: int) -> None:

@@ -123,6 +123,7 @@ def test_version(capsys: Capture) -> None:
         ("train x --device cpu --precision 32 --logger csv --data-dir d", ("x", "default"),
          {"overrides": [], "device": "cpu", "precision": "32", "logger": "csv", "data_dir": Path("d")}),
         ("data show x crop=8 --out y.png", ("x",), {"overrides": ["crop=8"], "out": Path("y.png")}),
+        ("data show x --epochs 30", ("x",), {"overrides": [], "epochs": 30}),
         ("train --resume runs/x", (Path("runs/x"),), {}),
         ("train --resume=runs/x", (Path("runs/x"),), {}),
         ("train --repeat runs/x --out y", (Path("runs/x"),), {"out": Path("y")}),

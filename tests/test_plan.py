@@ -90,14 +90,20 @@ def test_everything_is_made_once(
 
 
 def test_the_shown_augmentation_is_that_of_the_training(
-    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arrays: Arrays,
+    tiny: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
 ) -> None:
+    """For the budget that is given, of which only minutes are measured."""
     shown: list[Augment] = []
+    monkeypatch.setattr(plan, "measure_seconds", lambda *_, **__: pytest.fail("it is measuring"))
     monkeypatch.setattr(api, "draw", lambda store, augment, path: shown.append(augment))
     for epochs in (1, 26):
-        tiny["overrides"] |= {"epochs": epochs}
-        api.show(arrays, out=tmp_path / "x.png", overrides=tiny["overrides"])
-        run = vitreous.train(arrays, out=tmp_path / str(epochs), **tiny)
+        api.show(arrays, out=tmp_path / "x.png", epochs=epochs, overrides=tiny["overrides"])
+        assert f"augmentation: as in a training of {epochs} epochs" in capsys.readouterr().out
+        run = vitreous.train(arrays, out=tmp_path / str(epochs), epochs=epochs, **tiny)
         assert (shown[-1].crop, shown[-1].cutout) == (run.recipe.augment.crop, run.recipe.augment.cutout)
     assert [(augment.crop, augment.cutout) for augment in shown] == [
         (1, 0),
@@ -254,6 +260,196 @@ def test_records_of_another_version_or_damaged_ones_are_told_apart(
         vitreous.repeat(run.path, arrays)
 
 
+def test_a_repeat_that_is_killed_goes_on_as_one(
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before its first checkpoint, and between two fits: a kill leaves what was written by then."""
+    with monkeypatch.context() as patch:
+        slow_steps(patch)
+        first = vitreous.train(arrays, out=tmp_path / "first", minutes=0.1, **tiny)
+    fits = first.resolved["timeline"]["fits"]
+    assert len(fits) > 3
+    save = CheckpointKeeper.on_train_batch_end
+    for cut_at in (2, fits[len(fits) // 2][0]):
+        path = tmp_path / f"cut at {cut_at}"
+
+        def kill(self: CheckpointKeeper, trainer: pl.Trainer, *args: Any, at: int = cut_at) -> None:
+            save(self, trainer, *args)
+            if trainer.global_step == at - 1 and at > 2:
+                self.save(trainer)
+            if trainer.global_step == at:
+                raise SystemError("killed")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(CheckpointKeeper, "on_train_batch_end", kill)
+            with pytest.raises(SystemError):
+                vitreous.repeat(first.path, arrays, out=path)
+        again = vitreous.resume(path, arrays)
+        assert digest(again) == digest(first) and again.resolved["exact"]
+        assert again.resolved["timeline"]["fits"] == fits
+
+
+def test_a_repeat_is_exact_by_its_weights(
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, capsys: Capture
+) -> None:
+    first = vitreous.train(arrays, steps=2, out=tmp_path / "first", **tiny)
+    again = vitreous.repeat(first.path, arrays, out=tmp_path / "again")
+    assert again.resolved["exact"]
+    assert f"The weights are those of {first.path}, to the bit." in capsys.readouterr().out
+    weights = first.path / "bundle" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    other = vitreous.repeat(first.path, arrays, out=tmp_path / "other")
+    assert not other.resolved["exact"]
+    assert f"The weights differ from {first.path}'s." in capsys.readouterr().out
+    weights.unlink()
+    assert vitreous.repeat(first.path, arrays, out=tmp_path / "third").resolved["exact"]
+    assert "so they are not compared" in capsys.readouterr().out
+
+
+def test_what_changes_bits_is_told(
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, capsys: Capture
+) -> None:
+    first = vitreous.train(arrays, steps=1, out=tmp_path / "first", **tiny)
+    file = first.path / "recipe.toml"
+    machine, versions = first.resolved["machine"], first.resolved["versions"]
+    assert machine["capability"] == torch.backends.cpu.get_cpu_capability()
+    assert machine["matmul_precision"] == torch.get_float32_matmul_precision()
+    for old, new in (
+        (f'capability = "{machine["capability"]}"', 'capability = "SSE"'),
+        (f'matmul_precision = "{machine["matmul_precision"]}"', 'matmul_precision = "medium"'),
+        (f'vitreous = "{versions["vitreous"]}"', 'vitreous = "0.0.1"'),
+    ):
+        whole = file.read_text()
+        assert old in whole
+        file.write_text(whole.replace(old, new))
+        capsys.readouterr()
+        vitreous.repeat(first.path, arrays, out=tmp_path / new[:5])
+        file.write_text(whole)
+        name, value = new.replace('"', "").split(" = ")
+        assert (
+            f"will not have the bits of the earlier one: {name} was {value} and is" in capsys.readouterr().out
+        )
+
+
+def test_recorded_choices_are_said_to_be_recorded(
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    first = vitreous.train(arrays, steps=1, out=tmp_path / "first", backend="torch", **tiny)
+    assert "backend: torch, as given" in first.resolved["machine"]["reasons"]
+    again = vitreous.train(arrays, first.path / "recipe.toml", out=tmp_path / "again", device="cpu")
+    for run in (again, vitreous.repeat(first.path, arrays, out=tmp_path / "third")):
+        reasons = run.resolved["machine"]["reasons"]
+        assert {"precision: 32, as recorded", "backend: torch, as recorded"} <= set(reasons)
+        assert not any("as given" in reason for reason in reasons)
+        assert any(reason.startswith("attention:") and "as recorded" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("timeline.fits", "abc"),
+        ("timeline.fits", []),
+        ("timeline.fits", [[0]]),
+        ("timeline.fits", [["a", "b"]]),
+        ("timeline.fits", [[0, 0]]),
+        ("timeline.fits", [[0, 5], [0, 4]]),
+        ("timeline", 3),
+        ("versions", "x"),
+        ("versions.torch", None),
+        ("versions.torch", 3),
+        ("machine", 3),
+        ("machine.threads", -4),
+        ("machine.threads", 0),
+        ("machine.threads", "two"),
+        ("machine.compile", "maybe"),
+        ("machine.attention", "some"),
+        ("machine.backend", "fast"),
+        ("request", 3),
+        ("request.data_dir", 3),
+        ("request.image_size", "32"),
+        ("exact", 1),
+        ("fingerprint", 1),
+        ("", 3),
+    ],
+)
+def test_a_malformed_record_is_a_sentence(
+    key: str, value: Any, arrays: Arrays, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    run = vitreous.train(arrays, steps=1, out=tmp_path / "run", **tiny)
+    file = run.path / "recipe.toml"
+    tables = tomllib.loads(file.read_text())
+    *way, last = ["resolved", *filter(None, key.split("."))]
+    table = tables
+    for name in way:
+        table = table[name]
+    table[last] = value  # none is not written
+    file.write_text(recipes.dump(tables))
+    with pytest.raises(VitreousError):
+        vitreous.repeat(run.path, arrays, out=tmp_path / "again")
+    (run.path / "summary.json").unlink()
+    with pytest.raises(VitreousError):
+        vitreous.resume(run.path, arrays)
+    if "machine" in key or not key:
+        with pytest.raises(VitreousError, match=r"(r|R)estore it, or train anew"):
+            vitreous.train(arrays, file, out=tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_torch_is_left_as_it_was(
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machines, "processor", lambda: "a processor")
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    try:
+        run = vitreous.train(arrays, steps=2, out=tmp_path / "run", **tiny)
+        assert torch.equal(torch.get_rng_state(), state)
+        torch.set_num_threads(threads + 1)
+        vitreous.repeat(run.path, arrays, out=tmp_path / "again")
+        assert torch.get_num_threads() == threads + 1
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_numpys_whole_numbers_are_written_as_such(
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    size: Any = np.int64(16)
+    run = vitreous.train(arrays, steps=1, image_size=size, seed=np.int32(3), out=tmp_path / "run", **tiny)  # type: ignore[arg-type]
+    assert run.resolved["request"].items() >= {"image_size": 16, "seed": 3}.items()
+    assert digest(vitreous.repeat(run.path, arrays, out=tmp_path / "again")) == digest(run)
+
+
+def test_an_unusable_logger_is_met_before_anything_is_written(
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = vitreous.train(arrays, steps=1, out=tmp_path / "run", **tiny)
+
+    def refuse(name: str) -> None:
+        raise VitreousError("no key")
+
+    monkeypatch.setattr(api, "check_logger", refuse)
+    with pytest.raises(VitreousError, match="no key"):
+        vitreous.repeat(run.path, arrays, out=tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+    (run.path / "summary.json").unlink()
+    before = (run.path / "log.txt").read_text()
+    with pytest.raises(VitreousError, match="no key"):
+        vitreous.resume(run.path, arrays)
+    assert (run.path / "log.txt").read_text() == before
+
+
+def test_torch_set_otherwise_is_a_sentence(arrays: Arrays, tiny: dict[str, Any], tmp_path: Path) -> None:
+    with torch.no_grad(), pytest.raises(VitreousError, match=r"outside of torch.no_grad"):
+        vitreous.train(arrays, steps=1, out=tmp_path / "run", **tiny)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(VitreousError, match="float32 as torch's default"):
+            vitreous.train(arrays, steps=1, out=tmp_path / "run", **tiny)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert not (tmp_path / "run").exists()
+
+
 # ---- what cannot be trained, in a sentence
 
 
@@ -273,6 +469,17 @@ def test_records_of_another_version_or_damaged_ones_are_told_apart(
         ),
         (lambda x, y: vitreous.train((x, y), steps=1, overrides={"crop": 16}), "crop of 16"),
         (lambda x, y: vitreous.train((x, y), sed=1), "did you mean 'seed'"),  # type: ignore[call-arg]
+        (lambda x, y: vitreous.train((x, y), steps=1, classes="abc"), "class names are 'abc'"),
+        (lambda x, y: vitreous.train((x, y), steps=1, classes=3), "class names are 3"),  # type: ignore[arg-type]
+        (lambda x, y: vitreous.train((x, y), steps=1, image_size=16.0), "image_size is 16.0"),  # type: ignore[arg-type]
+        (lambda x, y: vitreous.train((x, y), steps=1, seed=True), "seed is True"),
+        (lambda x, y: vitreous.train((x, y), steps=1, logger=None), "no logger None"),  # type: ignore[arg-type]
+        (lambda x, y: vitreous.train((x, y), steps=1, device=3), "no device 3"),  # type: ignore[arg-type]
+        (lambda x, y: vitreous.train((x, y), steps=1, out=3), "out is 3"),  # type: ignore[arg-type]
+        (lambda x, y: vitreous.train((x, y), steps=1, data_dir=3), "data_dir is 3"),  # type: ignore[arg-type]
+        (lambda x, y: vitreous.train((x, y), steps=1, overrides=3), "overrides are 3"),  # type: ignore[arg-type]
+        (lambda x, y: vitreous.train((x, y), steps=1, overrides="depth=6"), "overrides are 'depth=6'"),
+        (lambda x, y: vitreous.train((x, y), steps=1, overrides={3: 4}), "overrides are {3: 4}"),  # type: ignore[dict-item]
     ],
 )
 def test_what_cannot_be_trained_is_a_sentence_and_leaves_nothing(

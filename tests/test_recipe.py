@@ -183,6 +183,11 @@ def test_another_variant_brings_its_own_sizes_even_to_a_complete_recipe(default:
         ("depth=", ["model.depth", "a whole number"]),
         ("depth=0", ["depth", "at least 1"]),
         ("learning_rate=-1", ["optimizer.learning_rate", "from 0 to 10"]),
+        (
+            "learning_rate=5",
+            ["optimizer.learning_rate = 5", "optimizer.muon_learning_rate to 50", "at most 10"],
+        ),
+        ("learning_rate=11", ["optimizer.learning_rate is 11", "from 0 to 10"]),
         ("learning_rate=nan", ["optimizer.learning_rate", "nan"]),
         ("learning_rate=inf", ["optimizer.learning_rate", "inf"]),
         ("norm_eps=nan", ["model.norm_eps", "nan"]),

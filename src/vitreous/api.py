@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -32,6 +33,7 @@ from vitreous.model.summary import describe_architecture, render
 from vitreous.plan import (
     Plan,
     check_record,
+    check_values,
     count_parameters,
     make_plan,
     record_request,
@@ -122,20 +124,24 @@ def train(
         data, seed, device, precision, backend, logger, data_dir, image_size, skip_bad, classes, judge
     )
     check_data(data, recipe)
-    check_logger(logger)
     recorded = recorded_choices(recipe, request)
     if not isinstance(recipe, Recipe):
         recipe = recipes.load(notebook_for(data) if recipe == "notebook" else str(recipe), overrides)
     elif overrides:
         raise VitreousError("Overrides are laid over a recipe that is given by name; change a Recipe itself.")
-    budgets = {"minutes": minutes, "epochs": epochs, "steps": steps, "flops": flops}
+    recipe = with_budget(recipe, minutes=minutes, epochs=epochs, steps=steps, flops=flops)
+    with runs.created(_path("out", out), data_name(data), recipe.name) as path:
+        return _train(path, recipe, request, recorded)
+
+
+def with_budget(recipe: Recipe, **budgets: float | None) -> Recipe:
+    """The recipe with the one budget that is given, by its unit, or with its own."""
     given = {unit: _number(unit, amount) for unit, amount in budgets.items() if amount is not None}
     if len(given) > 1:
         raise VitreousError(f"Give one budget, not {' and '.join(given)}.")
     for unit, amount in given.items():
         recipe = dataclasses.replace(recipe, budget=Budget(amount, unit))
-    with runs.created(out, data_name(data), recipe.name) as path:
-        return _train(path, recipe, request, recorded)
+    return recipe
 
 
 def _number(unit: str, amount: Any) -> float:
@@ -143,6 +149,12 @@ def _number(unit: str, amount: Any) -> float:
         return float(amount)
     except (TypeError, ValueError):
         raise VitreousError(f"A budget of {unit} is a number, not {amount!r}.") from None
+
+
+def _path(name: str, path: Any) -> Any:
+    if not isinstance(path, str | Path | None):
+        raise VitreousError(f"{name} is {path!r}; give the path of a folder.")
+    return path
 
 
 def resume(path: Path | str, data: Any = None) -> Run:
@@ -186,7 +198,7 @@ def repeat(path: Path | str, data: Any = None, *, out: Path | str | None = None)
         raise VitreousError(
             f"{run.path} is not finished; continue it with --resume {run.path} and repeat it then."
         )
-    with runs.created(out, data_name(request.data), run.recipe.name) as new:
+    with runs.created(_path("out", out), data_name(request.data), run.recipe.name) as new:
         return _train(new, run.recipe, request, recorded, repeats=run)
 
 
@@ -208,13 +220,16 @@ def _train(
     `recorded` is the `[resolved]` table of the run that is resumed or repeated, or a part of the one whose recipe
     is used.
     """
-    with runs.log(path) as say, quiet_lightning(), machines.keep_memory():
+    check_torch()
+    check_logger(request.logger)
+    with runs.log(path) as say, quiet_lightning(), machines.keep_memory(), machines.keep_torch():
         plan = make_plan(recipe, request, say, recorded, strict=resumes)
         resolved = resolve(plan, recorded if resumes or repeats else None, say)
         if resumes:
             resolved = {**recorded, "exact": resolved["exact"]}  # type: ignore[dict-item]
         if repeats:
-            resolved |= {"repeats": str(repeats.path.resolve())}
+            # The steps stand there from the start, so that a repeat that is killed goes on as one.
+            resolved |= {"repeats": str(repeats.path.resolve()), "timeline": recorded["timeline"]}  # type: ignore[index]
         runs.write_recipe(path, plan.recipe, resolved)
         runs.write_json(path / "split.json", plan.data.splits.record())
         introduce(plan, path, say)
@@ -239,6 +254,9 @@ def _train(
             # Write the model down, and take every figure from what was written.
             data, interrupted = plan.data, checkpoints.interrupted
             save_bundle(bundle_of(plan.model, data.store, data.splits.train), path / "bundle")
+            if "repeats" in resolved and not interrupted:
+                resolved["exact"] = has_same_weights(path, Path(resolved["repeats"]), resolved["exact"], say)
+                runs.write_recipe(path, plan.recipe, resolved)
             summary = summarize(plan, keeper, trainer.global_step, interrupted)
             if not interrupted:
                 figures = final_figures(path, data.splits, request.judges, plan.machine.device, say)
@@ -306,16 +324,26 @@ def show(
     recipe: str = "default",
     out: Path | str | None = None,
     *,
+    minutes: float | None = None,
+    epochs: int | None = None,
+    steps: int | None = None,
+    flops: float | None = None,
     overrides: Mapping[str, Any] | Sequence[str] = (),
     data_dir: Path | str | None = None,
     image_size: int | None = None,
     skip_bad: bool = False,
 ) -> Path:
-    """Writes a PNG of a data set: images with their labels, and the same as a training by the recipe would see them."""
+    """Writes a PNG of a data set: images with their labels, and the same as a training would see them.
+
+    That depends on recipe and budget, which are given as to `train`; a budget of minutes is measured in steps first.
+    """
     chosen = recipes.load(notebook_for(data) if recipe == "notebook" else recipe, overrides)
+    chosen = with_budget(chosen, minutes=minutes, epochs=epochs, steps=steps, flops=flops)
     request = Request(data, data_dir=data_dir, image_size=image_size, skip_bad=skip_bad)
-    plan = make_plan(chosen, request, print)
-    return draw(plan.data.store, plan.data.augment, Path(out or f"{data_name(data)}.png"))
+    with machines.keep_torch():
+        plan = make_plan(chosen, request, print)
+    print(f"augmentation: as in a training of {chosen.budget}; another budget may call for another")
+    return draw(plan.data.store, plan.data.augment, Path(_path("out", out) or f"{data_name(data)}.png"))
 
 
 def resolve(plan: Plan, earlier: Mapping[str, Any] | None, say: Say) -> dict[str, Any]:
@@ -360,13 +388,41 @@ def resolve(plan: Plan, earlier: Mapping[str, Any] | None, say: Say) -> dict[str
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What keeps two runs of one recipe, seed and data from the same bits, by their `[resolved]` tables.
 
-    Bits hold within one device, processor, precision, backend, attention, compiler, number of threads and version of
-    torch: another of any of them adds in another order.
+    Bits hold within one device, processor, its vector extensions, precision, backend, attention, compiler, number of
+    threads and version of torch and vitreous: another of any of them may add in another order. Whether the network is
+    compiled follows from the training's FLOPs, which are measured where the budget is in minutes: two such runs may
+    differ there, where a repeat has the first one's choice.
     """
-    held = ("device", "name", "precision", "backend", "attention", "compile", "compiler", "threads")
-    pairs = [(name, then["machine"][name], now["machine"][name]) for name in held]
-    pairs.append(("torch", then["versions"]["torch"], now["versions"]["torch"]))
+    held = (
+        "device",
+        "name",
+        "capability",
+        "precision",
+        "matmul_precision",
+        "backend",
+        "attention",
+        "compile",
+    )
+    pairs = [(name, then["machine"][name], now["machine"][name]) for name in (*held, "compiler", "threads")]
+    pairs += [(name, then["versions"][name], now["versions"][name]) for name in ("torch", "vitreous")]
     return [f"{name} was {old or 'none'} and is {new or 'none'}" for name, old, new in pairs if old != new]
+
+
+def has_same_weights(path: Path, original: Path, expected: bool, say: Say) -> bool:
+    """Whether the run at `path` has the weights of the `original` that it repeats; `expected` where that is gone."""
+    try:
+        then, now = (
+            sha256((run / "bundle" / "model.safetensors").read_bytes()).digest() for run in (original, path)
+        )
+    except OSError:
+        say(f"The weights of {original} cannot be read, so they are not compared.")
+        return expected
+    say(
+        f"The weights are those of {original}, to the bit."
+        if now == then
+        else f"The weights differ from {original}'s."
+    )
+    return now == then
 
 
 def check_fingerprint(resolved: Mapping[str, Any], data: ImageData) -> None:
@@ -481,6 +537,15 @@ def notebook_for(data: Any) -> str:
     return name
 
 
+def check_torch() -> None:
+    """Raises `VitreousError` where the caller has set torch so that nothing can be trained."""
+    if torch.get_default_dtype() != torch.float32 or not torch.is_grad_enabled():
+        raise VitreousError(
+            "Training needs float32 as torch's default and gradients; call it outside of torch.no_grad(), "
+            "torch.inference_mode() and another torch.set_default_dtype()."
+        )
+
+
 def check_data(data: Any, recipe: Any) -> None:
     """Raises `VitreousError` where arrays were given as two arguments rather than as one."""
     if isinstance(recipe, str | Path | Recipe):
@@ -503,6 +568,7 @@ def recorded_choices(recipe: str | Path | Recipe, request: Request) -> dict[str,
     resolved = recipes.read(str(recipe)).get("resolved")
     if resolved is None:
         return {}
+    check_values(resolved, recipe)
     then = resolved.get("machine", {})
     missing = [name for name in ("precision", "backend", "attention", "compile") if name not in then]
     if missing:

@@ -194,6 +194,7 @@ WORDS = argument(
 )
 RUN = argument("run", "a run folder", type=Path, metavar="RUN")
 JSON = argument("--json", "print JSON", dest="as_json", action="store_true")
+BUDGETS = tuple(map(option, ("minutes", "epochs", "steps", "flops")))
 DATA_DIR, IMAGE_SIZE, SKIP_BAD = map(option, ("data_dir", "image_size", "skip_bad"))
 
 
@@ -290,12 +291,16 @@ COMMANDS: dict[str, Command] = {
         (
             WORDS,
             option("recipe"),
+            *BUDGETS,
             argument("--out", "default: DATA.png", type=Path, metavar="FILE.png"),
             DATA_DIR,
             IMAGE_SIZE,
             SKIP_BAD,
         ),
-        ("vitreous data show cifar10", "vitreous data show path/to/pictures --out mosaic.png crop=8"),
+        (
+            "vitreous data show cifar10 --epochs 30",
+            "vitreous data show path/to/pictures --steps 500 --out mosaic.png crop=8",
+        ),
         takes_recipe=True,
     ),
     "data clear": Command(

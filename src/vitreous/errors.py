@@ -12,10 +12,10 @@ class VitreousError(Exception):
     """A failure that the user can mend; its text is one sentence naming the thing and the mend."""
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> VitreousError:
+def unknown(kind: str, name: object, known: Iterable[str]) -> VitreousError:
     """The error for a `name` that is not among the `known` ones, with the nearest that is."""
     known = sorted(known)
-    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    near = get_close_matches(str(name), known, n=1, cutoff=0.5)
     choices = ", ".join(known)
     if not near:
         hint = f"choose from {choices}."

@@ -48,6 +48,8 @@ class Machine:
         attention: how torch computes attention: "explicit" products, or its "fused" kernel.
         compile: whether torch compiles the encoder's blocks.
         compiler: version of the C++ compiler, where the native backend or compilation uses it, else "".
+        capability: the vector extensions that torch's CPU kernels use, as it names them.
+        matmul_precision: what torch makes of float32 products, "highest" unless the caller set it otherwise.
         reasons: one sentence for each choice.
     """
 
@@ -61,6 +63,8 @@ class Machine:
     attention: str = "explicit"
     compile: bool = False
     compiler: str = ""
+    capability: str = ""
+    matmul_precision: str = "highest"
     reasons: tuple[str, ...] = ()
 
     def decided(self, reason: str, **choice: Any) -> Machine:
@@ -95,6 +99,8 @@ def detect_machine(device: str = "auto", threads: int | None = None) -> Machine:
         threads=torch.get_num_threads(),
         float32_gflops=round(float32, 1),
         bf16_gflops=round(bf16, 3),
+        capability=torch.backends.cpu.get_cpu_capability(),
+        matmul_precision=torch.get_float32_matmul_precision(),
     )
 
 
@@ -110,8 +116,11 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def choose_precision(machine: Machine, precision: str) -> Machine:
+def choose_precision(machine: Machine, precision: str, by: str = "as given") -> Machine:
     """The machine with its precision: bf16 wherever it has a unit for it, unless another was asked for.
+
+    Args:
+        by: whose word `precision` is, for the reason; so in the choices below.
 
     Raises:
         VitreousError: bf16 was asked for, and crawls.
@@ -128,7 +137,7 @@ def choose_precision(machine: Machine, precision: str) -> Machine:
             "train with --precision auto or 32, or go to a machine that has one."
         )
     if precision != "auto":
-        return machine.decided(f"precision: {precision}, as given", precision=precision)
+        return machine.decided(f"precision: {precision}, {by}", precision=precision)
     unit = bf16_unit(machine.device)
     if unit and not crawls:
         return machine.decided(f"precision: bf16, as the {machine.device} has {unit}", precision="bf16")
@@ -164,7 +173,9 @@ def product_speeds(device: str) -> tuple[float, float]:
     """
 
     def rate(dtype: torch.dtype, size: int, repeats: int) -> float:
-        a = torch.randn(size, size, device=device).to(dtype)
+        a = torch.ones(
+            size, size, device=device, dtype=dtype
+        )  # random ones would draw from the caller's generator
         return 2 * size**3 / best_time(lambda: a @ a, device, repeats) / 1e9
 
     float32 = rate(torch.float32, 1024, 5)
@@ -192,7 +203,7 @@ def best_time(run: Callable[[], Any], device: str, repeats: int) -> float:
     return min(times)
 
 
-def choose_backend(machine: Machine, backend: str, unsupported: str | None) -> Machine:
+def choose_backend(machine: Machine, backend: str, unsupported: str | None, by: str = "as given") -> Machine:
     """The machine with its backend: native kernels wherever they can be used, unless torch was asked for.
 
     Args:
@@ -209,12 +220,12 @@ def choose_backend(machine: Machine, backend: str, unsupported: str | None) -> M
             f"The native kernels cannot be used ({unsupported}); train with --backend torch or auto."
         )
     if backend == "torch":
-        return machine.decided("backend: torch, as given", backend="torch")
+        return machine.decided(f"backend: torch, {by}", backend="torch")
     if unsupported:
         return machine.decided(
             f"backend: torch, as native kernels cannot be used ({unsupported})", backend="torch"
         )
-    why = "as given" if backend == "native" else "kernels compiled for this CPU"
+    why = by if backend == "native" else "kernels compiled for this CPU"
     return machine.decided(f"backend: native, {why}", backend="native", compiler=compiler_version())
 
 
@@ -223,7 +234,9 @@ def choose_attention(device: str, precision: str, tokens: int) -> str:
     return "explicit" if device == "cpu" and tokens <= EXPLICIT_TOKENS[precision] else "fused"
 
 
-def choose_compile(machine: Machine, compile: bool | str, train_flops: float) -> Machine:
+def choose_compile(
+    machine: Machine, compile: bool | str, train_flops: float, by: str = "as given"
+) -> Machine:
     """The machine with the choice whether torch compiles the network.
 
     Args:
@@ -247,7 +260,7 @@ def choose_compile(machine: Machine, compile: bool | str, train_flops: float) ->
             obstacle = f"it pays back from {least:.0e} training FLOPs on"
         compile = not obstacle
     if not compile:
-        return machine.decided(f"compile: off, {obstacle or 'as given'}", compile=False)
+        return machine.decided(f"compile: off, {obstacle or by}", compile=False)
     return machine.decided("compile: on, one block for all layers", compile=True, compiler=compiler_version())
 
 
@@ -260,8 +273,14 @@ def compiler_version() -> str:
     return said.partition("\n")[0].strip()
 
 
-# Of malloc.h, with glibc's own values.
-MALLOC_DEFAULTS = {"trim_threshold": (-1, 128 * 1024), "top_pad": (-2, 0), "mmap_max": (-4, 65536)}
+# Of malloc.h, with the values that a process comes to by itself: the two thresholds start at 128 KiB and rise with
+# what is freed, as far as these, but not any more once one of the four was set.
+MALLOC_USUAL = {
+    "trim_threshold": (-1, 64 << 20),
+    "top_pad": (-2, 0),
+    "mmap_threshold": (-3, 32 << 20),
+    "mmap_max": (-4, 65536),
+}
 
 
 @contextmanager
@@ -269,21 +288,32 @@ def keep_memory() -> Iterator[None]:
     """Lets glibc keep freed memory inside, which training would otherwise fault in again at every step.
 
     Large blocks go back to the system when they are freed; on a virtual machine the page faults of getting them again
-    cost a fifth of the time of a small network. At the end glibc's own values return, and what is free goes back to
-    the system. Does nothing elsewhere.
+    cost a fifth of the time of a small network. At the end the values return that glibc comes to by itself, and what is
+    free goes back to the system. Does nothing elsewhere.
     """
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
         yield
         return
     libc = ctypes.CDLL(None)
     for name, value in (("mmap_max", 0), ("trim_threshold", -1), ("top_pad", 256 * 1024 * 1024)):
-        libc.mallopt(MALLOC_DEFAULTS[name][0], value)
+        libc.mallopt(MALLOC_USUAL[name][0], value)
     try:
         yield
     finally:
-        for number, value in MALLOC_DEFAULTS.values():
+        for number, value in MALLOC_USUAL.values():
             libc.mallopt(number, value)
         libc.malloc_trim(ctypes.c_size_t(0))
+
+
+@contextmanager
+def keep_torch() -> Iterator[None]:
+    """Gives torch back its number of threads and its CPU's generator at the end; a training changes both."""
+    threads = torch.get_num_threads()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def processor() -> str:

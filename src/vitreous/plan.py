@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
@@ -20,13 +21,13 @@ from vitreous.data.augment import Augment, normalize, to_float
 from vitreous.data.module import ImageData
 from vitreous.data.sources import NAMES, open_data
 from vitreous.dial import apply_augmentation, apply_size
-from vitreous.errors import VitreousError
+from vitreous.errors import VitreousError, unknown
 from vitreous.machine import Machine
 from vitreous.model.variants import VARIANTS, Architecture
-from vitreous.model.vit import VisionTransformer
+from vitreous.model.vit import ATTENTION, VisionTransformer
 from vitreous.native.accelerate import accelerate, unsupported
-from vitreous.recipe import Recipe
-from vitreous.request import Request
+from vitreous.recipe import Recipe, convert
+from vitreous.request import BACKENDS, DEVICES, PRECISIONS, Request
 from vitreous.run import Run, Say
 from vitreous.training.budget import Sizes, final_seconds, planned_steps
 from vitreous.training.cost import RunCost, count_cost, measure_seconds
@@ -86,18 +87,20 @@ def make_plan(
     recorded = recorded or {}
     then, fits = recorded.get("machine", {}), recorded.get("timeline", {}).get("fits")
 
-    def choose(name: str, decide: Callable[[Any], Machine], asked: Any) -> Machine:
+    def choose(name: str, decide: Callable[..., Machine], asked: Any) -> Machine:
         """The choice `name` as recorded, where it is and can be honoured, else as asked for."""
+        if name not in then:
+            return decide(asked)
         try:
-            return decide(then.get(name, asked))
+            return decide(then[name], by="as recorded")
         except VitreousError as error:
-            if name not in then or strict:
+            if strict:
                 raise
             return decide("auto").decided(f"{name}: the recorded {then[name]!r} was not possible. {error}")
 
     # The machine comes first: what it cannot do is refused before anything takes time.
     bare = choose(
-        "device", lambda device: machines.detect_machine(device, then.get("threads")), request.device
+        "device", lambda device, **_: machines.detect_machine(device, then.get("threads")), request.device
     )
     bare = choose("precision", functools.partial(machines.choose_precision, bare), request.precision)
     bf16 = bare.precision == "bf16"
@@ -116,11 +119,15 @@ def make_plan(
         dtypes = (torch.float32, torch.bfloat16) if bf16 else (torch.float32,)
         obstacle = unsupported(network, dtypes) if bare.device == "cpu" else None
         found = choose(
-            "backend", lambda wanted: machines.choose_backend(bare, wanted, obstacle), request.backend
+            "backend",
+            lambda wanted, **by: machines.choose_backend(bare, wanted, obstacle, **by),
+            request.backend,
         )
         tokens = network.num_tokens
         attention = then.get("attention") or machines.choose_attention(bare.device, bare.precision, tokens)
         reason = f"attention: {attention} where torch computes it, for {tokens} tokens on a {bare.device}"
+        if "attention" in then:
+            reason += ", as recorded"
         return found.decided(reason, attention=attention)
 
     measured = recipe.budget.unit == "minutes" and not fits
@@ -165,7 +172,9 @@ def make_plan(
         say(line)
     data.augment = make_augment(complete, data, request.seed)
     flops = timeline.total * cost.mean()[0]
-    machine = choose("compile", lambda wanted: machines.choose_compile(machine, wanted, flops), "auto")
+    machine = choose(
+        "compile", lambda wanted, **by: machines.choose_compile(machine, wanted, flops, **by), "auto"
+    )
     return Plan(
         request=request,
         recipe=complete,
@@ -319,13 +328,68 @@ def check_record(run: Run) -> dict[str, Any]:
         VitreousError: a table of it is missing, or it is of another version.
     """
     resolved = run.resolved
+    check_values(resolved, run.path / "recipe.toml")
     for table in ("machine", "versions", "request"):
         if table not in resolved:
             raise missing_table(run, f"resolved.{table}")
     known = {field.name for field in dataclasses.fields(Machine)}
     if set(resolved["machine"]) != known or not {"fingerprint", "exact"} <= set(resolved):
         raise other_version(run)
+    if not {"vitreous", "torch"} <= set(resolved["versions"]):
+        raise other_version(run)
     return resolved
+
+
+def check_values(resolved: Any, file: Path | str) -> None:
+    """Raises `VitreousError` where `[resolved]` in `file` holds what no run writes there; what is missing may be."""
+    try:
+        tables = {"resolved": check_table(resolved, "resolved")}
+        for name in ("machine", "versions", "request", "timeline"):
+            tables[name] = check_table(resolved.get(name, {}), f"resolved.{name}")
+        kinds = {
+            "resolved": {"fingerprint": str, "exact": bool, "repeats": str},
+            "machine": get_type_hints(Machine),
+            "versions": {"vitreous": str, "torch": str},
+        }
+        for name, known in kinds.items():
+            for key in known.keys() & tables[name].keys():
+                convert(known[key], tables[name][key], key if name == "resolved" else f"{name}.{key}")
+        machine = tables["machine"]
+        if machine.get("threads", 1) < 1:
+            raise VitreousError(f"machine.threads is {machine['threads']}, and must be at least 1.")
+        words = {
+            "device": DEVICES,
+            "precision": PRECISIONS,
+            "backend": BACKENDS,
+            "attention": ATTENTION,
+        }
+        for key in words.keys() & machine.keys():
+            if machine[key] not in words[key]:
+                raise unknown(f"machine.{key}", machine[key], words[key])
+        if "fits" in tables["timeline"]:
+            check_fits(tables["timeline"]["fits"])
+    except VitreousError as error:
+        raise VitreousError(
+            f"{file} does not hold what a run wrote: {error} Restore it, or train anew."
+        ) from None
+
+
+def check_table(found: Any, name: str) -> Mapping[str, Any]:
+    if not isinstance(found, Mapping):
+        raise VitreousError(f"{name} must be a table, not {found!r}.")
+    return found
+
+
+def check_fits(fits: Any) -> None:
+    """Raises `VitreousError` unless it is a list of (step, total steps) that a timeline may have had."""
+    try:
+        pairs = [convert(tuple[int, ...], fit, "timeline.fits") for fit in fits]
+        rising = all(before < step for (before, _), (step, _) in itertools.pairwise(pairs))
+        if pairs[0][0] == 0 and rising and all(total >= max(step, 1) for step, total in pairs):
+            return
+    except (TypeError, ValueError, IndexError, VitreousError):
+        pass
+    raise VitreousError(f"timeline.fits must be pairs of rising steps and totals, not {fits!r}.")
 
 
 def missing_table(run: Run, table: str) -> VitreousError:

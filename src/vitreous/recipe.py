@@ -262,18 +262,18 @@ def parse(
     variant = given["model"].pop("variant", None)
     if variant is None:
         raise VitreousError(f"A recipe's [model] needs a variant; choose from {', '.join(sorted(VARIANTS))}.")
-    if _convert(str, variant, "model.variant") not in VARIANTS:
+    if convert(str, variant, "model.variant") not in VARIANTS:
         raise unknown("model variant", variant, VARIANTS)
     base = dataclasses.asdict(VARIANTS[variant].architecture)
     if len(given["budget"]) != 1:
         raise VitreousError(f"A recipe's [budget] needs exactly one of {', '.join(UNITS)}.")
     ((unit, amount),) = given["budget"].items()
     return Recipe(
-        name=_convert(str, tables.get("name", default_name), "name"),
+        name=convert(str, tables.get("name", default_name), "name"),
         variant=variant,
         model=_build(Architecture, {**base, **given["model"]}, "model"),
-        budget=Budget(_convert(float, amount, f"budget.{unit}"), unit),
-        dial=_convert(bool, tables.get("dial", False), "dial"),
+        budget=Budget(convert(float, amount, f"budget.{unit}"), unit),
+        dial=convert(bool, tables.get("dial", False), "dial"),
         pinned=(*pinned, *(f"{section}.{key}" for section, key, _ in changes)),
         **{name: _build(kind, given[name], name) for name, kind in SECTIONS.items()},
     )
@@ -289,8 +289,16 @@ def scale_muon(optimizer: dict[str, Any], before: OptimizerSection, changed: set
     """
     alone = "learning_rate" in changed and not changed & {"name", "muon_learning_rate"}
     if alone and before.name == "muon" and before.learning_rate > 0:
-        rate = _convert(float, optimizer["learning_rate"], "optimizer.learning_rate")
-        optimizer["muon_learning_rate"] = before.muon_learning_rate * (rate / before.learning_rate)
+        rate = convert(float, optimizer["learning_rate"], "optimizer.learning_rate")
+        scaled = before.muon_learning_rate * (rate / before.learning_rate)
+        optimizer["muon_learning_rate"] = scaled
+        limits = {field.name: field.metadata for field in dataclasses.fields(OptimizerSection)}
+        _check(rate, limits["learning_rate"], "optimizer.learning_rate")
+        if scaled > (most := limits["muon_learning_rate"]["high"]):
+            raise VitreousError(
+                f"optimizer.learning_rate = {rate:g} scales optimizer.muon_learning_rate to {scaled:g}, which must be "
+                f"at most {most:g}; give a smaller learning_rate, or muon_learning_rate too."
+            )
 
 
 def dump(tables: Mapping[str, Any]) -> str:
@@ -334,6 +342,10 @@ def _escape(character: str) -> str:
 
 def _overrides(overrides: Mapping[str, Any] | Iterable[str]) -> list[tuple[str, str, Any]]:
     """Each override as (section, key, value), its section found where the key's name is unique."""
+    if not isinstance(overrides, str | Mapping) and isinstance(overrides, Iterable):
+        overrides = list(overrides)  # it may be a generator
+    if not isinstance(overrides, list | Mapping) or not all(isinstance(each, str) for each in overrides):
+        raise VitreousError(f"The overrides are {overrides!r}; write {{'depth': 6}} or ['depth=6'].")
     pairs = overrides.items() if isinstance(overrides, Mapping) else map(_split, overrides)
     known = [(section, key) for section, every in keys().items() for key in every]
     found = []
@@ -367,7 +379,7 @@ def _split(override: str) -> tuple[str, Any]:
 
 def _build(kind: type, values: Mapping[str, Any], section: str) -> Any:
     types = get_type_hints(kind)
-    built = {key: _convert(types[key], value, f"{section}.{key}") for key, value in values.items()}
+    built = {key: convert(types[key], value, f"{section}.{key}") for key, value in values.items()}
     for f in dataclasses.fields(kind):
         if f.name in built:
             _check(built[f.name], f.metadata, f"{section}.{f.name}")
@@ -383,12 +395,12 @@ def _check(value: Any, metadata: Mapping[str, Any], key: str) -> None:
         raise VitreousError(f"{key} is {value}, and must be {bounds}.")
 
 
-def _convert(kind: Any, value: Any, key: str) -> Any:
+def convert(kind: Any, value: Any, key: str) -> Any:
     """`value` as the type of its field; refuses what would silently lose or guess."""
     wanted = {float: "a number", int: "a whole number", bool: "true or false", str: "a word"}
     if get_origin(kind) is tuple:
         if isinstance(value, list | tuple):
-            return tuple(_convert(get_args(kind)[0], item, key) for item in value)
+            return tuple(convert(get_args(kind)[0], item, key) for item in value)
     elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         if abs(value) <= sys.float_info.max:  # neither inf nor nan is a setting
             return float(value)

@@ -5,6 +5,7 @@ Importable without torch, as the command line's help needs it.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,10 +82,13 @@ class Request:
     judge: str = OPTIONS["judge"].default
 
     def __post_init__(self) -> None:
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
-            raise VitreousError(
-                f"The seed is {self.seed!r}; it must be a whole number from 0 to {2**32 - 1}."
-            )
+        for name, least in (("seed", 0), ("image_size", 1)):
+            if getattr(self, name) is not None or name == "seed":
+                object.__setattr__(self, name, _whole(name, getattr(self, name), least))
+        if not isinstance(self.data_dir, str | Path | None):
+            raise VitreousError(f"data_dir is {self.data_dir!r}; give the path of a folder.")
+        if type(self.skip_bad) is not bool:
+            raise VitreousError(f"skip_bad is {self.skip_bad!r}; it must be True or False.")
         for name, value, known in (
             ("device", self.device, ("auto", *DEVICES)),
             ("precision", self.precision, ("auto", *PRECISIONS)),
@@ -92,11 +96,24 @@ class Request:
             ("judge", self.judge, tuple(JUDGES)),
         ):
             if value not in known:
-                raise unknown(name, str(value), known)
-        if self.classes is not None:
-            object.__setattr__(self, "classes", tuple(self.classes))  # TOML and JSON know lists only
+                raise unknown(name, value, known)
+        if isinstance(self.classes, list):  # TOML and JSON know no tuples; all else is for the data to judge
+            object.__setattr__(self, "classes", tuple(self.classes))
 
     @property
     def judges(self) -> tuple[str, ...]:
         """The splits that the final figures are computed on."""
         return JUDGES[self.judge]
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    """A whole number, numpy's too, as Python's own, which can be written down and read again."""
+    try:
+        number = -1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = -1
+    if not least <= number < 2**32:
+        raise VitreousError(
+            f"The {name} is {value!r}; it must be a whole number from {least} to {2**32 - 1}."
+        )
+    return number

@@ -327,7 +327,7 @@ def test_what_changes_bits_is_told(
         file.write_text(whole)
         name, value = new.replace('"', "").split(" = ")
         assert (
-            f"will not have the bits of the earlier one: {name} was {value} and is" in capsys.readouterr().out
+            f"may not have the bits of the earlier one: {name} was {value} and is" in capsys.readouterr().out
         )
 
 

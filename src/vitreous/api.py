@@ -182,7 +182,8 @@ def repeat(path: Path | str, data: Any = None, *, out: Path | str | None = None)
     """Trains once more as a finished run did, to the same bits, in a run folder of its own.
 
     It uses the run's request, recipe, choices and the steps that were fitted to its budget, of minutes too.
-    What this machine cannot honour is said, and the new run's `[resolved]` then has `exact = false`.
+    What this machine cannot honour is said. Whether the weights turned out the same is said at the end, and stands in
+    the new run's `[resolved]` as `exact`.
 
     Args:
         path: the run folder.
@@ -381,7 +382,7 @@ def resolve(plan: Plan, earlier: Mapping[str, Any] | None, say: Say) -> dict[str
     check_fingerprint(earlier, plan.data)
     changed = differences(earlier, now)
     if changed:
-        say(f"This run will not have the bits of the earlier one: {', '.join(changed)}.")
+        say(f"This run may not have the bits of the earlier one: {', '.join(changed)}.")
     return {**now, "exact": earlier["exact"] and not changed}
 
 

@@ -214,8 +214,8 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW on everything, or Muon on the matrices of stem and encoder and AdamW on the rest.
 
-    With `bf16` Muon's products are in that type, as those of the network then are, and where our own kernels do the
-    network, they do Muon, too.
+    With `bf16` Muon's products are in that type, as those of the network are. On an accelerated network native kernels
+    do Muon's steps, too.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     betas = (section.beta1, section.beta2)

@@ -102,7 +102,7 @@ def test_the_shown_augmentation_is_that_of_the_training(
     monkeypatch.setattr(api, "draw", lambda store, augment, path: shown.append(augment))
     for epochs in (1, 26):
         api.show(arrays, out=tmp_path / "x.png", epochs=epochs, overrides=tiny["overrides"])
-        assert f"augmentation: as in a training of {epochs} epochs" in capsys.readouterr().out
+        assert f"augmentation: as in a training of {epochs} epoch" in capsys.readouterr().out
         run = vitreous.train(arrays, out=tmp_path / str(epochs), epochs=epochs, **tiny)
         assert (shown[-1].crop, shown[-1].cutout) == (run.recipe.augment.crop, run.recipe.augment.cutout)
     assert [(augment.crop, augment.cutout) for augment in shown] == [

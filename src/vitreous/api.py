@@ -492,7 +492,8 @@ def conclude(summary: Mapping[str, Any], report: Path, say: Say) -> None:
             "use; train again with a smaller learning_rate."
         )
     say(
-        f"{summary['steps']:,} steps, {summary['epochs']:.2f} epochs, {summary['train_flops']:.3g} FLOPs, "
+        f"{summary['steps']:,} step{'s' if summary['steps'] != 1 else ''}, {summary['epochs']:.2f} epochs, "
+        f"{summary['train_flops']:.3g} FLOPs, "
         f"{summary['images_per_second']:,.0f} images/s, {duration(summary['total_seconds'])} in all"
     )
     say(f"report: {report}")

@@ -115,7 +115,7 @@ class Budget:
             raise VitreousError(f"A budget of {self.amount:g} {self.unit} must be a whole number.")
 
     def __str__(self) -> str:
-        return f"{self.amount:g} {self.unit}"
+        return f"{self.amount:g} {self.unit[:-1] if self.amount == 1 and self.unit != 'flops' else self.unit}"
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,8 @@ class Run:
         try:
             return tomllib.loads((self.path / "recipe.toml").read_text(encoding="utf-8"))
         except FileNotFoundError:
+            if not self.path.exists():
+                raise VitreousError(f"There is no run folder {self.path}; check the path.") from None
             raise VitreousError(
                 f"{self.path} is not a run folder (it has no recipe.toml); give the folder that training made."
             ) from None

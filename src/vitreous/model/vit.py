@@ -114,7 +114,7 @@ class VisionTransformer(nn.Module):
         square, S = x.ndim == 4 and x.shape[1] == 3 and x.shape[2] == x.shape[3], self.image_size
         if not square or (x.shape[3] <= self.architecture.patch_size and x.shape[3] != S):
             raise VitreousError(
-                f"The model takes pictures [B, 3, {S}, {S}], not {list(x.shape)}; resize them."
+                f"The model takes pictures [B, 3, {S}, {S}], not {list(x.shape)}; convert them."
             )
 
     def position(self, grid: int) -> Tensor:

@@ -25,8 +25,8 @@ from vitreous.request import DEVICES, PRECISIONS
 
 CRAWL = 20  # times slower than float32: a product in bf16 that no unit computes
 # Up to how many tokens torch's explicit products beat its fused attention on a CPU, forward and backward. Measured
-# with 16 to 400 tokens and heads of 16 to 64: in float32 the two are within 6 % up to 65 tokens and fused wins from
-# 100 on; in bf16 the fused backward pass takes 1.6 to 11 times as long up to 257 tokens and still 1.3 times at 400.
+# with 16 to 400 tokens and heads of 16 to 64. In float32 fused takes 0.65 to 1.04 times as long up to 65 tokens, near 1
+# from 50 on, and mostly wins from 100 on. In bf16 it takes 1.6 to 11 times as long up to 257 tokens, 1.3 times at 400.
 EXPLICIT_TOKENS = {"32": 100, "bf16": 400}
 # From how many training FLOPs on compiling pays back. It gains 1 to 4 % of a step on two cores and costs up to half a
 # minute; an accelerator does a hundred times as much in that time.

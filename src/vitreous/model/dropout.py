@@ -1,6 +1,6 @@
 """Noise in training: dropout of single numbers, and stochastic depth, which leaves out whole residual branches.
 
-Within `keyed_noise` it is a function of (seed, step, sample, module, element), by one hash for torch and for the
+With keys (`key_noise`) it is a function of (seed, step, sample, module, element), by one hash for torch and for the
 kernels of `vitreous.native`; so neither the size of a batch nor the number of processes changes it. Elsewhere each
 module draws its keys from torch's generator.
 
@@ -109,7 +109,7 @@ def counted_generator(seed: int, step: int, device: torch.device) -> Iterator[No
 
 
 def keys_of(site: Dropout | DropPath, x: Tensor) -> Tensor:
-    """Keys of a module's noise, int32 [B]: those of `keyed_noise`, else drawn."""
+    """Keys of a module's noise, int32 [B]: those of `key_noise`, else drawn."""
     if site.keys is not None:
         return site.keys
     return torch.randint(SIGN, -SIGN, (x.shape[0],), dtype=torch.int32, device=x.device)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitreous.data.folder import import_folder, open_tree, progress
+from vitreous.data.folder import import_folder, open_tree
 from vitreous.data.store import ImageStore
 from vitreous.errors import VitreousError
 
@@ -172,22 +172,6 @@ def test_split_folders_in_capitals_beside_others(tmp_path: Path) -> None:
     with open_tree(write(tmp_path / "pets", files)) as tree:
         assert (tree.splits, tree.classes) == (("train", "test"), ("a", "b"))
         assert tree.outside == ("notes/read me.txt",)
-
-
-def test_progress_is_told_on_stderr(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert list(progress(range(20), 20, "Reading")) == list(range(20))
-    assert not capsys.readouterr().err  # quick work is not worth a line
-    clock = iter(range(100))
-    monkeypatch.setattr("vitreous.data.folder.time.monotonic", lambda: next(clock))
-    list(progress(range(20), 20, "Reading"))
-    out, lines = capsys.readouterr()
-    assert not out and lines.splitlines()[-1] == "Reading: 20 of 20" and 8 <= len(lines.splitlines()) <= 10
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    list(progress(range(5), 5, "Reading"))
-    err = capsys.readouterr().err
-    assert err.count("\r") == 5 and err.count("\n") == 1
 
 
 def test_deeper_folders_belong_to_their_class(tmp_path: Path) -> None:

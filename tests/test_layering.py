@@ -20,6 +20,8 @@ MAY = {
     "errors": set(),
     "files": set(),
     "counted": set(),
+    "progress": set(),
+    "wording": set(),
     "model": set(),
     "native": {"model"},
     "metrics": set(),
@@ -45,7 +47,7 @@ MAY = {
     "__init__": set(),
 }  # fmt: skip
 LEAVES = {"report", "predict", "explain", "export", "serve"}
-SHARED = {"errors", "files", "counted"}
+SHARED = {"errors", "files", "counted", "progress", "wording"}
 MODULES = sorted(ROOT.rglob("*.py"))
 
 

@@ -1,4 +1,4 @@
-"""The living line on a real terminal of 80 columns, and plain lines without one."""
+"""The live line on real terminals of several widths, and plain lines without one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import fcntl
 import io
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -16,8 +17,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vitreous.training.progress import Progress, duration
+from vitreous.progress import fit, track
+from vitreous.training.progress import Progress
 from vitreous.training.schedule import Timeline
+from vitreous.wording import count, duration
 
 COMMAND = [
     "train",
@@ -61,14 +64,41 @@ def on_a_terminal(columns: int, folder: Path) -> str:
     return sent.decode()
 
 
-def test_the_living_line_fits_a_terminal(tmp_path: Path) -> None:
-    sent = on_a_terminal(80, tmp_path)
-    living = [line for line in sent.split("\n") if "images/s" in line and "\r" in line.rstrip("\r")]
-    assert living, sent
-    frames = [frame for line in living for frame in line.split("\r") if frame]
-    assert len(frames) > 1
-    assert all(len(frame) < 80 for frame in frames)
+@pytest.mark.parametrize("columns", [80, 120, 200])
+def test_the_live_line_fits_a_terminal(columns: int, tmp_path: Path) -> None:
+    sent = on_a_terminal(columns, tmp_path)
+    frames = [frame for frame in re.split("[\r\n]+", sent) if re.match("[━╌]+ ", frame)]
+    assert len(frames) > 1, sent
+    assert all(len(frame) < columns for frame in frames)
     assert "100%" in frames[-1]
+    assert len({len(re.match("[━╌]+", frame)[0]) for frame in frames}) == 1, "the bar changes its width"  # type: ignore[index]
+
+
+def test_parts_are_shown_whole_or_not_at_all() -> None:
+    parts = ["loss 0.250", "1:05 left", "1,234 images/s", "val_acc 0.8125", "step 1,000/2,000", "epoch 5.00"]
+    for columns in range(20, 200):
+        line = fit(0.5, parts, columns)
+        assert len(line) <= columns
+        shown = line.partition("%")[2].split("  ")[1:]
+        assert shown == parts[: len(shown)]
+    assert fit(0.5, parts, 199).endswith("epoch 5.00")
+
+
+def test_track_shows_how_far_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert list(track(range(20), 20, "Reading")) == list(range(20))
+    assert not capsys.readouterr().err  # quick work is not worth a line
+    clock = iter(range(1000))
+    monkeypatch.setattr("vitreous.progress.time.monotonic", lambda: next(clock))
+    assert list(track(range(100), 100, "Reading")) == list(range(100))
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert not out and lines[-1] == "100%  Reading: 100 of 100" and 5 <= len(lines) <= 20
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    list(track(range(50), 50, "Reading"))
+    err = capsys.readouterr().err
+    assert err.count("\r") > 10 and err.count("\n") == 1 and err.endswith("50 of 50\n")
 
 
 def test_plain_lines_without_a_terminal(tmp_path: Path) -> None:
@@ -100,3 +130,8 @@ def test_the_loss_is_read_only_where_it_is_shown() -> None:
 )
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_count() -> None:
+    assert [count(n, "step") for n in (0, 1, 2026)] == ["0 steps", "1 step", "2,026 steps"]
+    assert count(2, "class", "classes") == "2 classes"

@@ -583,7 +583,7 @@ def test_progress_goes_to_stderr_in_plain_lines(
     download(serve(CONTENT, "ok").url, tmp_path / "file.tar.gz", DIGEST, quiet)
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.splitlines()[-1] == "file.tar.gz: 300 kB of 300 kB (100 %)"
+    assert err.splitlines()[-1] == "100%  file.tar.gz: 300 kB of 300 kB"
     assert 2 <= len(err.splitlines()) <= 10
 
 

@@ -47,7 +47,8 @@ from vitreous.training.budget import BudgetKeeper
 from vitreous.training.checkpoint import CheckpointKeeper, WholeFile, newest
 from vitreous.training.classifier import Classifier
 from vitreous.training.loggers import MetricsCsv, check_logger, extra_logger, finish
-from vitreous.training.progress import Progress, duration, quiet_lightning
+from vitreous.training.progress import Progress, quiet_lightning
+from vitreous.wording import count, duration
 
 DIVERGED = 10  # times the loss of guessing, ln(classes)
 Given = ParamSpec("Given")
@@ -455,7 +456,7 @@ def introduce(plan: Plan, path: Path, say: Say) -> None:
         rates = f"learning rate {recipe.optimizer.muon_learning_rate:g} for matrices, AdamW with {rates} for the rest"
     say(f"optimizer: {recipe.optimizer.name}, {rates}")
     about = "about " if recipe.budget.unit == "minutes" else ""
-    steps = f"{plan.timeline.total:,} step{'s' if plan.timeline.total > 1 else ''}"
+    steps = count(plan.timeline.total, "step")
     say(
         f"budget: {recipe.budget}, {about}{steps} of {plan.sizes.batch} images at "
         f"{plan.cost.mean()[0] / 1e9:,.1f} GFLOP each"
@@ -492,7 +493,7 @@ def conclude(summary: Mapping[str, Any], report: Path, say: Say) -> None:
             "use; train again with a smaller learning_rate."
         )
     say(
-        f"{summary['steps']:,} step{'s' if summary['steps'] != 1 else ''}, {summary['epochs']:.2f} epochs, "
+        f"{count(summary['steps'], 'step')}, {summary['epochs']:.2f} epochs, "
         f"{summary['train_flops']:.3g} FLOPs, "
         f"{summary['images_per_second']:,.0f} images/s, {duration(summary['total_seconds'])} in all"
     )

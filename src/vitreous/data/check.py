@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from vitreous.data.folder import SPLIT_FOLDERS, Entry, Tree, open_tree, progress, read_all
+from vitreous.data.folder import SPLIT_FOLDERS, Entry, Tree, open_tree, read_all
 from vitreous.data.pictures import BadPicture, decode
+from vitreous.progress import track
 
 # In the order in which they are shown; the first four are those of `BadPicture`.
 REASONS = (
@@ -143,7 +144,7 @@ def check(path: Path) -> Check:
         sizes: list[tuple[int, int]] = []
         same: dict[bytes, list[Entry]] = defaultdict(list)
         problems = []
-        looked_at = progress(read_all(tree, _look), len(tree.entries), f"Checking {tree.path.name}")
+        looked_at = track(read_all(tree, _look), len(tree.entries), f"Checking {tree.path.name}")
         for entry, seen in looked_at:
             if isinstance(seen, BadPicture):
                 problems.append(Problem(seen.reason, entry.name, seen.detail))

@@ -6,12 +6,10 @@ import hashlib
 import os
 import re
 import stat
-import sys
 import tempfile
-import time
 import unicodedata
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -45,6 +43,7 @@ from vitreous.files import (
     zip_members,
 )
 from vitreous.preprocess import Preprocess
+from vitreous.progress import track
 
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 # What operating systems leave in folders, besides hidden files.
@@ -297,24 +296,6 @@ def read_all(tree: Tree, work: Callable[[bytes], T]) -> Iterator[tuple[Entry, T 
             yield from zip(batch, chain.from_iterable(pool.map(results, groups)), strict=True)
 
 
-def progress(items: Iterable[T], total: int, doing: str) -> Iterator[T]:
-    """Pass `items` on, and tell on stderr how far they are: in one line on a terminal, else every tenth."""
-    terminal = sys.stderr.isatty()
-    began = shown = time.monotonic()
-    tenth = 0
-    for done, item in enumerate(items, 1):
-        yield item
-        now = time.monotonic()
-        if terminal and (now - shown > 0.1 or done == total):
-            print(f"\r{doing}: {done:,} of {total:,}\033[K", end="", file=sys.stderr, flush=True)
-            shown = now
-        elif not terminal and 10 * done // total > tenth and now - began > 2:  # short work says nothing
-            print(f"{doing}: {done:,} of {total:,}", file=sys.stderr, flush=True)
-            tenth = 10 * done // total
-    if terminal and total:
-        print(file=sys.stderr)
-
-
 # ---- import
 
 
@@ -456,7 +437,7 @@ def _decode(tree: Tree, size: int, scratch: BinaryIO) -> tuple[dict[str, RawSpli
     bad = []
     settings = Preprocess(size)
     pictures = read_all(tree, lambda data: decode_to(settings, data))
-    for entry, picture in progress(pictures, len(tree.entries), f"Reading {tree.path.name}"):
+    for entry, picture in track(pictures, len(tree.entries), f"Reading {tree.path.name}"):
         if isinstance(picture, BadPicture):
             bad.append(f"{entry.name}: {picture.text}")
             continue

@@ -14,6 +14,7 @@ from vitreous.data.augment import Augment
 from vitreous.data.store import ImageStore
 from vitreous.errors import VitreousError
 from vitreous.files import atomic_write, path_of
+from vitreous.wording import count
 
 PER_LINE = 4  # pictures of a class side by side
 EPOCHS = 3  # draws of the augmentation
@@ -85,8 +86,8 @@ def show(store: ImageStore, augment: Augment | None, path: Path) -> Path:
     for row, name in enumerate(names):
         y = top + row * class_height
         draw.text((left - SPACE, y + tile / 2 - 1), name, INK, bold, anchor="rs")
-        count = f"{len(members[row]):,} picture{'s' if len(members[row]) != 1 else ''}"
-        draw.text((left - SPACE, y + tile / 2 + 3), count, GREY, regular, anchor="rt")
+        size = count(len(members[row]), "image")
+        draw.text((left - SPACE, y + tile / 2 + 3), size, GREY, regular, anchor="rt")
         for group, version in enumerate(versions):
             for i, picture in enumerate(version[starts[row] : starts[row + 1]]):
                 line, column = divmod(i, across)

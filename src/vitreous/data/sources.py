@@ -7,11 +7,11 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from vitreous.files import (
     sha256,
     write_failure,
 )
+from vitreous.progress import ProgressLine
 
 NAMES = (*CIFARS, "shapes")
 SILENCE = 5.0  # seconds without a byte after which a host is given up (connecting) or tried again (reading)
@@ -286,12 +287,12 @@ def _receive(url: str, path: Path, start: int) -> None:
             start = 0  # the host sends the whole again
         length = response.headers.get("Content-Length")
         total = start + int(length) if length and length.isdigit() else None
-        progress = _Progress(path.name, total)
+        line = ProgressLine()
         try:
             file = path.open("r+b" if start else "wb")
         except OSError as error:
             raise write_failure(path, error) from error
-        with file:
+        with file, closing(line):
             file.seek(start)
             received = start
             while chunk := response.read1(1 << 16):  # what there is, to lose nothing when it stops
@@ -304,8 +305,10 @@ def _receive(url: str, path: Path, start: int) -> None:
                     raise VitreousError(
                         f"{url} sends more than {human_size(LARGEST)}; that is not the archive."
                     )
-                progress(received)
-        progress.end()
+                if line.due() or received == total:
+                    share = received / total if total else None
+                    size = human_size(received) + (f" of {human_size(total)}" if total else "")
+                    line.show(share, (f"{path.name}: {size}",))
     if total is not None and received < total:
         raise http.client.IncompleteRead(b"", total - received)
 
@@ -327,32 +330,6 @@ def _reason(error: BaseException) -> str:
     if isinstance(reason, socket.gaierror):
         return "the name of the host cannot be resolved"
     return str(reason) or type(reason).__name__
-
-
-class _Progress:
-    """A line on stderr: kept up to date on a terminal, a new one every tenth elsewhere."""
-
-    def __init__(self, name: str, total: int | None) -> None:
-        self.name, self.total = name, total
-        self.terminal = sys.stderr.isatty()
-        self.shown = 0.0
-        self.tenth = 0
-
-    def __call__(self, received: int) -> None:
-        text = f"{self.name}: {human_size(received)}"
-        if self.total:
-            text += f" of {human_size(self.total)} ({100 * received // self.total} %)"
-        if self.terminal:
-            if time.monotonic() - self.shown > 0.1:
-                print(f"\r{text}\033[K", end="", file=sys.stderr, flush=True)
-                self.shown = time.monotonic()
-        elif self.total and 10 * received // self.total > self.tenth:
-            print(text, file=sys.stderr, flush=True)
-            self.tenth = 10 * received // self.total
-
-    def end(self) -> None:
-        if self.terminal:
-            print(file=sys.stderr)
 
 
 def _npm_pack(package: str, folder: Path) -> Path:

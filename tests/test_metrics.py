@@ -115,6 +115,8 @@ def test_every_figure_is_named_once_and_has_its_row_in_the_report() -> None:
     assert set(measured(logits, labels).scalars) == set(FIGURES)
     micro = {"ovr_prec", "ovr_recall"}  # one row with ovr_f1, which they are equal to
     assert set(FIGURES) - micro <= {row.key for row in ROWS}
+    assert len({figure.title for figure in FIGURES.values()}) == len(FIGURES)
+    assert all(figure.meaning for figure in FIGURES.values())
 
 
 def test_it_leaves_no_trace_in_checkpoints() -> None:

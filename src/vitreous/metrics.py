@@ -42,6 +42,14 @@ FIGURES: dict[str, Figure] = {
 }
 
 
+# Only of a run's final figures, since the temperature is fitted at its end.
+FINAL_FIGURES: dict[str, Figure] = {
+    "ece_calibrated": Figure(
+        "Calibration error, calibrated", "of the probabilities that `predict_proba` gives"
+    ),
+}
+
+
 @dataclass(frozen=True)
 class Figures:
     """The figures of one split; all but the loss are fractions from 0 to 1."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vitreous.errors import VitreousError
 from vitreous.metrics import FIGURES, Figures, SplitMetrics
-from vitreous.report import ROWS
+from vitreous.report import SHOWN
 
 BATCHES = [7, 64, 1, 30, 128]  # unequal on purpose: a mean over batches would differ
 COUNT = sum(BATCHES)
@@ -114,7 +114,9 @@ def test_every_figure_is_named_once_and_has_its_row_in_the_report() -> None:
     logits, labels = split(11, 11, 11)
     assert set(measured(logits, labels).scalars) == set(FIGURES)
     micro = {"ovr_prec", "ovr_recall"}  # one row with ovr_f1, which they are equal to
-    assert set(FIGURES) - micro <= {row.key for row in ROWS}
+    assert set(FIGURES) - micro <= set(SHOWN)
+    assert len({figure.title for figure in FIGURES.values()}) == len(FIGURES)
+    assert all(figure.meaning for figure in FIGURES.values())
 
 
 def test_it_leaves_no_trace_in_checkpoints() -> None:

@@ -169,7 +169,7 @@ def test_a_finished_run_shows_its_figures(tmp_path: Path) -> None:
     assert "no test figures" not in page.text
     for expected in (
         "cifar10",
-        "4.5\u202fmin",
+        "4:31",
         "5.13\u202f×\u202f10¹³",
         "812,394",
         "2.13.0",
@@ -209,7 +209,7 @@ def test_many_classes_become_a_picture_and_a_list(tmp_path: Path) -> None:
     assert np.array_equal(alpha > 0, confusion > 0)
     wrong = confusion * (1 - np.eye(100, dtype=int))
     true, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
-    first = page.text.partition("share of the true class.")[2].split(")")[0]
+    first = page.text.partition("percent of the true class.")[2].split(")")[0]
     assert " ".join(first.split()).startswith(f"{HUNDRED[true]} → {HUNDRED[predicted]}{wrong.max()} ")
     assert not page.all("table", "matrix")
     assert "Top-5 accuracy" in page.text
@@ -334,7 +334,7 @@ def test_figures_of_validation_alone_show_its_matrix(tmp_path: Path) -> None:
     del evaluation["test"]
     (run / "evaluation.json").write_text(json.dumps(evaluation))
     (run / "summary.json").unlink()
-    assert "Validation split: a row for each true class" in report(run).text
+    assert "Validation split: one row per true class" in report(run).text
 
 
 @pytest.mark.parametrize(("count", "words"), [(0, "once"), (1, "once"), (2, "twice"), (3, "3 times")])
@@ -436,9 +436,9 @@ def test_a_damaged_file_is_named_and_the_old_page_stays(tmp_path: Path, name: st
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(VitreousError, match="There is no run at"):
+    with pytest.raises(VitreousError, match="There is no run folder"):
         write_report(tmp_path / "nowhere")
-    with pytest.raises(VitreousError, match="not a run"):
+    with pytest.raises(VitreousError, match="is not a run folder"):
         write_report(tmp_path)
 
 

@@ -6,7 +6,7 @@ B batch, C num_classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,20 +17,45 @@ from torchmetrics import Metric
 from vitreous.errors import VitreousError
 
 CALIBRATION_BINS = 15
-# Names of all figures, for whoever makes columns of them; the report has a row for each in words of its own.
-FIGURES = (
-    "loss", "acc", "cat_prec", "cat_recall", "cat_f1", "ovr_prec", "ovr_recall", "ovr_f1",
-    "top5", "ece", "majority",
-)  # fmt: skip
+
+
+class Figure(NamedTuple):
+    """What a figure is called in text, and what it means."""
+
+    title: str
+    meaning: str
+
+
+# Every figure of a split by the name under which it is logged, in the order in which people read them.
+FIGURES: dict[str, Figure] = {
+    "loss": Figure("Loss", "mean cross-entropy, in nats"),
+    "acc": Figure("Accuracy", "fraction of images whose class was predicted correctly"),
+    "cat_prec": Figure("Precision (macro)", "mean of the classes' precisions"),
+    "cat_recall": Figure("Recall (macro)", "mean of the classes' recalls"),
+    "cat_f1": Figure("F1 (macro)", "mean of the classes' F1 scores"),
+    "ovr_prec": Figure("Precision (micro)", "over all images; equals accuracy"),
+    "ovr_recall": Figure("Recall (micro)", "over all images; equals accuracy"),
+    "ovr_f1": Figure("F1 (micro)", "over all images; equals accuracy"),
+    "top5": Figure("Top-5 accuracy", "fraction whose class is among the five likeliest"),
+    "ece": Figure("Calibration error", "mean gap between confidence and accuracy, 15 bins"),
+    "majority": Figure("Majority-class baseline", "accuracy of always guessing the largest class"),
+}
+
+
+# Only of a run's final figures, since the temperature is fitted at its end.
+FINAL_FIGURES: dict[str, Figure] = {
+    "ece_calibrated": Figure(
+        "Calibration error, calibrated", "of the probabilities that `predict_proba` gives"
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What is said of one split; every rate is a fraction from 0 to 1."""
+    """The figures of one split; all but the loss are fractions from 0 to 1."""
 
     scalars: dict[str, float]
-    """loss, acc, cat_prec, cat_recall, cat_f1, ovr_prec, ovr_recall, ovr_f1, top5 (more than 10 classes
-    only), ece, and majority: the accuracy of always guessing the split's largest class."""
+    """Each of `FIGURES` by its name; top5 only with more than 10 classes."""
     per_class: list[dict[str, Any]]
     """precision, recall, f1 and support (the number of pictures) of each class."""
     confusion: list[list[int]]

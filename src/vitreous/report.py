@@ -1,17 +1,15 @@
-"""A run as one HTML page: read from the run folder's plain files, whatever of them exists."""
+"""A run as one HTML page, made from those files of the run folder that exist."""
 
 from __future__ import annotations
 
 import base64
 import io
-import json
 import math
 import shlex
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,46 +17,40 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from vitreous.errors import VitreousError
 from vitreous.files import atomic_write
-from vitreous.run import DAMAGE, read_arrays, read_metrics, read_test_reads
+from vitreous.metrics import FIGURES, FINAL_FIGURES
+from vitreous.run import Run
+from vitreous.wording import duration
 
 MAX_MISTAKES = 40
-MAX_MATRIX_CLASSES = 20  # more are drawn as a picture: cells would be too small for figures
+MAX_MATRIX_CLASSES = 20  # larger matrices are drawn as an image, since numbers would not fit the cells
 MAX_CLASS_BARS = 200
 MAX_PAIRS = 12
-MAX_POINTS = 100  # of a curve; more rows are averaged
+MAX_POINTS = 100  # per curve; neighbouring rows are averaged beyond that
 NO_VALUE = "–"
 
-# Right and wrong in the picture of a large confusion matrix; legible on light and on dark paper.
+# Correct and wrong in the image of a large confusion matrix; legible on light and dark backgrounds.
 RIGHT, WRONG = (13, 148, 136), (234, 88, 12)
 
 
 def write_report(path: Path) -> Path:
-    """Writes `report.html` into the run folder `path`, and returns where it lies.
+    """Writes `report.html` into the run folder `path` and returns its path.
 
-    The page needs nothing else: no script, no request, pictures inside. A run that was interrupted is
-    reported with what there is of it.
+    The page is self-contained: no script, no request, images inside. A run that was interrupted is reported with
+    the files it has.
 
     Raises:
-        VitreousError: `path` is not a run folder, one of its files is damaged, or it cannot be written.
+        VitreousError: `path` is not a run folder, one of its files is damaged, or the page cannot be written.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise VitreousError(f"There is no run at {path}; give the folder that `vitreous train` wrote.")
-    recipe = _read(path / "recipe.toml", tomllib.loads)
-    if recipe is None:
-        raise VitreousError(
-            f"{path} is not a run, for it has no recipe.toml; give the folder that `vitreous train` wrote."
-        )
-    resolved = recipe.pop("resolved", {})
-    summary = _read(path / "summary.json", _parse_summary) or {}
-    rows = _logged_rows(path / "metrics.csv")
-    evaluation = _read(path / "evaluation.json", _parse_evaluation) or {}
+    run = Run(path)
+    recipe = {key: value for key, value in run.tables.items() if key != "resolved"}
+    resolved = run.tables.get("resolved", {})
+    summary = run.summary if run.has("summary.json") else {}
+    rows = _logged_rows(run)
+    evaluation = run.evaluation if run.has("evaluation.json") else {}
     classes = evaluation.get("classes", [])
-    mistakes = _read_mistakes(path / "mistakes.npz", classes)
 
-    # An interrupted run may have no evaluation: its last validation stands in the summary or the log.
+    # An interrupted run may have no evaluation. Its last validation is in the summary or among the rows.
     figures = {
         split: _logged(split, *rows, summary) | evaluation.get(split, {}).get("figures", {})
         for split in ("val", "test")
@@ -81,110 +73,58 @@ def write_report(path: Path) -> Path:
     )
     html = page.render(
         title=summary.get("data") or Path(str(request.get("data", path))).name,
-        run=path.name,
+        run=run.path.name,
         recipe_name=recipe.get("name", ""),
         finished="acc" in figures["test"] or summary.get("status") == "finished",
         headline=headline,
         figures=figures,
-        table=[row for row in ROWS if any(row.key in figures[split] for split in figures)],
+        table=[row for row in _rows() if any(row.key in figures[split] for split in figures)],
         temperature=summary.get("temperature"),
-        # Runs from before reads were counted have read it for their figures.
-        test_reads=_read_times(max(len(read_test_reads(path)), "acc" in figures["test"])),
+        # Runs from before reads were counted have read test for their figures.
+        test_reads=_times_read(max(len(run.test_reads), "acc" in figures["test"])),
         costs=_costs(summary),
         charts=_charts(rows),
         frame=FRAME,
         classes=classes,
         detailed=detailed,
         **details,
-        mistakes=mistakes,
+        mistakes=_mistakes(run, classes) if classes and run.has("mistakes.npz") else [],
         facts=_facts(recipe, resolved, summary),
-        command=_command(path, request),
-        resume=shlex.join(["vitreous", "train", "--resume", str(path)]),
+        command=_command(run.path, request),
+        resume=shlex.join(["vitreous", "train", "--resume", str(run.path)]),
     )
-    # A folder's name may hold bytes that are no text; they must not keep a report from being written.
-    atomic_write(path / "report.html", html.encode("utf-8", errors="replace"))
-    return path / "report.html"
+    # The folder's name may hold bytes that are not text. They must not keep the report from being written.
+    atomic_write(run.path / "report.html", html.encode("utf-8", errors="replace"))
+    return run.path / "report.html"
 
 
 # Reading ---------------------------------------------------------------------------------------------
 
 
-def _read(path: Path, parse: Callable[[str], Any]) -> Any:
-    """The parsed file, or None where there is none."""
-    try:
-        return parse(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> VitreousError:
-    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    return VitreousError(f"{path} is damaged ({reason}); restore it or delete it, then ask again.")
-
-
-def _parse_summary(text: str) -> dict[str, Any]:
-    summary = json.loads(text)
-    if not isinstance(summary, dict):
-        raise ValueError("it should hold one object")
-    return summary
-
-
-def _logged_rows(path: Path) -> list[dict[str, float]]:
+def _logged_rows(run: Run) -> list[dict[str, float]]:
     """Rows of `metrics.csv` by step, with their filled cells only; none where there is no file."""
-    rows = read_metrics(path) if path.exists() else []
+    rows = run.metrics if run.has("metrics.csv") else []
     filled = [{key: cell for key, cell in row.items() if cell is not None} for row in rows]
     return sorted(filled, key=lambda row: row["step"])
 
 
-def _parse_evaluation(text: str) -> dict[str, Any]:
-    evaluation = json.loads(text)
-    count = len(evaluation["classes"])
-    for split in {"val", "test"} & set(evaluation):
-        entry = evaluation[split]
-        if np.asarray(entry["confusion"], dtype=np.int64).shape != (count, count):
-            raise ValueError(f"the confusion matrix of {split} is not {count} by {count}")
-        if len(entry["per_class"]) != count or not {
-            "precision",
-            "recall",
-            "f1",
-            "support",
-        } <= set.intersection(*map(set, entry["per_class"])):
-            raise ValueError(f"the figures of {split} do not name each of {count} classes")
-        # A figure that was no number is stored as null.
-        entry["figures"] = {key: float(v) for key, v in entry["figures"].items() if v is not None}
-    return evaluation
-
-
-def _read_mistakes(path: Path, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """The most confident mistakes, first the surest; none where there is no file or no class names."""
-    if not path.exists() or not classes:
-        return []
-    try:
-        arrays = read_arrays(path)
-        images, true, predicted = arrays["images"], arrays["label"], arrays["predicted"]
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-            raise ValueError("its images are not uint8 [K, H, W, 3]")
-        if true.min(initial=0) < 0 or predicted.min(initial=0) < 0:
-            raise ValueError("a class is negative")
-        columns = zip(images, true, predicted, arrays["confidence"], arrays["name"], strict=True)
-        return [
-            {
-                "picture": _picture(image),
-                "true": classes[t],
-                "predicted": classes[p],
-                "confidence": float(confidence),
-                "name": str(name),
-            }
-            for image, t, p, confidence, name in list(columns)[:MAX_MISTAKES]
-        ]
-    except DAMAGE as error:
-        raise _unreadable(path, error) from error
+def _mistakes(run: Run, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """The most confident mistakes, with their images as data: URIs."""
+    columns = zip(*vars(run.mistakes).values(), strict=True)
+    return [
+        {
+            "image": _data_uri(image),
+            "true": classes[label],
+            "predicted": classes[predicted],
+            "confidence": float(confidence),
+            "name": str(name),
+        }
+        for image, label, predicted, confidence, name in islice(columns, MAX_MISTAKES)
+    ]
 
 
 def _logged(split: str, *sources: Mapping[str, Any]) -> dict[str, float]:
-    """A split's figures from logged names such as `val_loss`; a later source overrules an earlier one."""
+    """A split's figures from logged names such as `val_loss`; a later source overrides an earlier one."""
     prefix = f"{split}_"
     return {
         key.removeprefix(prefix): float(value)
@@ -201,38 +141,28 @@ class Row(NamedTuple):
     """A line of the table of figures."""
 
     key: str
-    name: str
+    title: str
     meaning: str
     percent: bool = True
 
 
-ROWS = (
-    Row("acc", "Accuracy", "pictures whose class was predicted right"),
-    Row("majority", "Majority class", "the accuracy of always guessing the largest class"),
-    Row("top5", "Top-5 accuracy", "the right class is among the five likeliest"),
-    Row("loss", "Loss", "mean cross-entropy, in nats", percent=False),
-    Row("cat_prec", "Precision", "mean over classes (macro)"),
-    Row("cat_recall", "Recall", "mean over classes (macro)"),
-    Row("cat_f1", "F1", "mean over classes (macro)"),
-    Row(
-        "ovr_f1",
-        "Precision, recall, F1",
-        "over all pictures (micro): with one label each, all equal accuracy",
-    ),
-    Row("ece", "Calibration error", "mean gap between confidence and accuracy, 15 bins"),
-    Row(
-        "ece_calibrated",
-        "Calibration error, calibrated",
-        "the same of the probabilities that predictions give",
-    ),
-)
+# The order of the page. Micro-averaged precision, recall and F1 are equal, so one of them is shown.
+SHOWN = (
+    "acc", "majority", "top5", "loss", "cat_prec", "cat_recall", "cat_f1", "ovr_f1", "ece", "ece_calibrated",
+)  # fmt: skip
+
+
+def _rows() -> list[Row]:
+    """The lines of the table of figures, whatever of them this run has."""
+    known = FIGURES | FINAL_FIGURES
+    return [Row(key, *known[key], percent=key != "loss") for key in SHOWN]
 
 
 def _costs(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(what, how much) of the run, as far as it is known."""
+    """(title, amount) of each known cost of the run."""
     known = (
-        ("Training time", "train_seconds", _duration),
-        ("Total time", "total_seconds", _duration),
+        ("Training time", "train_seconds", _time),
+        ("Total time", "total_seconds", _time),
         ("Training FLOPs", "train_flops", _scientific),
         ("Images per second", "images_per_second", _count),
         ("Epochs", "epochs", _number),
@@ -240,15 +170,17 @@ def _costs(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Parameters", "parameters", _count),
     )
     return [
-        (name, say(summary[key])) for name, key, say in known if isinstance(summary.get(key), int | float)
+        (title, write(summary[key]))
+        for title, key, write in known
+        if isinstance(summary.get(key), int | float)
     ]
 
 
 def _matrix(confusion: list[list[int]]) -> list[list[dict[str, Any]]]:
-    """Cells [true][predicted]; `shade` 0..1 grows with the square root of the share of the true class."""
+    """Cells [true][predicted]; `shade` 0..1 is the square root of the fraction of the true class."""
     return [
         [
-            {"count": count, "shade": round(math.sqrt(count / (sum(row) or 1)), 3), "right": i == j}
+            {"count": count, "shade": round(math.sqrt(count / (sum(row) or 1)), 3), "correct": i == j}
             for j, count in enumerate(row)
         ]
         for i, row in enumerate(confusion)
@@ -256,17 +188,17 @@ def _matrix(confusion: list[list[int]]) -> list[list[dict[str, Any]]]:
 
 
 def _heat_map(confusion: list[list[int]]) -> str:
-    """The same as a picture of one pixel a cell, transparent where nothing is."""
+    """The matrix as an image with one pixel per cell, transparent where a cell is 0."""
     counts = np.asarray(confusion)
-    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    fraction = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     pixels = np.empty((*counts.shape, 4), dtype=np.uint8)
     pixels[..., :3] = np.where(np.eye(len(counts), dtype=bool)[..., None], RIGHT, WRONG)
-    pixels[..., 3] = np.rint(255 * np.sqrt(share))
-    return _picture(pixels)
+    pixels[..., 3] = np.rint(255 * np.sqrt(fraction))
+    return _data_uri(pixels)
 
 
 def _confused_pairs(classes: Sequence[str], confusion: list[list[int]]) -> list[dict[str, Any]]:
-    """The commonest mistakes: true class, predicted class, how many, and what share of the true class."""
+    """The most frequent mistakes: true class, predicted class, count, and fraction of the true class."""
     counts = np.array(confusion)
     totals = counts.sum(axis=1)
     np.fill_diagonal(counts, 0)
@@ -277,7 +209,7 @@ def _confused_pairs(classes: Sequence[str], confusion: list[list[int]]) -> list[
             "true": classes[i],
             "predicted": classes[j],
             "count": int(counts[i, j]),
-            "share": counts[i, j] / totals[i],
+            "fraction": counts[i, j] / totals[i],
         }
         for i, j in pairs
         if counts[i, j]
@@ -295,7 +227,7 @@ def _class_bars(classes: Sequence[str], per_class: Sequence[Mapping[str, Any]]) 
 def _facts(
     recipe: Mapping[str, Any], resolved: Mapping[str, Any], summary: Mapping[str, Any]
 ) -> list[tuple[str, list[tuple[str, str]]]]:
-    """What was run on what: (heading, [(key, value)]), the recipe's tables and then what was resolved."""
+    """(heading, [(key, value)]) of the run, its recipe, and what was resolved when it began."""
     groups = [("run", {k: v for k, v in summary.items() if not k.startswith(("val_", "test_"))})]
     groups += _tables("recipe", recipe)
     groups += _tables("resolved", resolved)
@@ -320,7 +252,7 @@ def _plain(value: Any) -> str:
 
 
 def _command(path: Path, request: Mapping[str, Any]) -> str:
-    """The command that trains the run at `path` again, to the same bits."""
+    """The command that repeats the run at `path`."""
     if request.get("data") == "arrays":
         return f"vitreous.repeat({str(path)!r}, (images, labels))  # in Python"
     return shlex.join(["vitreous", "train", "--repeat", str(path)])
@@ -328,7 +260,7 @@ def _command(path: Path, request: Mapping[str, Any]) -> str:
 
 # Curves ----------------------------------------------------------------------------------------------
 
-# One unit is one CSS pixel at the width of a phone, so that labels are never scaled out of legibility.
+# One unit is one CSS pixel at the width of a phone, so labels stay legible there.
 FRAME = {"width": 360, "height": 236, "left": 52, "right": 344, "top": 10, "bottom": 176}
 LEFT, RIGHT_EDGE, TOP, BOTTOM = (FRAME[side] for side in ("left", "right", "top", "bottom"))
 
@@ -346,7 +278,7 @@ class Line(NamedTuple):
 
 
 class Hover(NamedTuple):
-    """A column of the chart with what it says when pointed at."""
+    """A column of the chart, and the text shown when the pointer is over it."""
 
     x: float
     width: float
@@ -356,7 +288,7 @@ class Hover(NamedTuple):
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing in units of the SVG's view box."""
+    """A line chart in units of the SVG's view box."""
 
     title: str
     lines: list[Line]
@@ -366,28 +298,28 @@ class Chart:
 
 
 def _charts(rows: Sequence[Mapping[str, float]]) -> list[Chart]:
-    """Loss, accuracy and learning rate against step, epoch and time, those that were logged."""
+    """Loss, accuracy and learning rate, as far as they were logged."""
     plans: tuple[tuple[str, Callable[[float], str], dict[str, tuple[str, str]]], ...] = (
         ("Loss", _short, {"train_loss": ("training", "a"), "val_loss": ("validation", "b")}),
         ("Accuracy", _percent, {"val_acc": ("validation", "b")}),
         ("Learning rate", _short, {"learning_rate": ("AdamW", "c"), "muon_learning_rate": ("Muon", "a")}),
     )
     charts = []
-    for title, say, columns in plans:
+    for title, write, columns in plans:
         series = {
             key: _thin([(r["step"], r[key]) for r in rows if math.isfinite(r.get(key, math.nan))])
             for key in columns
         }
         if any(series.values()):
             charts.append(
-                _chart(title, say, {columns[key]: points for key, points in series.items() if points}, rows)
+                _chart(title, write, {columns[key]: points for key, points in series.items() if points}, rows)
             )
     return charts
 
 
 def _chart(
     title: str,
-    say: Callable[[float], str],
+    write: Callable[[float], str],
     series: Mapping[tuple[str, str], list[tuple[float, float]]],
     rows: Sequence[Mapping[str, float]],
 ) -> Chart:
@@ -410,14 +342,14 @@ def _chart(
         return [
             _count(step),
             NO_VALUE if epoch is None else _number(epoch),
-            NO_VALUE if seconds is None else _clock(seconds),
+            NO_VALUE if seconds is None else duration(seconds),
         ]
 
-    def mark_text(value: float) -> str:
-        return f"{100 * value:g}\u202f%" if say is _percent else f"{value:g}"
+    def tick_text(value: float) -> str:
+        return f"{100 * value:g}\u202f%" if write is _percent else f"{value:g}"
 
     lines = [
-        Line(name, style, [(x_of(step), y_of(value)) for step, value in points], say(points[-1][1]))
+        Line(name, style, [(x_of(step), y_of(value)) for step, value in points], write(points[-1][1]))
         for (name, style), points in series.items()
     ]
     values: dict[float, list[tuple[str, str, float]]] = {}
@@ -435,7 +367,7 @@ def _chart(
                 round(edges[i + 1] - edges[i], 1),
                 [
                     f"step {step_text}, epoch {epoch_text}, {clock_text}",
-                    *(f"{name or title.lower()}: {say(value)}" for name, _, value in values[step]),
+                    *(f"{name or title.lower()}: {write(value)}" for name, _, value in values[step]),
                 ],
                 [(x_of(step), y_of(value), style) for _, style, value in values[step]],
             )
@@ -445,22 +377,22 @@ def _chart(
         title,
         lines,
         [Tick(x_of(mark), moment(mark)) for mark in x_marks],
-        [Tick(y_of(mark), [mark_text(mark)]) for mark in y_marks],
+        [Tick(y_of(mark), [tick_text(mark)]) for mark in y_marks],
         hovers,
     )
 
 
 def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most `MAX_POINTS` points (step, value): means of neighbours, where there are more."""
+    """At most `MAX_POINTS` points (step, value), by averaging neighbours."""
     if len(points) <= MAX_POINTS:
         return points
     bins = np.array_split(np.array(points), MAX_POINTS)
-    # The last point stays as it is: the curve ends where the run ended.
+    # The last point is not averaged: the curve ends where the run ended.
     return [tuple(part.mean(axis=0).tolist()) for part in bins[:-1]] + [points[-1]]
 
 
 def _round_marks(high: float, most: int) -> list[float]:
-    """0 and up to `most` round numbers above it, the last not under `high`."""
+    """0 and up to `most` round numbers above it; the last is at least `high`."""
     if high <= 0:
         return [0.0, 1.0]
     rough = high / most
@@ -469,15 +401,15 @@ def _round_marks(high: float, most: int) -> list[float]:
     return [i * step for i in range(math.ceil(high / step - 1e-9) + 1)]
 
 
-# Saying things ---------------------------------------------------------------------------------------
+# Text ------------------------------------------------------------------------------------------------
 
 
 def _percent(value: float, decimals: int = 2) -> str:
-    """Two decimals by default: one picture of 10,000 shows."""
+    """Two decimals by default: one image of 10,000 makes a difference."""
     return f"{100 * value:.{decimals}f}\u202f%"
 
 
-def _read_times(count: int) -> str:
+def _times_read(count: int) -> str:
     return {0: "has not been read", 1: "was read once", 2: "was read twice"}.get(
         count, f"was read {count:,} times"
     )
@@ -503,25 +435,12 @@ def _scientific(value: float) -> str:
     return f"{value / 10**exponent:.2f}\u202f×\u202f10{digits}"
 
 
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+def _time(seconds: float) -> str:
+    return duration(seconds) if math.isfinite(seconds) else NO_VALUE
 
 
-def _duration(seconds: float) -> str:
-    if not math.isfinite(seconds):
-        return NO_VALUE
-    if seconds < 60:
-        return f"{seconds:.1f}\u202fs"
-    if seconds < 3600:
-        return f"{seconds / 60:.1f}\u202fmin"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours}\u202fh {minutes:02}\u202fmin"
-
-
-def _picture(pixels: np.ndarray) -> str:
-    """uint8 [H, W, 3 or 4] as a data: URI; photographs are shrunk to what is shown."""
+def _data_uri(pixels: np.ndarray) -> str:
+    """uint8 [H, W, 3 or 4] as a data: URI; large photographs are shrunk to display size."""
     image = Image.fromarray(pixels)
     content = io.BytesIO()
     if image.mode == "RGB" and max(image.size) > 64:

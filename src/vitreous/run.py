@@ -64,6 +64,21 @@ class Predictions:
     logits: np.ndarray
 
 
+@dataclass(frozen=True)
+class Mistakes:
+    """Wrongly classified images of a split, most confident first.
+
+    `images` uint8 [K, H, W, 3]; `labels` and `predicted` int64 [K], positions in the run's classes; `confidence`
+    float32 [K], from 0 to 1; `names` [K], those of the images in their source.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    predicted: np.ndarray
+    confidence: np.ndarray
+    names: np.ndarray
+
+
 @dataclass(frozen=True, init=False)
 class Run:
     """A run folder; each file is read when it is first asked for.
@@ -76,8 +91,13 @@ class Run:
     def __init__(self, path: Path | str) -> None:
         object.__setattr__(self, "path", path_of(path))
 
+    def has(self, name: str) -> bool:
+        """Whether the run has written its file `name` yet."""
+        return (self.path / name).exists()
+
     @cached_property
-    def _tables(self) -> dict[str, Any]:
+    def tables(self) -> dict[str, Any]:
+        """The tables of `recipe.toml`, with "resolved" among them once training has begun."""
         try:
             return tomllib.loads((self.path / "recipe.toml").read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -91,16 +111,16 @@ class Run:
 
     @cached_property
     def recipe(self) -> recipes.Recipe:
-        return recipes.parse(self._tables, own=True)
+        return recipes.parse(self.tables, own=True)
 
     @property
     def resolved(self) -> dict[str, Any]:
         """What was decided when the run started: data, machine, versions."""
-        if "resolved" not in self._tables:
+        if "resolved" not in self.tables:
             raise VitreousError(
                 f"{self.path / 'recipe.toml'} has no [resolved] table; give the folder that training made."
             )
-        return self._tables["resolved"]
+        return self.tables["resolved"]
 
     @property
     def test_reads(self) -> list[dict[str, Any]]:
@@ -119,8 +139,26 @@ class Run:
 
     @cached_property
     def evaluation(self) -> dict[str, Any]:
-        """Classes, and for "val" and "test" the figures, per-class figures and confusion matrix."""
-        return self._json("evaluation.json")
+        """Classes, and for "val" and "test" the figures, per-class figures and confusion matrix.
+
+        A figure that was not a number (a diverged run's loss) is left out.
+        """
+        content = self._json("evaluation.json")
+        try:
+            return _parse_evaluation(content)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise unreadable(self.path / "evaluation.json", error) from None
+
+    @cached_property
+    def mistakes(self) -> Mistakes:
+        """The most confident mistakes on test, or on validation where the run left test unread."""
+        file = self.path / "mistakes.npz"
+        try:
+            return _parse_mistakes(read_arrays(file), len(self.evaluation["classes"]))
+        except FileNotFoundError:
+            raise unfinished(self.path, file.name) from None
+        except DAMAGE as error:
+            raise unreadable(file, error) from None
 
     @cached_property
     def predictions(self) -> dict[str, Predictions]:
@@ -272,6 +310,32 @@ def _parse_predictions(arrays: Mapping[str, np.ndarray]) -> dict[str, Prediction
     if not found:
         raise ValueError("it holds neither val nor test")
     return found
+
+
+def _parse_evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
+    count = len(evaluation["classes"])
+    columns = {"precision", "recall", "f1", "support"}
+    for split in {"val", "test"} & set(evaluation):
+        entry = evaluation[split]
+        if np.asarray(entry["confusion"], dtype=np.int64).shape != (count, count):
+            raise ValueError(f"the confusion matrix of {split} is not {count} by {count}")
+        if len(entry["per_class"]) != count or not all(columns <= set(row) for row in entry["per_class"]):
+            raise ValueError(f"{split} does not have the figures of each of {count} classes")
+        entry["figures"] = {key: float(v) for key, v in entry["figures"].items() if v is not None}
+    return evaluation
+
+
+def _parse_mistakes(arrays: Mapping[str, np.ndarray], num_classes: int) -> Mistakes:
+    mistakes = Mistakes(*(arrays[name] for name in ("images", "label", "predicted", "confidence", "name")))
+    images = mistakes.images
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        raise ValueError("its images are not uint8 [K, H, W, 3]")
+    if len({len(array) for array in vars(mistakes).values()}) != 1:
+        raise ValueError("its arrays differ in length")
+    for classes in (mistakes.labels, mistakes.predicted):
+        if classes.min(initial=0) < 0 or classes.max(initial=0) >= num_classes:
+            raise ValueError(f"a class is outside of 0 to {num_classes - 1}")
+    return mistakes
 
 
 def read_test_reads(path: Path) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from sklearn.metrics import accuracy_score, log_loss
 import vitreous
 from conftest import TINY
 from vitreous.bundle import load_bundle
-from vitreous.data.store import from_arrays
+from vitreous.data.arrays import from_arrays
 from vitreous.errors import VitreousError
 from vitreous.evaluation import TEMPERATURES, fit_temperature
 from vitreous.run import Run

@@ -22,8 +22,8 @@ from vitreous import api, plan
 from vitreous import machine as machines
 from vitreous import recipe as recipes
 from vitreous.data import module
+from vitreous.data.arrays import from_arrays
 from vitreous.data.augment import Augment
-from vitreous.data.store import from_arrays
 from vitreous.errors import VitreousError
 from vitreous.model.vit import VisionTransformer
 from vitreous.request import Request

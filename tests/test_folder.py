@@ -340,7 +340,7 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
     message = refusal(root, tmp_path)
     assert "2 of the 15 files" in message and "out.png: unreadable (a link" in message
     (root / "train/cow").symlink_to(tmp_path)
-    assert f"{root / 'train/cow'} is a link to another folder" in refusal(root, tmp_path)
+    assert f"{root / 'train/cow'} is a link to a folder" in refusal(root, tmp_path)
 
 
 def test_a_pipe_does_not_hang(tmp_path: Path) -> None:

@@ -188,16 +188,16 @@ def test_sizes_are_kept_apart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("as_zip", [False, True])
 def test_a_changed_source_is_packed_anew(tmp_path: Path, as_zip: bool) -> None:
-    def made(files: dict[str, bytes]) -> Path:
+    def write_source(files: dict[str, bytes]) -> Path:
         if as_zip:
             return write_zip(tmp_path / "pets.zip", files)
         shutil.rmtree(tmp_path / "pets", ignore_errors=True)
         return write_files(tmp_path / "pets", files)
 
     files = pets()
-    first = Opened(made(files), tmp_path / "data").store
+    first = Opened(write_source(files), tmp_path / "data").store
     files["train/cat/9.png"] = random_png(99)
-    second = Opened(made(files), tmp_path / "data").store
+    second = Opened(write_source(files), tmp_path / "data").store
     assert len(second.splits["train"]) == len(first.splits["train"]) + 1
     assert second.fingerprint != first.fingerprint
     assert len(list((tmp_path / "data" / "datasets").iterdir())) == 1  # the old one is not left behind
@@ -287,7 +287,7 @@ def test_a_class_without_training_images_is_refused(tmp_path: Path) -> None:
     assert "'eel'" in refusal(write_files(tmp_path / "pets", files), tmp_path)
 
 
-# ---- strangers' archives and links
+# ---- untrusted archives, and links
 
 
 def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,7 @@ def cifar(name: str) -> Downloaded:
     return dataset
 
 
-# ---- a tiny CIFAR in every form, each written here by hand
+# ---- a tiny CIFAR in each of its forms
 
 SplitImages = dict[str, tuple[np.ndarray, np.ndarray]]  # split -> images uint8 [N, 32, 32, 3], labels [N]
 
@@ -864,23 +864,23 @@ def test_clear_takes_a_name_a_packed_path_or_a_source(cache: Path, monkeypatch: 
     assert not packed.exists()
 
 
-def test_info_tells_what_a_data_set_is(cache: Path) -> None:
+def test_info_describes_a_data_set(cache: Path) -> None:
     store = open_store(cache / "datasets" / "cifar10")
-    told = json.loads(json.dumps(info(store)))
-    assert told["splits"]["train"]["images"] == 100
-    assert told["splits"]["test"]["per_class"] == dict.fromkeys(store.classes, 2)
-    assert told["path"] == str(store.path)
-    assert told["bytes"] == sum(path.stat().st_size for path in Path(told["path"]).iterdir())
-    assert told["fingerprint"] == store.fingerprint
-    assert told["mean"] == list(store.mean)
-    lines = info_text(told).splitlines()
+    record = json.loads(json.dumps(info(store)))
+    assert record["splits"]["train"]["images"] == 100
+    assert record["splits"]["test"]["per_class"] == dict.fromkeys(store.classes, 2)
+    assert record["path"] == str(store.path)
+    assert record["bytes"] == sum(path.stat().st_size for path in Path(record["path"]).iterdir())
+    assert record["fingerprint"] == store.fingerprint
+    assert record["mean"] == list(store.mean)
+    lines = info_text(record).splitlines()
     assert lines[0] == "cifar10: 10 classes, images of 32 by 32 pixels"
     assert lines[2] == "test        20 images in 10 classes, 2 each"
     assert lines[-1].split() == ["truck", "10", "2"]
     kept = info(from_arrays(*arrays()))
     assert "6 images in 3 classes, 1 to 3 each" in info_text(kept)
     assert (kept["path"], kept["bytes"]) == (None, 6 * 4 * 4 * 3 + 6 * 8)
-    assert set(kept) == set(told)
+    assert set(kept) == set(record)
 
 
 # ---- the real data

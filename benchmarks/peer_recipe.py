@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vit_pytorch.cct import cct_2
 
 from vitreous import machine as machines
-from vitreous.data.augment import normalize, to_float
+from vitreous.data.normalize import normalize, to_float
 from vitreous.data.sources import open_data
 from vitreous.machine import instruction_sets, keep_memory
 

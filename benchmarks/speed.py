@@ -33,8 +33,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from vitreous import dial
 from vitreous import machine as machines
 from vitreous import recipe as recipes
-from vitreous.data.augment import normalize, resized
+from vitreous.data.augment import resized
 from vitreous.data.module import ImageData
+from vitreous.data.normalize import normalize
 from vitreous.machine import instruction_sets
 from vitreous.model.vit import VisionTransformer
 from vitreous.native.accelerate import plain

@@ -16,7 +16,7 @@ TINY = {"embed_dim": 32, "num_heads": 2, "mlp_dim": 32, "depth": 1, "stem_dims":
 
 @pytest.fixture
 def arrays() -> tuple[np.ndarray, np.ndarray]:
-    """300 pictures of 3 classes that differ in brightness: images uint8 [300, 16, 16, 3], labels [300]."""
+    """300 images of 3 classes that differ in brightness: images uint8 [300, 16, 16, 3], labels [300]."""
     generator = np.random.default_rng(0)
     labels = np.repeat(np.arange(3), 100)
     images = generator.integers(0, 100, (300, 16, 16, 3)) + 70 * labels[:, None, None, None]

@@ -1,4 +1,4 @@
-"""Augmentation against one-picture-at-a-time references, and its counted randomness against integers."""
+"""Augmentation against references for one image at a time, and its random numbers against integers."""
 
 from __future__ import annotations
 
@@ -12,21 +12,14 @@ from PIL import Image
 from scipy import stats
 
 from vitreous.data import augment as module
-from vitreous.data.augment import (
-    Augment,
-    normalize,
-    random_boxes,
-    resize_boxes,
-    resized,
-    to_float,
-    uniform,
-)
+from vitreous.data.augment import Augment, random_boxes, resize_boxes, resized, uniform
 from vitreous.data.loader import BatchLoader, partners
+from vitreous.data.normalize import normalize, to_float
 from vitreous.data.store import Split
 from vitreous.errors import VitreousError
 
 
-def pictures(count: int, height: int = 12, width: int = 12, seed: int = 0) -> torch.Tensor:
+def random_images(count: int, height: int = 12, width: int = 12, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, height, width, 3), dtype=torch.uint8, generator=generator)
 
@@ -97,7 +90,7 @@ def test_uniform_is_uniform_and_independent() -> None:
         assert stats.chisquare(cells.ravel()).pvalue > 1e-5
 
 
-# ---- the operations, against references for one picture
+# ---- the operations, against references for one image
 
 
 def draws(augment: Augment, index: torch.Tensor, epoch: int, streams: int = 27) -> np.ndarray:
@@ -111,8 +104,8 @@ def as_float(image: torch.Tensor) -> np.ndarray:
 
 @pytest.mark.parametrize(("height", "width"), [(12, 12), (9, 14)])
 @pytest.mark.parametrize("pad", [1, 4])
-def test_crop_is_a_window_on_the_mirrored_picture(pad: int, height: int, width: int) -> None:
-    images, index = pictures(40, height, width), torch.arange(100, 140)
+def test_crop_is_a_window_on_the_mirrored_image(pad: int, height: int, width: int) -> None:
+    images, index = random_images(40, height, width), torch.arange(100, 140)
     augment = Augment(crop=pad, seed=5)
     out = augment(images, index, 3)
     u = draws(augment, index, 3)
@@ -127,17 +120,17 @@ def test_crop_is_a_window_on_the_mirrored_picture(pad: int, height: int, width: 
 
 
 def test_random_flip() -> None:
-    images, index = pictures(64), torch.arange(64)
+    images, index = random_images(64), torch.arange(64)
     augment = Augment(flip="random")
     for epoch in range(3):
         u = draws(augment, index, epoch)
         for i, out in enumerate(augment(images, index, epoch)):
-            picture = as_float(images[i])
-            assert np.array_equal(out.numpy(), picture[:, :, ::-1] if u[i, 2] < 0.5 else picture)
+            image = as_float(images[i])
+            assert np.array_equal(out.numpy(), image[:, :, ::-1] if u[i, 2] < 0.5 else image)
 
 
 def test_alternating_flip_shows_each_side_in_turn() -> None:
-    images, index = pictures(64), torch.arange(64)
+    images, index = random_images(64), torch.arange(64)
     augment = Augment(flip="alternating", seed=4)
     epochs = [augment(images, index, epoch) for epoch in range(4)]
     plain = torch.stack([torch.from_numpy(as_float(image)) for image in images])
@@ -150,7 +143,7 @@ def test_alternating_flip_shows_each_side_in_turn() -> None:
 
 @pytest.mark.parametrize("side", [1, 4, 5, 30])
 def test_cutout_paints_a_clipped_square(side: int) -> None:
-    images, index = pictures(30, 12, 10), torch.arange(30)
+    images, index = random_images(30, 12, 10), torch.arange(30)
     augment = Augment(cutout=side, fill=(0.25, 0.5, 0.75), seed=2)
     out = augment(images, index, 1).numpy()
     u = draws(augment, index, 1)
@@ -166,7 +159,7 @@ def test_cutout_paints_a_clipped_square(side: int) -> None:
 def reference_box(
     u: np.ndarray, height: int, width: int, scale: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """A random resized crop's box as torchvision draws it, for one picture: top, left, height, width."""
+    """A random resized crop's box as torchvision draws it, for one image: top, left, height, width."""
     for t in range(10):
         area = height * width * (scale[0] + (scale[1] - scale[0]) * u[7 + 2 * t])
         ratio = math.exp(math.log(3 / 4) + (math.log(4 / 3) - math.log(3 / 4)) * u[8 + 2 * t])
@@ -201,7 +194,7 @@ def test_the_boxes_fallback_is_reached_and_is_the_whole_square() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (9, 14)])
 def test_resizing_a_box_is_cutting_and_interpolating(height: int, width: int) -> None:
-    x = to_float(pictures(200, height, width))
+    x = to_float(random_images(200, height, width))
     boxes = random_boxes(uniform(1, 0, torch.arange(200), 27), height, width, (0.02, 1.0))
     boxes[0] = torch.tensor([0, 0, height, width])
     boxes[1] = torch.tensor([height - 1, width - 1, 1, 1])
@@ -213,7 +206,7 @@ def test_resizing_a_box_is_cutting_and_interpolating(height: int, width: int) ->
 
 
 def test_everything_at_once_is_one_after_the_other() -> None:
-    images, index = pictures(50, 16, 16), torch.arange(50)
+    images, index = random_images(50, 16, 16), torch.arange(50)
     options = {"seed": 8, "fill": (0.1, 0.2, 0.3)}
     whole = Augment(crop=2, flip="random", resized_crop=(0.3, 1.0), cutout=5, **options)(images, index, 2)
     moved = Augment(crop=2, flip="random", **options)(images, index, 2)
@@ -229,7 +222,7 @@ EVERYTHING = Augment(crop=3, flip="alternating", cutout=4, resized_crop=(0.08, 1
 
 @pytest.mark.parametrize("augment", [Augment(), Augment(crop=2), EVERYTHING])
 def test_the_result_is_channels_last_float_in_0_to_1(augment: Augment) -> None:
-    images = pictures(20)
+    images = random_images(20)
     before = images.clone()
     out = augment(images, torch.arange(20), 0)
     assert out.dtype == torch.float32 and out.shape == (20, 3, 12, 12)
@@ -238,8 +231,8 @@ def test_the_result_is_channels_last_float_in_0_to_1(augment: Augment) -> None:
     assert torch.equal(images, before)
 
 
-def test_a_picture_is_augmented_alike_in_every_batch() -> None:
-    images, index = pictures(60), torch.arange(60) * 3
+def test_an_image_is_augmented_alike_in_every_batch() -> None:
+    images, index = random_images(60), torch.arange(60) * 3
     whole = EVERYTHING(images, index, 4)
     order = torch.randperm(60, generator=torch.Generator().manual_seed(1))
     for part in order.split(7):
@@ -248,25 +241,25 @@ def test_a_picture_is_augmented_alike_in_every_batch() -> None:
 
 
 def test_no_augmentation_is_to_float() -> None:
-    images = pictures(5)
+    images = random_images(5)
     assert torch.equal(Augment()(images, torch.arange(5), 0), to_float(images))
     assert torch.equal(to_float(images)[2], torch.from_numpy(as_float(images[2])))
 
 
 @pytest.mark.parametrize(("size", "side"), [(32, 24), (64, 48), (17, 12)])
-def test_pictures_are_made_smaller_as_pillow_does(size: int, side: int) -> None:
-    x = normalize(to_float(pictures(3, size, size)), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
-    with torch.autocast("cpu", torch.bfloat16):  # as in a training step; pictures stay exact
+def test_images_are_shrunk_as_pillow_does(size: int, side: int) -> None:
+    x = normalize(to_float(random_images(3, size, size)), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    with torch.autocast("cpu", torch.bfloat16):  # as in a training step; images stay exact
         small = resized(x, side)
     assert small.is_contiguous(memory_format=torch.channels_last)
-    for picture, result in zip(x.flatten(0, 1), small.flatten(0, 1), strict=True):
-        expected = Image.fromarray(picture.numpy(), "F").resize((side, side), Image.Resampling.BILINEAR)
+    for channel, result in zip(x.flatten(0, 1), small.flatten(0, 1), strict=True):
+        expected = Image.fromarray(channel.numpy(), "F").resize((side, side), Image.Resampling.BILINEAR)
         torch.testing.assert_close(result, torch.from_numpy(np.array(expected)), atol=1e-5, rtol=0)
     assert resized(x, size) is x
 
 
 def test_normalize() -> None:
-    x = to_float(pictures(50))
+    x = to_float(random_images(50))
     mean, std = x.mean((0, 2, 3)), x.std((0, 2, 3))
     out = normalize(x, tuple(mean.tolist()), tuple(std.tolist()))
     torch.testing.assert_close(out.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
@@ -296,18 +289,13 @@ def test_bad_options_are_refused(options: dict, message: str) -> None:
         Augment(**options)
 
 
-def test_a_crop_larger_than_the_picture_is_refused() -> None:
+def test_a_crop_larger_than_the_image_is_refused() -> None:
     with pytest.raises(VitreousError, match="12×12"):
-        Augment(crop=12)(pictures(1), torch.zeros(1, dtype=torch.long), 0)
-    assert Augment(crop=11)(pictures(1), torch.zeros(1, dtype=torch.long), 0).shape == (1, 3, 12, 12)
+        Augment(crop=12)(random_images(1), torch.zeros(1, dtype=torch.long), 0)
+    assert Augment(crop=11)(random_images(1), torch.zeros(1, dtype=torch.long), 0).shape == (1, 3, 12, 12)
 
 
-def test_the_streams_of_the_operations_do_not_overlap() -> None:
-    names = ("CROP_Y", "CROP_X", "FLIP", "CUTOUT_Y", "CUTOUT_X", "BOX_Y", "BOX_X", "BOX_TRIES")
-    assert [getattr(module, name) for name in names] == list(range(8))  # and the tries come last
-
-
-# ---- mixing two pictures
+# ---- mixing two images
 
 
 def mixed(seed: int, **probabilities: float) -> tuple[torch.Tensor, ...]:
@@ -318,7 +306,7 @@ def mixed(seed: int, **probabilities: float) -> tuple[torch.Tensor, ...]:
     return x, uniform(seed, 6, index, module.STREAMS), *augment.mix(x, partner, index, 6)
 
 
-def test_mixup_is_a_blend_with_the_picture_before() -> None:
+def test_mixup_is_a_blend_with_the_previous_image() -> None:
     x, u, out, share = mixed(4, mixup=0.6)
     blended = 0
     for i in range(200):
@@ -329,7 +317,7 @@ def test_mixup_is_a_blend_with_the_picture_before() -> None:
     assert 95 < blended < 145
 
 
-def test_cutmix_pastes_a_box_and_counts_what_is_left() -> None:
+def test_cutmix_pastes_a_box_and_returns_the_remaining_share() -> None:
     x, u, out, share = mixed(8, cutmix=0.7)
     pasted = 0
     for i in range(200):
@@ -347,7 +335,7 @@ def test_cutmix_pastes_a_box_and_counts_what_is_left() -> None:
     assert 110 < pasted < 170
 
 
-def test_both_mixings_share_the_pictures_between_them() -> None:
+def test_mixup_and_cutmix_never_apply_to_the_same_image() -> None:
     _, u, _, share = mixed(2, mixup=0.3, cutmix=0.3)
     assert ((share < 1) <= (u[:, module.MIX] < 0.6)).all() and 80 < (share < 1).sum() < 150
     with pytest.raises(VitreousError, match="sum is at most 1"):
@@ -355,8 +343,8 @@ def test_both_mixings_share_the_pictures_between_them() -> None:
 
 
 def test_a_part_of_a_batch_is_mixed_as_in_the_whole_batch() -> None:
-    """As two processes would: each holds a part, and fetches from the split the partners that it does not hold."""
-    split = Split(pictures(500).numpy(), np.arange(500) % 7, [""] * 500)
+    """Like two processes that each hold a part and fetch the partners that they lack from the split."""
+    split = Split(random_images(500).numpy(), np.arange(500) % 7, [""] * 500)
     loader = BatchLoader(split, 64, seed=3, shuffle=True)
     loader.set_epoch(5)
     batch = next(iter(loader))

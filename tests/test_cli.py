@@ -217,7 +217,7 @@ def test_a_path_may_hold_an_equals_sign(
         ("recipes notebook", "notebook stands for two recipes"),
         ("data fetch cifar01", "There is no data set to fetch 'cifar01'; did you mean 'cifar10'?"),
         ("data info cifar01", "There is no data set or folder 'cifar01'; did you mean 'cifar10'?"),
-        ("data clear", "Say what to remove, or --all for everything; "),
+        ("data clear", "Name what to remove, or give --all; "),
         ("data check nowhere/x", "There is no folder or file nowhere/x; check the path."),
     ],
 )

@@ -17,7 +17,7 @@ from sklearn.metrics import accuracy_score, log_loss
 import vitreous
 from conftest import TINY
 from vitreous.bundle import load_bundle
-from vitreous.data.store import from_arrays
+from vitreous.data.arrays import from_arrays
 from vitreous.errors import VitreousError
 from vitreous.evaluation import TEMPERATURES, fit_temperature
 from vitreous.run import Run
@@ -237,7 +237,7 @@ def test_classes_are_matched_by_name(run: Run) -> None:
     assert np.sum(figures.confusion, axis=1).tolist() == [*np.bincount(labels[some], minlength=3)]
     with pytest.raises(VitreousError, match=r"does not know \(cat, dog\); the run's are 0, 1, 2"):
         vitreous.evaluate(run, data=from_arrays(images, labels, classes=["cat", "1", "dog"]))
-    with pytest.raises(VitreousError, match="Labels reach from"):
+    with pytest.raises(VitreousError, match="Labels range from"):
         vitreous.evaluate(run, data=(images, labels + 1))
 
 

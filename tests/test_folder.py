@@ -1,4 +1,4 @@
-"""Folders and zips of class folders, made on the spot."""
+"""Folders and zips of class folders, written by each test."""
 
 from __future__ import annotations
 
@@ -13,41 +13,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sample_data import random_image, random_png, write_files, write_zip
 from vitreous.data.folder import import_folder, open_tree
 from vitreous.data.store import ImageStore
 from vitreous.errors import VitreousError
 
-Pixels = dict[str, np.ndarray]
-
-
-def picture(seed: int, height: int = 32, width: int = 32) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def png(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
-def write(root: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(data)
-    return root
-
-
-def zipped(path: Path, files: dict[str, bytes], top: str = "") -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in files.items():
-            archive.writestr(top + name, data)
-    return path
-
 
 def pets(splits: tuple[str, ...] = ("train/", "test/")) -> dict[str, bytes]:
-    """Three pictures of each of two classes in every split, all different, all 32 × 32."""
+    """Three images of each of two classes in each split, all different, all 32 × 32."""
     names = [f"{split}{label}/{i}.png" for split in splits for label in ("cat", "dog") for i in range(3)]
-    return {name: png(picture(seed)) for seed, name in enumerate(names)}
+    return {name: random_png(seed) for seed, name in enumerate(names)}
 
 
 class Opened:
@@ -76,9 +51,9 @@ def state_of(root: Path) -> dict[str, tuple[str, int]]:
 # ---- what comes out
 
 
-def test_pictures_of_the_right_size_come_out_bit_for_bit(tmp_path: Path) -> None:
+def test_images_of_the_right_size_stay_the_same_bit_for_bit(tmp_path: Path) -> None:
     files = pets(("train/", "valid/", "test/"))
-    root = write(tmp_path / "pets", files)
+    root = write_files(tmp_path / "pets", files)
     before = state_of(root)
     store = Opened(root, tmp_path / "data").store
     assert state_of(root) == before
@@ -102,11 +77,13 @@ def test_a_zip_is_the_same_data_set_as_its_folder(tmp_path: Path, splits: tuple[
     stores = [
         Opened(path, tmp_path / "data").store
         for path in (
-            write(tmp_path / "pets", files | litter),
-            zipped(tmp_path / "plain.zip", files | noise),
-            zipped(tmp_path / "nested.ZIP", files, top="my pets/"),
-            zipped(tmp_path / "dotted.zip", files | litter, top="./"),
-            zipped(tmp_path / "littered.zip", {f"top/{name}": data for name, data in files.items()} | noise),
+            write_files(tmp_path / "pets", files | litter),
+            write_zip(tmp_path / "plain.zip", files | noise),
+            write_zip(tmp_path / "nested.ZIP", files, top="my pets/"),
+            write_zip(tmp_path / "dotted.zip", files | litter, top="./"),
+            write_zip(
+                tmp_path / "littered.zip", {f"top/{name}": data for name, data in files.items()} | noise
+            ),
         )
     ]
     assert len({store.fingerprint for store in stores}) == 1
@@ -117,7 +94,7 @@ def test_a_zip_is_the_same_data_set_as_its_folder(tmp_path: Path, splits: tuple[
 
 
 def test_any_size_and_mode_becomes_square_colour(tmp_path: Path) -> None:
-    root = write(tmp_path / "mixed", pets(("",)))
+    root = write_files(tmp_path / "mixed", pets(("",)))
     Image.new("L", (300, 200), 77).save(root / "cat" / "grey.JPEG")
     Image.new("CMYK", (90, 120)).save(root / "dog" / "ink.tif")
     Image.new("RGBA", (50, 50)).save(root / "dog" / "clear.webp")
@@ -129,9 +106,9 @@ def test_any_size_and_mode_becomes_square_colour(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("side", "size"), [(28, 32), (47, 32), (48, 64), (500, 64)])
-def test_default_size_comes_from_the_pictures(tmp_path: Path, side: int, size: int) -> None:
-    files = {f"{label}/{i}.png": png(picture(i, side, side + 20)) for label in "ab" for i in range(2)}
-    opened = Opened(zipped(tmp_path / "some.zip", files), tmp_path / "data")
+def test_the_default_size_follows_the_images(tmp_path: Path, side: int, size: int) -> None:
+    files = {f"{label}/{i}.png": random_png(i, side, side + 20) for label in "ab" for i in range(2)}
+    opened = Opened(write_zip(tmp_path / "some.zip", files), tmp_path / "data")
     assert opened.store.image_size == size
     told = [line for line in opened.said if "--image-size" in line]
     assert len(told) == 1 and f"{size} by {size}" in told[0] and str(side) in told[0]
@@ -139,14 +116,14 @@ def test_default_size_comes_from_the_pictures(tmp_path: Path, side: int, size: i
 
 def test_names_of_every_kind(tmp_path: Path) -> None:
     labels = ["Frühling 雪", "a b", "#1 (x)", "it's"]
-    files = {
-        f"{label}/b ü {i}.PNG": png(picture(i + 9 * n)) for n, label in enumerate(labels) for i in (1, 2)
-    }
-    root = write(tmp_path / "meine Bilder", files)
+    files = {f"{label}/b ü {i}.PNG": random_png(i + 9 * n) for n, label in enumerate(labels) for i in (1, 2)}
+    root = write_files(tmp_path / "meine Bilder", files)
     store = Opened(root, tmp_path / "data").store
     assert store.classes == tuple(sorted(labels))
     # A Mac writes ü as u and two dots, and does not always mark the names in its zips as UTF-8.
-    path = zipped(tmp_path / "mac.zip", {name.replace("ü", "u\u0308"): data for name, data in files.items()})
+    path = write_zip(
+        tmp_path / "mac.zip", {name.replace("ü", "u\u0308"): data for name, data in files.items()}
+    )
     data = bytearray(path.read_bytes())
     with zipfile.ZipFile(path) as archive:
         marks = [info.header_offset + 7 for info in archive.infolist()]
@@ -163,37 +140,40 @@ def test_names_of_every_kind(tmp_path: Path) -> None:
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
-    files = {f"{label}/{i}.png": png(picture(i)) for label in ("bus", "train") for i in range(2)}
-    assert Opened(write(tmp_path / "vehicles", files), tmp_path / "data").store.classes == ("bus", "train")
+    files = {f"{label}/{i}.png": random_png(i) for label in ("bus", "train") for i in range(2)}
+    assert Opened(write_files(tmp_path / "vehicles", files), tmp_path / "data").store.classes == (
+        "bus",
+        "train",
+    )
 
 
 def test_split_folders_in_capitals_beside_others(tmp_path: Path) -> None:
     files = {"Train/a/1.png": b"", "Train/b/1.png": b"", "TEST/a/2.png": b"", "notes/read me.txt": b""}
-    with open_tree(write(tmp_path / "pets", files)) as tree:
+    with open_tree(write_files(tmp_path / "pets", files)) as tree:
         assert (tree.splits, tree.classes) == (("train", "test"), ("a", "b"))
         assert tree.outside == ("notes/read me.txt",)
 
 
 def test_deeper_folders_belong_to_their_class(tmp_path: Path) -> None:
     files = {
-        "cat/indoors/1.png": png(picture(1)),
-        "cat/2.png": png(picture(2)),
-        "dog/x/y/3.png": png(picture(3)),
+        "cat/indoors/1.png": random_png(1),
+        "cat/2.png": random_png(2),
+        "dog/x/y/3.png": random_png(3),
     }
-    store = Opened(write(tmp_path / "deep", files), tmp_path / "data").store
+    store = Opened(write_files(tmp_path / "deep", files), tmp_path / "data").store
     assert store.splits["train"].labels.tolist() == [0, 0, 1]
 
 
 # ---- the cache
 
 
-def test_a_second_opening_reads_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for path in (write(tmp_path / "pets", pets()), zipped(tmp_path / "pets.zip", pets())):
+def test_a_second_opening_reads_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in (write_files(tmp_path / "pets", pets()), write_zip(tmp_path / "pets.zip", pets())):
         first = Opened(path, tmp_path / "data")
         assert any("will take" in line and "data clear" in line for line in first.said)
         with monkeypatch.context() as patch:
             patch.setattr("vitreous.data.folder.decode_to", None)
-            patch.setattr("vitreous.data.folder.picture_size", None)
+            patch.setattr("vitreous.data.folder.image_dimensions", None)
             for image_size in (None, 32):
                 again = Opened(path, tmp_path / "data", image_size)
                 assert again.store.path == first.store.path and not again.said
@@ -201,39 +181,39 @@ def test_a_second_opening_reads_no_picture(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_sizes_are_kept_apart(tmp_path: Path) -> None:
-    root = write(tmp_path / "pets", pets())
+    root = write_files(tmp_path / "pets", pets())
     sizes = [Opened(root, tmp_path / "data", size).store.image_size for size in (64, None, 32, 64)]
     assert sizes == [64, 32, 32, 64]
 
 
 @pytest.mark.parametrize("as_zip", [False, True])
 def test_a_changed_source_is_packed_anew(tmp_path: Path, as_zip: bool) -> None:
-    def made(files: dict[str, bytes]) -> Path:
+    def write_source(files: dict[str, bytes]) -> Path:
         if as_zip:
-            return zipped(tmp_path / "pets.zip", files)
+            return write_zip(tmp_path / "pets.zip", files)
         shutil.rmtree(tmp_path / "pets", ignore_errors=True)
-        return write(tmp_path / "pets", files)
+        return write_files(tmp_path / "pets", files)
 
     files = pets()
-    first = Opened(made(files), tmp_path / "data").store
-    files["train/cat/9.png"] = png(picture(99))
-    second = Opened(made(files), tmp_path / "data").store
+    first = Opened(write_source(files), tmp_path / "data").store
+    files["train/cat/9.png"] = random_png(99)
+    second = Opened(write_source(files), tmp_path / "data").store
     assert len(second.splits["train"]) == len(first.splits["train"]) + 1
     assert second.fingerprint != first.fingerprint
     assert len(list((tmp_path / "data" / "datasets").iterdir())) == 1  # the old one is not left behind
 
 
 def test_a_touched_file_counts_as_changed(tmp_path: Path) -> None:
-    root = write(tmp_path / "pets", pets())
+    root = write_files(tmp_path / "pets", pets())
     Opened(root, tmp_path / "data")
-    (root / "train/cat/0.png").write_bytes(png(picture(1000)))
+    (root / "train/cat/0.png").write_bytes(random_png(1000))
     os.utime(root / "train/cat/0.png", ns=(1, 1))
     images = Opened(root, tmp_path / "data").store.splits["train"].images
-    assert any(np.array_equal(image, picture(1000)) for image in images)
+    assert any(np.array_equal(image, random_image(1000)) for image in images)
 
 
 def test_no_space_is_said_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = write(tmp_path / "pets", pets())
+    root = write_files(tmp_path / "pets", pets())
     usage = type("usage", (), {"free": 1000})
     monkeypatch.setattr("vitreous.files.shutil.disk_usage", lambda path: usage)
     monkeypatch.setattr("vitreous.data.folder.decode_to", None)
@@ -251,16 +231,16 @@ def test_every_bad_file_is_listed_and_can_be_skipped(tmp_path: Path) -> None:
         "train/dog/cut.png": whole[: len(whole) // 2],
         "test/cat/empty.png": b"",
     }
-    root = write(tmp_path / "pets", files | bad)
+    root = write_files(tmp_path / "pets", files | bad)
     message = refusal(root, tmp_path)
     first, *lines = message.splitlines()
-    assert "3 of the 15 files" in first and "--skip-bad" in first
+    assert "3 of the 15 files" in first and "--skip-bad" in first and f"`vitreous data check {root}`" in first
     assert {line.split(":")[0].strip() for line in lines} == set(bad)
     opened = Opened(root, tmp_path / "data", skip_bad=True)
     assert any(line.startswith("3 of 15 files") for line in opened.said)
     assert (
         opened.store.fingerprint
-        == Opened(zipped(tmp_path / "good.zip", files), tmp_path / "data").store.fingerprint
+        == Opened(write_zip(tmp_path / "good.zip", files), tmp_path / "data").store.fingerprint
     )
     # What was packed with files left out is not opened as if it were all.
     with pytest.raises(VitreousError, match="3 of the 15 files"):
@@ -270,8 +250,8 @@ def test_every_bad_file_is_listed_and_can_be_skipped(tmp_path: Path) -> None:
     )
 
 
-def test_of_many_bad_files_some_are_listed(tmp_path: Path) -> None:
-    root = write(tmp_path / "pets", pets() | {f"train/cat/{i}.txt": b"hello" for i in range(300)})
+def test_a_long_list_of_bad_files_is_shortened(tmp_path: Path) -> None:
+    root = write_files(tmp_path / "pets", pets() | {f"train/cat/{i}.txt": b"hello" for i in range(300)})
     first, *lines = refusal(root, tmp_path).splitlines()
     assert "300 of the 312 files" in first
     assert len(lines) == 51 and lines[-1] == "  … and 250 more"
@@ -279,13 +259,13 @@ def test_of_many_bad_files_some_are_listed(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
 def test_a_file_that_may_not_be_read_is_bad(tmp_path: Path) -> None:
-    root = write(tmp_path / "pets", pets())
+    root = write_files(tmp_path / "pets", pets())
     (root / "train/cat/0.png").chmod(0)
     assert "train/cat/0.png: unreadable (permission denied)" in refusal(root, tmp_path)
 
 
 def test_a_failing_read_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = write(tmp_path / "pets", pets())
+    root = write_files(tmp_path / "pets", pets())
     read = Path.read_bytes
 
     def failing(path: Path) -> bytes:
@@ -297,21 +277,21 @@ def test_a_failing_read_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "train/cat/0.png: unreadable (permission denied)" in refusal(root, tmp_path)
 
 
-def test_a_class_of_bad_pictures_only_is_refused(tmp_path: Path) -> None:
+def test_a_class_with_only_bad_images_is_refused(tmp_path: Path) -> None:
     files = pets() | {"train/eel/1.png": b"x"}
-    assert "'eel'" in refusal(write(tmp_path / "pets", files), tmp_path, skip_bad=True)
+    assert "'eel'" in refusal(write_files(tmp_path / "pets", files), tmp_path, skip_bad=True)
 
 
-def test_a_class_without_training_pictures_is_refused(tmp_path: Path) -> None:
-    files = pets() | {"test/eel/1.png": png(picture(5))}
-    assert "'eel'" in refusal(write(tmp_path / "pets", files), tmp_path)
+def test_a_class_without_training_images_is_refused(tmp_path: Path) -> None:
+    files = pets() | {"test/eel/1.png": random_png(5)}
+    assert "'eel'" in refusal(write_files(tmp_path / "pets", files), tmp_path)
 
 
-# ---- strangers' archives and links
+# ---- untrusted archives, and links
 
 
 def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = zipped(tmp_path / "pets.zip", pets())
+    path = write_zip(tmp_path / "pets.zip", pets())
     with (
         zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive,
         archive.open("train/cat/b.png", "w") as file,
@@ -332,12 +312,12 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     "name", ["../cat/x.png", "/cat/x.png", "train/../../x.png", "C:/cat/x.png", "..\\cat\\x.png"]
 )
 def test_names_that_lead_out_of_a_zip_are_refused(tmp_path: Path, name: str) -> None:
-    path = zipped(tmp_path / "pets.zip", pets() | {name: png(picture(7))})
+    path = write_zip(tmp_path / "pets.zip", pets() | {name: random_png(7)})
     assert "leads out of the archive" in refusal(path, tmp_path)
 
 
 def test_an_encrypted_or_damaged_member_is_bad(tmp_path: Path) -> None:
-    path = zipped(tmp_path / "pets.zip", pets())
+    path = write_zip(tmp_path / "pets.zip", pets())
     data = bytearray(path.read_bytes())
     with zipfile.ZipFile(path) as archive:
         start = archive.getinfo("train/cat/1.png").header_offset
@@ -352,40 +332,40 @@ def test_an_encrypted_or_damaged_member_is_bad(tmp_path: Path) -> None:
 
 
 def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
-    root = write(tmp_path / "pets", pets())
-    secret = write(tmp_path, {"secret.png": png(picture(50))}) / "secret.png"
+    root = write_files(tmp_path / "pets", pets())
+    secret = write_files(tmp_path, {"secret.png": random_png(50)}) / "secret.png"
     (root / "train/cat/inside.png").symlink_to(root / "train/cat/0.png")
     (root / "train/cat/out.png").symlink_to(secret)
     (root / "train/cat/broken.png").symlink_to(tmp_path / "nothing.png")
     message = refusal(root, tmp_path)
     assert "2 of the 15 files" in message and "out.png: unreadable (a link" in message
     (root / "train/cow").symlink_to(tmp_path)
-    assert f"{root / 'train/cow'} is a link to another folder" in refusal(root, tmp_path)
+    assert f"{root / 'train/cow'} is a link to a folder" in refusal(root, tmp_path)
 
 
 def test_a_pipe_does_not_hang(tmp_path: Path) -> None:
-    root = write(tmp_path / "pets", pets())
+    root = write_files(tmp_path / "pets", pets())
     os.mkfifo(root / "train/cat/pipe.png")
-    assert "pipe.png: not a picture" in refusal(root, tmp_path)
+    assert "pipe.png: not an image" in refusal(root, tmp_path)
 
 
 # ---- refusals
 
 
 def test_refusals_name_the_thing_and_the_mend(tmp_path: Path) -> None:
-    one = png(picture(1))
-    root = write(tmp_path / "flowers", pets())
+    one = random_png(1)
+    root = write_files(tmp_path / "flowers", pets())
     cases = {
         tmp_path / "flower": f"did you mean {root}?",
         tmp_path / "elsewhere" / "flowers": "check the path",
-        write(tmp_path / "text", {"a.txt": b"no zip"}) / "a.txt": "neither a folder nor a zip",
-        write(tmp_path / "flat", {"1.png": one, "2.png": one}): "has no class folders",
-        write(tmp_path / "flat2", {"train/1.png": one, "test/2.png": one}): "has no class folders",
-        write(tmp_path / "single", {"cat/1.png": one}): "only the class 'cat'",
-        write(tmp_path / "untrained", {"test/a/1.png": one, "val/b/2.png": one}): "no pictures in train/",
-        write(tmp_path / "twice", pets(("train/", "val/", "valid/"))): "val/ and valid/",
-        write(tmp_path / "bare", {".DS_Store": b"x"}): "holds no pictures",
-        zipped(tmp_path / "bare.zip", {}): "holds no pictures",
+        write_files(tmp_path / "text", {"a.txt": b"no zip"}) / "a.txt": "neither a folder nor a zip",
+        write_files(tmp_path / "flat", {"1.png": one, "2.png": one}): "has no class folders",
+        write_files(tmp_path / "flat2", {"train/1.png": one, "test/2.png": one}): "has no class folders",
+        write_files(tmp_path / "single", {"cat/1.png": one}): "only the class 'cat'",
+        write_files(tmp_path / "untrained", {"test/a/1.png": one, "val/b/2.png": one}): "no images in train/",
+        write_files(tmp_path / "twice", pets(("train/", "val/", "valid/"))): "val/ and valid/",
+        write_files(tmp_path / "bare", {".DS_Store": b"x"}): "contains no images",
+        write_zip(tmp_path / "bare.zip", {}): "contains no images",
     }
     (tmp_path / "bare" / "cat").mkdir()
     for path, words in cases.items():
@@ -396,9 +376,9 @@ def test_refusals_name_the_thing_and_the_mend(tmp_path: Path) -> None:
 
 def test_the_tree_of_a_folder_and_a_zip(tmp_path: Path) -> None:
     files = pets() | {"train/list.csv": b"", "extra/1.png": b"", "train/cat/sub/1.png": b""}
-    root = write(tmp_path / "pets", files)
+    root = write_files(tmp_path / "pets", files)
     (root / "test/eel").mkdir()
-    with zipfile.ZipFile(zipped(tmp_path / "pets.zip", files), "a") as archive:
+    with zipfile.ZipFile(write_zip(tmp_path / "pets.zip", files), "a") as archive:
         archive.writestr("test/eel/", "")
     for path in (root, tmp_path / "pets.zip"):
         with open_tree(path) as tree:
@@ -411,8 +391,8 @@ def test_the_tree_of_a_folder_and_a_zip(tmp_path: Path) -> None:
             assert tree.read(tree.entries[0]) == files["train/cat/0.png"]
 
 
-def test_a_zip_that_was_cut_short_is_a_sentence(tmp_path: Path) -> None:
-    path = zipped(tmp_path / "pets.zip", pets())
+def test_a_zip_that_was_cut_short_is_refused(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "pets.zip", pets())
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(VitreousError, match="no whole zip"):
+    with pytest.raises(VitreousError, match="not a complete zip"):
         import_folder(path, tmp_path / "data", None, False, lambda line: None)

@@ -26,7 +26,7 @@ def indices(loader: BatchLoader) -> list[list[int]]:
     return [batch["index"].tolist() for batch in loader]
 
 
-def test_a_batch_holds_the_pictures_that_its_index_names(tmp_path: Path) -> None:
+def test_a_batch_holds_the_images_that_its_index_names(tmp_path: Path) -> None:
     split = make_split(10)
     np.save(tmp_path / "images.npy", split.images)
     mapped = Split(np.load(tmp_path / "images.npy", mmap_mode="r"), split.labels, split.names)
@@ -42,7 +42,7 @@ def test_a_batch_holds_the_pictures_that_its_index_names(tmp_path: Path) -> None
     assert np.array_equal(np.load(tmp_path / "images.npy"), split.images)
 
 
-def test_each_pictures_partner_is_the_one_before_it() -> None:
+def test_the_partner_of_each_image_is_the_one_before_it() -> None:
     for batch in BatchLoader(make_split(10), 4, seed=3, shuffle=True):
         order, partner = batch["index"].tolist(), batch["partner"]
         assert partner.dtype == torch.int64
@@ -64,7 +64,7 @@ def test_every_epoch_is_another_permutation_of_everything() -> None:
 
 
 def test_the_order_is_fair_and_fixed() -> None:
-    # First draws land everywhere alike: 4000 epochs of 8, each position expects 500.
+    # Over 4000 epochs each of the 8 images is expected first 500 times.
     first = np.bincount([epoch_order(8, seed=5, epoch=e)[0] for e in range(4000)], minlength=8)
     assert ((first - 500) ** 2 / 500).sum() < 24.3  # chi-square, 7 degrees of freedom, p = 0.001
     # A golden value: an old run must keep its order.
@@ -88,9 +88,9 @@ def test_batch_sizes(count: int, drop_last: bool, sizes: list[int]) -> None:
     assert len(loader) == len(sizes)
 
 
-def test_what_cannot_be_loaded_is_refused() -> None:
+def test_wrong_arguments_are_refused() -> None:
     empty = Split(np.zeros((0, 4, 4, 3), np.uint8), np.zeros(0, np.int64), [])
-    with pytest.raises(VitreousError, match="no pictures"):
+    with pytest.raises(VitreousError, match="no images"):
         BatchLoader(empty, 4)
     for size in (0, -1, 2.5, float("inf")):
         with pytest.raises(VitreousError, match=f"batch size is {size}; it must be a whole number"):
@@ -134,7 +134,7 @@ def test_an_iteration_that_is_left_early_does_not_count() -> None:
 
 
 class Recorder(pl.LightningModule):
-    """Writes down the batches it was trained on, and saves a checkpoint at a wanted step and hook."""
+    """Records its training batches, and saves a checkpoint at a given step and hook."""
 
     def __init__(self, save: Path | None = None, step: int = 0, hook: str = "") -> None:
         super().__init__()

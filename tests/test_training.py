@@ -21,9 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vitreous
 from vitreous import recipe as recipes
+from vitreous.data.arrays import from_arrays
 from vitreous.data.augment import Augment
 from vitreous.data.module import ImageData
-from vitreous.data.store import from_arrays
 from vitreous.errors import VitreousError
 from vitreous.model.vit import VisionTransformer
 from vitreous.native.build import load_kernels

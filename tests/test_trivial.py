@@ -1,4 +1,4 @@
-"""TrivialAugment's batched operations against Pillow, picture by picture."""
+"""TrivialAugment's batched operations against Pillow, image by image."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from vitreous.data.trivial import OPERATIONS, STRENGTHS, trivial
 FILL = (10 / 255, 120 / 255, 230 / 255)
 COLOUR = (10, 120, 230)
 GEOMETRIC = ("shear_x", "shear_y", "rotate")
+ENHANCING = ("brightness", "color", "contrast", "sharpness")
 
 
-def pictures(count: int, height: int, width: int) -> torch.Tensor:
-    """Smooth and noisy ones, one that is all one colour and one of two colours."""
+def sample_images(count: int, height: int, width: int) -> torch.Tensor:
+    """Smooth and noisy images, one of a single colour and one of two colours."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:height, :width]
     images = np.empty((count, height, width, 3), np.uint8)
@@ -31,7 +32,7 @@ def pictures(count: int, height: int, width: int) -> torch.Tensor:
 
 
 def by_pillow(name: str, image: Image.Image, strength: float, sign: float) -> Image.Image:
-    """The operation as the published code does it, on one picture."""
+    """The operation as in the published code, on one image."""
 
     def affine(*data: float) -> Image.Image:
         how = Image.Resampling.NEAREST
@@ -50,7 +51,7 @@ def by_pillow(name: str, image: Image.Image, strength: float, sign: float) -> Im
         return affine(1, 0, 0, 0, 1, math.floor(32 * strength) * sign)
     if name == "rotate":
         return image.rotate(135 * signed, fillcolor=COLOUR)
-    if name in ("brightness", "color", "contrast", "sharpness"):
+    if name in ENHANCING:
         return getattr(ImageEnhance, name.capitalize())(image).enhance(1 + 0.99 * signed)
     if name == "posterize":
         return ImageOps.posterize(image, 8 - round(6 * strength))
@@ -62,7 +63,7 @@ def by_pillow(name: str, image: Image.Image, strength: float, sign: float) -> Im
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (21, 34)])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_operation_gives_the_bytes_of_pillow(name: str, height: int, width: int) -> None:
-    images = pictures(2 * STRENGTHS, height, width)
+    images = sample_images(2 * STRENGTHS, height, width)
     strength = torch.arange(2 * STRENGTHS) // 2 / (STRENGTHS - 1)
     sign = torch.tensor([1.0, -1.0]).repeat(STRENGTHS)
     colour = torch.tensor(COLOUR, dtype=torch.uint8)
@@ -77,14 +78,9 @@ def test_an_operation_gives_the_bytes_of_pillow(name: str, height: int, width: i
     wrong = (out.numpy() != expected).any(axis=-1)
     if (
         name in GEOMETRIC
-    ):  # Pillow's fixed-point coordinates fall to the other side of a pixel's edge now and then
+    ):  # Pillow's fixed-point coordinates sometimes fall on the other side of a pixel's edge
         assert wrong.mean() < 0.01
-    elif name in (
-        "brightness",
-        "color",
-        "contrast",
-        "sharpness",
-    ):  # its float32 factor may round across a byte
+    elif name in ENHANCING:  # Pillow's float32 factor may round to a neighbouring value
         assert np.abs(out.numpy().astype(int) - expected).max() <= 1
         assert wrong.mean() < 0.01
     else:
@@ -93,8 +89,8 @@ def test_an_operation_gives_the_bytes_of_pillow(name: str, height: int, width: i
         assert (out != images).any()
 
 
-def test_every_picture_gets_the_operation_that_it_drew() -> None:
-    images, index = pictures(300, 16, 16), torch.arange(300)
+def test_each_image_gets_the_operation_that_it_drew() -> None:
+    images, index = sample_images(300, 16, 16), torch.arange(300)
     u = uniform(3, 1, index, 3)
     out = trivial(images, u, FILL)
     seen = set()
@@ -108,7 +104,7 @@ def test_every_picture_gets_the_operation_that_it_drew() -> None:
 
 
 def test_in_an_augmentation_it_follows_crop_and_flip() -> None:
-    images, index = pictures(50, 16, 16), torch.arange(50)
+    images, index = sample_images(50, 16, 16), torch.arange(50)
     plain = Augment(crop=2, flip="random", fill=FILL, seed=9)
     both = Augment(crop=2, flip="random", trivial=True, fill=FILL, seed=9)
     before = (plain(images, index, 4) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)

@@ -21,7 +21,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from vitreous.data.pictures import read_picture
+from vitreous.data.decode import read_image
+from vitreous.data.normalize import normalize, to_float
 from vitreous.errors import VitreousError
 from vitreous.files import atomic_write, path_of
 from vitreous.model.variants import Architecture
@@ -73,14 +74,13 @@ class Bundle:
             VitreousError: an image that cannot be read, or an array that could mean several things.
         """
         device = next(self.model.parameters()).device
-        mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (self.mean, self.std))
         parts = [torch.empty(0, len(self.classes))]
         model = predictor(self.model)
         with torch.autocast(device.type, enabled=False):
-            for batch in self.preprocess.batches(images, EVAL_BATCH, read_picture):
+            for batch in self.preprocess.batches(images, EVAL_BATCH, read_image):
                 # Copied, since torch warns of arrays that may not be written to.
-                pixels = torch.from_numpy(np.array(batch)).to(device).permute(0, 3, 1, 2)  # [B, 3, S, S]
-                parts.append(model((pixels.float() / 255 - mean) / std).cpu())
+                pixels = torch.from_numpy(np.array(batch)).to(device)  # uint8 [B, S, S, 3]
+                parts.append(model(normalize(to_float(pixels), self.mean, self.std)).cpu())
         return torch.cat(parts)
 
     def predict(self, images: Any) -> np.ndarray:

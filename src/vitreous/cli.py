@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from vitreous.data.named import DOWNLOADED_NAMES, KINDS_OF_DATA
 from vitreous.errors import VitreousError, unknown
 from vitreous.request import OPTIONS
 
@@ -45,9 +46,7 @@ def train(
             api.repeat(repeat, **options)
         return
     if data is None:
-        raise VitreousError(
-            "Say what to train on: cifar10, cifar100, shapes, or a folder or zip of class folders."
-        )
+        raise VitreousError(f"Say what to train on: {KINDS_OF_DATA}.")
     api.train(data, recipe, overrides=overrides, **options)
 
 
@@ -82,7 +81,8 @@ def data_check(path: Path, as_json: bool = False) -> int:
 
 
 def data_info(data: str, as_json: bool = False, **options: Any) -> None:
-    from vitreous.data.sources import info, info_text, open_data
+    from vitreous.data.info import info, info_text
+    from vitreous.data.sources import open_data
 
     found = info(open_data(data, say=lambda line: print(line, file=sys.stderr), **options))
     print_record(found, as_json, lambda: info_text(found))
@@ -93,14 +93,12 @@ def data_show(words: Iterable[str] = (), **options: Any) -> None:
 
     data, overrides = split_words(words)
     if data is None:
-        raise VitreousError(
-            "Say what to show: cifar10, cifar100, shapes, or a folder or zip of class folders."
-        )
+        raise VitreousError(f"Say what to show: {KINDS_OF_DATA}.")
     print(api.show(data, overrides=overrides, **options))
 
 
 def data_clear(data: str | None = None, **options: Any) -> None:
-    from vitreous.data.sources import clear
+    from vitreous.data.cache import clear
 
     clear(data, **options)
 
@@ -186,7 +184,6 @@ def option(name: str) -> Argument:
     return argument(flag, help, type=kind, metavar=known.metavar)
 
 
-KINDS_OF_DATA = "cifar10, cifar100, shapes, or a folder or zip of class folders"
 DATA = argument("data", KINDS_OF_DATA, metavar="DATA")
 # One list, since DATA may stand before or after the overrides.
 WORDS = argument(
@@ -261,7 +258,7 @@ COMMANDS: dict[str, Command] = {
         data_fetch,
         "fetch a named data set into the cache",
         (
-            argument("name", "which one", metavar="cifar10|cifar100"),
+            argument("name", "which one", metavar="|".join(DOWNLOADED_NAMES)),
             argument(
                 "--from",
                 "an archive, its unpacked folder, or a folder or zip of class folders",

@@ -16,9 +16,10 @@ import torch
 from vitreous import machine as machines
 from vitreous import run as runs
 from vitreous.bundle import Bundle, load_bundle, write_config
-from vitreous.data.cifar import CIFARS
+from vitreous.data.named import downloaded
 from vitreous.data.sources import open_data
-from vitreous.data.store import ImageStore, Split, Splits, resolve_splits
+from vitreous.data.splits import Splits, resolve_splits
+from vitreous.data.store import ImageStore, Split
 from vitreous.errors import VitreousError, unknown
 from vitreous.files import atomic_write
 from vitreous.metrics import Figures, SplitMetrics
@@ -228,7 +229,7 @@ def _open(data: Any, request: Mapping[str, Any], data_dir: Path | str | None, bu
     )
     folder = data_dir or request.get("data_dir")
     # Folders are packed at a size, and shapes drawn at one; other images are resized when the bundle meets them.
-    sized = isinstance(source, str | Path) and source not in CIFARS
+    sized = isinstance(source, str | Path) and downloaded(source) is None
     return open_data(
         source,
         Path(folder) if folder else None,

@@ -17,9 +17,11 @@ import torch
 
 import vitreous
 from vitreous import machine as machines
-from vitreous.data.augment import Augment, normalize, to_float
+from vitreous.data.augment import Augment
 from vitreous.data.module import ImageData
-from vitreous.data.sources import NAMES, open_data
+from vitreous.data.named import DATASETS
+from vitreous.data.normalize import normalize, to_float
+from vitreous.data.sources import open_data
 from vitreous.dial import apply_augmentation, apply_size
 from vitreous.errors import VitreousError, unknown
 from vitreous.machine import Machine
@@ -289,7 +291,7 @@ def record_request(request: Request) -> dict[str, Any]:
     data = request.data
     if not isinstance(data, str | Path):
         data = ARRAYS
-    elif data not in NAMES:
+    elif data not in DATASETS:
         data = str(Path(data).resolve())
     data_dir = str(Path(request.data_dir).resolve()) if request.data_dir else None
     return {**vars(request), "data": data, "data_dir": data_dir}

@@ -1,6 +1,6 @@
-"""The one way from any image to the network's input, the same for import and for prediction.
+"""Turns any image into the network's input, in the same way for import and for prediction.
 
-Letters: N images, H height, W width, S the side that the network takes.
+Letters: N images, H height, W width, S the side of the network's input, in pixels.
 """
 
 from __future__ import annotations
@@ -16,34 +16,36 @@ from PIL import ExifTags, Image, ImageOps
 
 from vitreous.errors import VitreousError, unknown
 
-# Each setting with the values that are implemented; a bundle that asks for another is refused.
+# The implemented values of each setting. A bundle with another value is refused.
 CHOICES: dict[str, tuple[Any, ...]] = {
     "fit": ("crop",),  # the central square, then resized
     "resample": ("bicubic",),  # with antialiasing
-    "value_range": (None,),  # by the type of the values, see `to_rgb`
-    "ground": ("white",),  # what shows through a transparent pixel
+    "value_range": (None,),  # decided by the type of the values, see `to_rgb`
+    "ground": ("white",),  # colour behind transparent pixels
 }
 FILTERS = {"bicubic": Image.Resampling.BICUBIC}
-# A grey image of more than 8 bits does not say its range: white is the first value here that is not exceeded.
+# A grey image of more than 8 bits does not state its range: the first value here that it does not exceed is white.
 WHITES = {"I": (2.0**16 - 1, 2.0**31 - 1), "F": (1.0, 255.0, 2.0**16 - 1)}
-EVAL_BATCH = 500  # images at once in evaluation; fixed, since a batch's size can change a product's last bits
+EVAL_BATCH = (
+    500  # images per evaluation batch; fixed, since the batch size can change the last bits of a product
+)
 Reader = Callable[[Any], Image.Image]
 ACCEPTED = "a path, the bytes of a file, a PIL image, an array, or a list of these"
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How any image becomes uint8 [S, S, 3]; the settings are part of a bundle.
+    """The settings by which any image becomes uint8 [S, S, 3]. They are part of a bundle.
 
     Attributes:
         size: S, in pixels.
-        fit: how another shape becomes a square: "crop" takes the central one.
-        resample: the filter that resizes: "bicubic".
-        value_range: what is black and white in images of more than 8 bits; None decides by their type.
+        fit: how an image of another shape becomes square: "crop" takes the central square.
+        resample: the filter for resizing: "bicubic".
+        value_range: the values of black and white in images of more than 8 bits; None decides by their type.
         ground: the colour under transparent pixels: "white".
 
     Raises:
-        VitreousError: a value that is not implemented.
+        VitreousError: a value is not implemented.
     """
 
     size: int
@@ -60,30 +62,30 @@ class Preprocess:
             if value not in implemented:
                 raise unknown(f"preprocessing {setting}", str(value), map(str, implemented))
 
-    def pixels(self, picture: Image.Image) -> np.ndarray:
-        """A PIL image, upright and in any mode, as uint8 [S, S, 3].
+    def pixels(self, image: Image.Image) -> np.ndarray:
+        """Converts an upright PIL image of any mode to uint8 [S, S, 3].
 
-        An RGB image of S × S passes through bit for bit. Raises whatever Pillow does for a broken image.
+        An RGB image of S × S stays the same bit for bit. Raises whatever Pillow raises for a broken image.
         """
-        return fit(to_rgb(picture, self.ground), self.size, self.resample)
+        return fit(to_rgb(image, self.ground), self.size, self.resample)
 
     def batch(self, images: Any, read: Reader | None = None) -> np.ndarray:
-        """One image or many as uint8 [N, S, S, 3]; those of the right size and type pass through bit for bit.
+        """Converts one image or many to uint8 [N, S, S, 3]. Images of that size and type stay the same bit for bit.
 
         Args:
-            images: a PIL image, turned upright as its EXIF orientation says; an array or tensor of one image
-                [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (the last channel is opacity), or of many [N, H, W] or
-                [N, H, W, 1 or 3 or 4]; or a list of single ones, of any sizes. Arrays hold uint8, uint16, bool
+            images: a PIL image, which is turned upright according to its EXIF orientation; an array or tensor of one
+                image [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (the last channel is opacity), or of many [N, H, W] or
+                [N, H, W, 1 or 3 or 4]; or a list of single images of any sizes. Arrays are uint8, uint16, bool
                 (black and white) or floats from 0 to 1.
-            read: opens a path or the bytes of a file, upright; without it they are refused.
+            read: opens a path or the bytes of a file, upright. Without it, paths and bytes are refused.
 
         Raises:
-            VitreousError: an image that cannot be read, or an array that could mean several things.
+            VitreousError: an image cannot be read, or the shape of an array is ambiguous.
         """
         return self._prepared(_many(images), read)
 
     def batches(self, images: Any, size: int, read: Reader | None = None) -> Iterator[np.ndarray]:
-        """The same in batches of at most `size` images, so that not all have to be in memory at once."""
+        """Like `batch`, but yields at most `size` images at a time to save memory."""
         many = _many(images)
         for start in range(0, len(many), size):
             yield self._prepared(many[start : start + size], read, start)
@@ -93,7 +95,7 @@ class Preprocess:
     ) -> np.ndarray:
         shape = (len(images), self.size, self.size, 3)
         if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape == shape:
-            return images  # as it is, memory-mapped perhaps
+            return images  # not copied, since it may be memory-mapped
         out = np.empty(shape, np.uint8)
         for i, image in enumerate(images):
             out[i] = self._one(image, read, f"Image {first + i}" if len(images) > 1 else "The image")
@@ -102,19 +104,24 @@ class Preprocess:
     def _one(self, image: Any, read: Reader | None, name: str) -> np.ndarray:
         if isinstance(image, str | bytes | PathLike):
             if read is None:
-                raise VitreousError(f"{name} is a file, and only PIL images and arrays are taken here.")
+                raise VitreousError(
+                    f"{name} is a file name or the bytes of a file; give a PIL image or an array."
+                )
             image, name = read(image), name if isinstance(image, bytes) else str(image)
         elif isinstance(image, Image.Image):
             image = _upright(image)
         if isinstance(image, Image.Image):
             try:
                 return self.pixels(image)
-            except Exception as error:  # on damaged bytes, which load only now, Pillow raises nearly anything
-                raise VitreousError(f"{name} cannot be used ({error}); mend it or leave it out.") from None
+            except (
+                Exception
+            ) as error:  # Pillow reads the pixels only now, and on damaged bytes it raises nearly anything
+                raise VitreousError(f"{name} cannot be used ({error}); repair it or leave it out.") from None
         array = _as_array(image, name)
         if _holds_many(array):
             raise VitreousError(
-                f"{name} of the list holds several, {list(array.shape)}; give each on its own."
+                f"{name} of the list contains several images (its shape is {list(array.shape)}); "
+                "give a list of single images."
             )
         array = _to_uint8(array)
         if array.shape == (self.size, self.size, 3):
@@ -125,53 +132,53 @@ class Preprocess:
 # ---- values and shapes
 
 
-def to_rgb(picture: Image.Image, ground: str = "white") -> Image.Image:
-    """A PIL image of any mode in mode RGB, 8 bit; transparency is laid on `ground`.
+def to_rgb(image: Image.Image, ground: str = "white") -> Image.Image:
+    """Converts a PIL image of any mode to mode RGB, 8 bits per channel, with `ground` under transparent pixels.
 
-    Grey of 16 bits keeps its high byte, as Pillow keeps that of colour. In wider types (32-bit integers, floats)
-    white is the first of 1, 255 (both for floats only), 65535 and 2³¹-1 that the image does not exceed, and negative
-    values are black. Embedded colour profiles are not applied.
+    Grey of 16 bits keeps its high byte, as Pillow does for colour. In wider types (32-bit integers, floats), white is
+    the first of 1, 255 (both for floats only), 65535 and 2³¹-1 that the image does not exceed, and negative values are
+    black. Embedded colour profiles are not applied.
     """
-    if picture.mode.startswith("I;16"):
-        high_byte = np.asarray(picture) >> 8  # exact for 8-bit values widened by 257
+    if image.mode.startswith("I;16"):
+        high_byte = np.asarray(image) >> 8  # exact for 8-bit values widened by 257
         return Image.fromarray(high_byte.astype(np.uint8)).convert("RGB")
-    if picture.mode in WHITES:
-        grey = np.nan_to_num(np.asarray(picture, dtype=np.float64), posinf=0.0, neginf=0.0)
-        white = next((white for white in WHITES[picture.mode] if grey.max() <= white), grey.max())
-        # Rounded down where 16 bits become 8, so that the same picture is the same from every format.
-        eighth = np.floor(grey / 256) if white == 2.0**16 - 1 else np.rint(grey / white * 255)
-        return Image.fromarray(eighth.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, ground), picture).convert("RGB")
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
+    if image.mode in WHITES:
+        grey = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
+        white = next((white for white in WHITES[image.mode] if grey.max() <= white), grey.max())
+        # 16 bits are rounded down to 8, so that an image is the same from every format.
+        in_bytes = np.floor(grey / 256) if white == 2.0**16 - 1 else np.rint(grey / white * 255)
+        return Image.fromarray(in_bytes.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, ground), image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def fit(picture: Image.Image, size: int, resample: str = "bicubic") -> np.ndarray:
-    """The central square of an RGB image, resized with antialiasing: uint8 [size, size, 3].
+def fit(image: Image.Image, size: int, resample: str = "bicubic") -> np.ndarray:
+    """Resizes the central square of an RGB image, with antialiasing: uint8 [size, size, 3].
 
-    An image that is already size × size passes through bit for bit.
+    An image of size × size stays the same bit for bit.
     """
-    width, height = picture.size
+    width, height = image.size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
-    # Cutting first keeps the work small for a panorama, whose long side resizing would have to keep.
-    square = picture.crop((left, top, left + side, top + side)) if width != height else picture
+    # Cropping first keeps the work small for a panorama.
+    square = image.crop((left, top, left + side, top + side)) if width != height else image
     if side != size:
         square = square.resize((size, size), FILTERS[resample])
     return np.array(square)  # [S, S, 3]
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    """The image as it is to be looked at; the caller's own is left alone."""
-    with suppress(Exception):  # an image with broken EXIF data is still an image
-        if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            return ImageOps.exif_transpose(picture)
-    return picture
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned according to its EXIF orientation; the caller's own image does not change."""
+    with suppress(Exception):  # broken EXIF data do not make an image unusable
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            return ImageOps.exif_transpose(image)
+    return image
 
 
 def _many(images: Any) -> Sequence[Any] | np.ndarray:
-    """One image or many as a sequence of single ones."""
+    """One image or many as a sequence of single images."""
     if isinstance(images, list | tuple):
         return images
     if isinstance(images, str | bytes | PathLike | Image.Image):
@@ -182,20 +189,20 @@ def _many(images: Any) -> Sequence[Any] | np.ndarray:
 
 def _as_array(image: Any, name: str) -> np.ndarray:
     try:
-        # A torch tensor is known without importing torch.
+        # Recognises a torch tensor without importing torch.
         array = np.asarray(image.detach().cpu().numpy() if hasattr(image, "detach") else image)
-    except (ValueError, TypeError, RuntimeError):  # a tensor of a type that numpy lacks, or without values
+    except (ValueError, TypeError, RuntimeError):  # a tensor without values, or of a type that numpy lacks
         array = np.empty((), object)
     if array.dtype.kind not in "biuf":
         kind = f"{type(image).__name__} of {image.dtype}" if hasattr(image, "dtype") else type(image).__name__
         raise VitreousError(
-            f"{name} cannot be made of {kind}; give {ACCEPTED}, arrays as uint8 or as float32 from 0 to 1."
+            f"{name} cannot be made from {kind}; give {ACCEPTED}, with arrays as uint8 or as float32 from 0 to 1."
         )
     return array
 
 
 def _holds_many(array: np.ndarray) -> bool:
-    """Whether an array is of many images, told by its shape; raises where it could mean several things."""
+    """Whether an array holds many images, judged by its shape; raises `VitreousError` if that is ambiguous."""
     shape = list(array.shape)
     channels_last = array.ndim in (3, 4) and shape[-1] in (1, 3, 4)
     if 0 not in shape[1:]:
@@ -203,40 +210,46 @@ def _holds_many(array: np.ndarray) -> bool:
             return True
         if array.ndim == 2 or (array.ndim == 3 and channels_last):
             if shape[0] == 0:
-                raise VitreousError(f"The image has the shape {shape}; it holds no pixel.")
+                raise VitreousError(
+                    f"The image has the shape {shape}, so it has no pixels; give a larger image."
+                )
             return False
         if array.ndim == 3 and shape[0] not in (3, 4):
             return True
-    if array.ndim >= 3 and shape[-3] in (3, 4):
-        axes = "1, 2, 0" if array.ndim == 3 else "0, 2, 3, 1"
-        grey = ", or three or four grey images as [N, H, W, 1]" if array.ndim == 3 else ""
+    if array.ndim == 3 and shape[0] in (3, 4):
         raise VitreousError(
-            f"Images of the shape {shape} look as if their channels came first; "
-            f"give channels last (`images.transpose({axes})` in numpy){grey}."
+            f"An array of the shape {shape} could be one image with channels first or {shape[0]} grey images; pass "
+            "one image as `images.transpose(1, 2, 0)` (in torch `images.permute(1, 2, 0)`), "
+            "grey images as `images[..., None]`."
+        )
+    if array.ndim >= 4 and shape[-3] in (3, 4):
+        raise VitreousError(
+            f"Images of the shape {shape} seem to have their channels first; pass them with channels last, as "
+            "`images.transpose(0, 2, 3, 1)` (in torch `images.permute(0, 2, 3, 1)`)."
         )
     raise VitreousError(
-        f"Images of the shape {shape} are not understood; give one as [H, W] or [H, W, 3], "
+        f"Images of the shape {shape} are not supported; give one as [H, W] or [H, W, 3], "
         "or many as [N, H, W] or [N, H, W, 3]."
     )
 
 
 def _to_uint8(array: np.ndarray) -> np.ndarray:
-    """Values in 0..255, uint8, of the same shape."""
+    """Converts values to uint8 from 0 to 255; the shape stays the same."""
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.uint16:
-        return (array >> 8).astype(np.uint8)  # as a file of 16 bits
+        return (array >> 8).astype(np.uint8)  # like a file of 16 bits
     if array.dtype == bool:
         return array.astype(np.uint8) * np.uint8(255)
     if array.dtype.kind != "f":
         raise VitreousError(
-            f"Images of the type {array.dtype} are not understood; "
+            f"Images of the type {array.dtype} are not supported; "
             "give uint8 from 0 to 255, uint16, or floats from 0 to 1."
         )
     low, high = float(array.min()), float(array.max())
     if not (low >= 0 and high <= 1):  # NaN is neither
         raise VitreousError(
-            f"The values of an image of floats reach from {low:g} to {high:g}; "
-            "give floats from 0 to 1 that are not normalised, or uint8 from 0 to 255."
+            f"The float values of an image range from {low:g} to {high:g}; "
+            "give floats from 0 to 1, not normalised, or uint8 from 0 to 255."
         )
     return np.rint(array * 255.0).astype(np.uint8)

@@ -1,1 +1,1 @@
-"""Where pictures come from, the one form they take, their order, and their augmentation."""
+"""Data sets: where images come from, how they are stored and split, in which order they are read, and augmentation."""

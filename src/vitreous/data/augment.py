@@ -1,12 +1,12 @@
-"""Augmentation of whole batches, as tensor code on the device where the batch lies.
+"""Augmentation of whole batches, as tensor code on the device of the batch.
 
-B batch, H height, W width of a picture, S streams of random numbers.
+Letters: B batch, H height and W width of an image, S streams of random numbers.
 
-Randomness is counted, never carried: each number is a hash of (seed, epoch, sample, stream), so a picture
-is augmented alike whatever batch, process or device it falls into, and a resumed run needs no state.
+Random numbers are counted, never carried: each is a hash of (seed, epoch, sample, stream). An image is therefore
+augmented alike in any batch, process or device, and a resumed run needs no state.
 
-To add an operation: a stream of its own at the end of the list below, a field of one name here in `Augment` and in
-`recipe.AugmentSection`, its place in `Augment.__call__`, and an entry in `tests/test_meta.py`.
+To add an operation, add a stream at the end of the list below, a field of the same name in `Augment` and in
+`recipe.AugmentSection`, its call in `Augment.__call__`, and an entry in `tests/test_meta.py`.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitreous.counted import random_bits, shift_right
+from vitreous.data.normalize import to_float
 from vitreous.data.trivial import trivial
 from vitreous.errors import VitreousError, unknown
 
 Flip = Literal["none", "random", "alternating"]
 
-# Which stream of `uniform` each operation draws from. They are fixed, so that switching one operation on
-# leaves the others' draws as they were.
+# The stream of `uniform` that each operation draws from. Fixed numbers keep the draws of the other operations the
+# same when one is switched on.
 CROP_Y, CROP_X, FLIP, CUTOUT_Y, CUTOUT_X, BOX_Y, BOX_X, BOX_TRIES = range(8)
-MAX_TRIES = 10  # of a random resized crop: each try takes an area and a ratio, from stream BOX_TRIES on
-RATIO = (3 / 4, 4 / 3)  # its range of width over height
-TRIVIAL = BOX_TRIES + 2 * MAX_TRIES  # three: operation, strength, sign
+MAX_TRIES = 10  # for a random resized crop; each draws an area and a ratio, from stream BOX_TRIES on
+RATIO = (3 / 4, 4 / 3)  # range of its width over its height
+TRIVIAL = BOX_TRIES + 2 * MAX_TRIES  # three streams: operation, strength, sign
 MIX, SHARE, MIX_Y, MIX_X = range(TRIVIAL + 3, TRIVIAL + 7)
 STREAMS = TRIVIAL + 7
 
@@ -42,8 +43,8 @@ def uniform(seed: int, epoch: int, index: Tensor, streams: int) -> Tensor:
     Args:
         seed: any int.
         epoch: any int from 0.
-        index: int64 [B], the samples' positions in their split; the result lies on its device.
-        streams: how many numbers per sample, S.
+        index: int64 [B], the samples' positions in their split; the result is on its device.
+        streams: S, the number of random numbers per sample.
     """
     bits = random_bits(seed, epoch, index, streams)  # [B, S]
     return shift_right(bits, 40).to(torch.float32) * 2.0**-24  # the 24 bits that a float32 holds exactly
@@ -51,22 +52,22 @@ def uniform(seed: int, epoch: int, index: Tensor, streams: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Augment:
-    """Random changes to training pictures: crop, flip, TrivialAugment, resized crop, cut-out, mixing, in this order.
+    """Random changes to training images: crop, flip, TrivialAugment, resized crop, cut-out and mixing, in this order.
 
     Args:
-        crop: pad by this many pixels, mirrored at the border, and cut the old size out at a random place.
-        flip: left to right: "random" with probability 1/2; "alternating" at random in a picture's first
-            epoch and then every other epoch, so that two epochs in a row show both sides.
-        cutout: paint a square of this side over a random place, its centre anywhere in the picture
+        crop: pad by this many pixels, mirrored at the border, and cut out the original size at a random position.
+        flip: left to right: "random" with probability 1/2; "alternating" at random in an image's first epoch and
+            then every other epoch, so that two epochs in a row show both sides.
+        cutout: side in pixels of a square painted at a random position, its centre anywhere in the image
             (DeVries and Taylor, arXiv 1708.04552).
-        trivial: one random operation of random strength a picture (TrivialAugment, arXiv 2103.10158).
+        trivial: one random operation of random strength per image (TrivialAugment, arXiv 2103.10158).
         resized_crop: (smallest, largest) share of the area that a crop keeps before it is resized to the
-            old size, with a random ratio from 3/4 to 4/3 (Szegedy et al., arXiv 1409.4842).
-        mixup: probability that a picture is blended with its partner (Zhang et al., arXiv 1710.09412, with
+            original size, with a random ratio from 3/4 to 4/3 (Szegedy et al., arXiv 1409.4842).
+        mixup: probability that an image is blended with its partner (Zhang et al., arXiv 1710.09412, with
             alpha 1); see `mix`.
-        cutmix: probability that a box of the partner is pasted into it (Yun et al., arXiv 1905.04899).
-        fill: colour of the cut-out in 0..1; the data's mean, so that it is 0 once normalised.
-        seed: of all random numbers.
+        cutmix: probability that a box of the partner is pasted into the image (Yun et al., arXiv 1905.04899).
+        fill: colour of the cut-out, from 0 to 1. With the mean of the data it is 0 after normalisation.
+        seed: seed of all random numbers.
 
     Raises:
         VitreousError: an option is out of its range.
@@ -92,33 +93,32 @@ class Augment:
         if shares is not None and not (len(shares) == 2 and 0 < shares[0] <= shares[1] <= 1):
             raise VitreousError(
                 f"The augmentation's resized_crop is {self.resized_crop}; "
-                "it must be a smallest and a largest share of the area, both above 0 and at most 1."
+                "give a smallest and a largest share of the area, both above 0 and at most 1."
             )
-        if not (
-            self.mixup >= 0 and self.cutmix >= 0 and self.mixup + self.cutmix <= 1
-        ):  # nan is refused, too
+        # Written so that NaN is refused too.
+        if not (self.mixup >= 0 and self.cutmix >= 0 and self.mixup + self.cutmix <= 1):
             raise VitreousError(
-                f"The augmentation's mixup {self.mixup} and cutmix {self.cutmix} are probabilities; "
-                "give two from 0 up whose sum is at most 1."
+                f"The augmentation's mixup is {self.mixup} and its cutmix {self.cutmix}; "
+                "give two probabilities whose sum is at most 1."
             )
 
     def __call__(self, image: Tensor, index: Tensor, epoch: int) -> Tensor:
-        """Augment uint8 pictures [B, H, W, 3] to float32 [B, 3, H, W] in 0..1, channels last in memory.
+        """Augments uint8 images [B, H, W, 3] to float32 [B, 3, H, W] from 0 to 1, channels last in memory.
 
         Args:
-            image: the pictures.
-            index: int64 [B], on the same device; which sample each is.
+            image: the images.
+            index: int64 [B], on the same device: the position of each image in its split.
             epoch: the epoch, from 0.
 
         Raises:
-            VitreousError: the pictures are too small for the crop's padding.
+            VitreousError: the images are too small for the padding of the crop.
         """
         height = image.shape[1]
         width = image.shape[2]
         if self.crop >= min(height, width):
             raise VitreousError(
-                f"The augmentation's crop of {self.crop} needs pictures larger than that, "
-                f"and these are {height}×{width}; choose a smaller crop or a larger image size."
+                f"The augmentation's crop of {self.crop} pixels is too large for images of {height}×{width}; "
+                "choose a smaller crop or a larger image size."
             )
         u = uniform(self.seed, epoch, index, STREAMS if self.trivial or self.resized_crop else BOX_TRIES)
 
@@ -142,28 +142,29 @@ class Augment:
 
     @property
     def mixes(self) -> bool:
-        """Whether training goes on to `mix` the augmented pictures."""
+        """Whether training mixes the augmented images, see `mix`."""
         return self.mixup + self.cutmix > 0
 
     def mix(self, x: Tensor, partner: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        """Mixes each picture with its partner, by mixup, by cutmix or not at all.
+        """Mixes each image with its partner: by mixup, by cutmix or not at all.
 
-        A row of the result depends on the same row of the arguments only. So a part of a batch is mixed as in
-        the whole batch if it is given the same partners, each augmented by its own index.
+        Each row of the result depends only on the same row of the arguments. A part of a batch is therefore mixed as
+        in the full batch if it is given the same partners, each augmented by its own index.
 
         Args:
             x: float [B, 3, H, W], from a call of this augmentation.
-            partner: float [B, 3, H, W], the augmented picture that each is mixed with.
-            index: int64 [B], which sample each picture of `x` is; epoch: the epoch, from 0.
+            partner: float [B, 3, H, W], the augmented image that each is mixed with.
+            index: int64 [B], the position of each image of `x` in its split.
+            epoch: the epoch, from 0.
 
         Returns:
-            the pictures, and the share of its own that each keeps, float [B] in 0..1: what its own label
-            counts, the partner's label counting the rest.
+            The mixed images, and the share of itself that each keeps, float [B] from 0 to 1. The share is the weight
+            of the image's own label; the rest goes to the partner's label.
         """
         u = uniform(self.seed, epoch, index, STREAMS)
         blended = u[:, MIX] < self.mixup
         pasted = ~blended & (u[:, MIX] < self.mixup + self.cutmix)
-        # Cutmix: a box of 1 - share of the area, clipped at the border; what is left of it counts.
+        # Cutmix: a box with 1 - share of the area. It is clipped at the border, and only the visible part counts.
         H, W = x.shape[2:]
         side = (1 - u[:, SHARE]).sqrt()
 
@@ -180,7 +181,7 @@ class Augment:
         return x, share
 
     def _flipped(self, u: Tensor, index: Tensor, epoch: int) -> Tensor:
-        """Whether each picture is mirrored in this epoch, bool [B]."""
+        """Whether each image is mirrored in this epoch, bool [B]."""
         if self.flip == "none":
             return torch.zeros_like(index, dtype=torch.bool)
         if self.flip == "random":
@@ -189,7 +190,7 @@ class Augment:
         return first if epoch % 2 == 0 else ~first
 
     def _cut_out(self, x: Tensor, u: Tensor) -> Tensor:
-        """Paint the square over x [B, 3, H, W]; where it reaches over the border it is clipped."""
+        """Paints the square, clipped at the border, over x [B, 3, H, W]."""
 
         def inside(u: Tensor, size: int) -> Tensor:  # [B] -> bool [B, size]
             start = _integers(u, size) - self.cutout // 2
@@ -202,31 +203,11 @@ class Augment:
         return torch.where(rows & cols, fill, x)
 
 
-def to_float(image: Tensor) -> Tensor:
-    """Pictures as the data hold them, uint8 [B, H, W, 3], as float32 [B, 3, H, W] in 0..1.
-
-    The axes move in the view only: the result is channels last in memory.
-    """
-    return image.permute(0, 3, 1, 2).to(torch.float32).div_(255)  # [B, H, W, 3] -> [B, 3, H, W]
-
-
-def normalize(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Shift and scale x [B, 3, H, W] in 0..1 by the mean and the standard deviation of each channel.
-
-    The result is channels last in memory. Whole rows are worked on, with the three numbers repeated along them: five
-    times as fast on a CPU as three at a time.
-    """
-    width = x.shape[3]
-    shift, scale = (torch.tensor(each, dtype=x.dtype, device=x.device).repeat(width) for each in (mean, std))
-    rows = x.permute(0, 2, 3, 1).flatten(2)  # [B, H, 3W]
-    return (rows - shift).div_(scale).unflatten(2, (width, -1)).permute(0, 3, 1, 2)
-
-
 def resized(images: Tensor, side: int) -> Tensor:
-    """Pictures [B, 3, S, S] made smaller, to [B, 3, side, side]: bilinear, each target pixel a mean of what it covers.
+    """Shrinks images [B, 3, S, S] to [B, 3, side, side], bilinear: each target pixel is a mean of what it covers.
 
-    That is linear in rows and in columns, so it is two matrix products: six times as fast on a CPU as `interpolate`,
-    which here only says what the matrix is. The result is channels last in memory.
+    This is linear in rows and in columns, so it takes two matrix products, six times as fast on a CPU as
+    `interpolate`, which here only computes the matrix. The result is channels last in memory.
     """
     size = images.shape[-1]
     if size == side:
@@ -236,21 +217,21 @@ def resized(images: Tensor, side: int) -> Tensor:
     rows = images.permute(0, 2, 3, 1).flatten(2)  # [B, S, 3S]
     kind = images.device.type
     with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
-        # Over rows, then over columns, whose three channels lie side by side.
+        # Over rows, then over columns, whose three channels are interleaved.
         small = (shrink.mT @ rows) @ torch.kron(shrink, three)
     return small.unflatten(2, (side, 3)).permute(0, 3, 1, 2)
 
 
 def random_boxes(u: Tensor, height: int, width: int, scale: tuple[float, float]) -> Tensor:
-    """Crops of random area and ratio, int64 [B, 4]: top, left, height, width in pixels.
+    """Draws crops of random area and ratio, int64 [B, 4]: top, left, height, width in pixels.
 
-    Of `MAX_TRIES` draws per picture the first that fits into it counts; where none does, the largest
-    centred box whose ratio is allowed.
+    Each image takes the first of `MAX_TRIES` boxes that fits into it. If none fits, it takes the largest centred box
+    with an allowed ratio.
 
     Args:
         u: [B, S] of `uniform`.
-        height, width: of the pictures.
-        scale: smallest and largest share of the picture's area.
+        height, width: size of the images.
+        scale: smallest and largest share of the image's area.
     """
     tries = u[:, BOX_TRIES : BOX_TRIES + 2 * MAX_TRIES]
     area = height * width * (scale[0] + (scale[1] - scale[0]) * tries[:, 0::2])  # [B, MAX_TRIES]
@@ -272,20 +253,20 @@ def random_boxes(u: Tensor, height: int, width: int, scale: tuple[float, float])
 
 
 def resize_boxes(x: Tensor, boxes: Tensor) -> Tensor:
-    """Cut a box out of each picture and resize it, bilinear, to the whole picture's size.
+    """Cuts a box out of each image and resizes it, bilinear, to the size of the image.
 
-    Nothing outside the box shows, as if it had been cut out first.
+    Pixels outside the box do not enter the result, as if the box had been cut out first.
 
     Args:
         x: float [B, 3, H, W].
-        boxes: int64 [B, 4]: top, left, height, width, inside the picture.
+        boxes: int64 [B, 4]: top, left, height, width, inside the image.
 
     Returns:
         float [B, 3, H, W], channels last in memory.
     """
 
     def source(start: Tensor, length: Tensor, size: int) -> Tensor:
-        """Where each target pixel's centre lies, from -1 (first pixel) to 1 (last): [B] -> [B, size]."""
+        """The position of each target pixel's centre, from -1 (first pixel) to 1 (last): [B] -> [B, size]."""
         centre = torch.arange(size, device=x.device) + 0.5
         inside = centre * (length[:, None] / size) - 0.5
         position = start[:, None] + inside.clamp(min=0).minimum((length - 1)[:, None])
@@ -306,14 +287,14 @@ def _integers(u: Tensor, n: int | Tensor) -> Tensor:
 
 
 def _mirror(position: Tensor, size: int) -> Tensor:
-    """Fold positions from 1-size to 2·size-2 back into 0..size-1; the border pixel is not repeated."""
+    """Folds positions from 1-size to 2·size-2 back into 0..size-1; the border pixel is not repeated."""
     return (size - 1) - ((size - 1) - position.abs()).abs()
 
 
 def _gather(image: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
-    """Pick rows [B, H] and columns [B, W] of each picture, uint8 [B, H, W, 3] -> the same shape."""
+    """Picks rows [B, H] and columns [B, W] of each image, uint8 [B, H, W, 3] -> the same shape."""
     B, H, W, _ = image.shape
     first = torch.arange(B, device=image.device) * H
     pixel = (first[:, None] + rows)[:, :, None] * W + cols[:, None, :]  # [B, H, W]
-    # Over the batch as one list of pixels: four times as fast as indexing with three arrays.
+    # The batch as one list of pixels is four times as fast as indexing with three arrays.
     return image.reshape(-1, 3).index_select(0, pixel.flatten()).view(B, H, W, 3)

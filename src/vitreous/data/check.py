@@ -1,4 +1,4 @@
-"""Look at every file of a folder or zip of class folders before training, and say all that is wrong."""
+"""Checks each file of a folder or zip of class folders before training, and lists all problems."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from typing import Any
 
 import numpy as np
 
+from vitreous.data.decode import BadImage, decode
 from vitreous.data.folder import SPLIT_FOLDERS, Entry, Tree, open_tree, read_all
-from vitreous.data.pictures import BadPicture, decode
 from vitreous.progress import track
+from vitreous.wording import count
 
-# In the order in which they are shown; the first four are those of `BadPicture`.
+# In the order in which they are shown. The first five are those of `BadImage`.
 REASONS = (
     "unreadable",
     "truncated",
-    "not a picture",
+    "empty file",
+    "not an image",
     "too large",
     "duplicate between splits with another label",
     "duplicate between splits with the same label",
@@ -28,13 +30,19 @@ REASONS = (
     "class missing from a split",
     "one class only",
 )
-UNBALANCED = 2.0  # largest class over smallest, from which on it is worth a note
+UNBALANCED = 2.0  # ratio of the largest to the smallest class from which on a note is given
 ROWS = 60  # classes shown in a table
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that training would suffer from: one of `REASONS`, the file or class, and more about it."""
+    """Something that would harm training.
+
+    Attributes:
+        reason: one of `REASONS`.
+        name: the file or the class.
+        detail: more about it, or "".
+    """
 
     reason: str
     name: str
@@ -43,12 +51,16 @@ class Problem:
 
 @dataclass(frozen=True)
 class Check:
-    """What `check` found.
+    """The result of `check`.
 
-    `counts` holds the usable pictures of each split and class; `sizes` the smallest, median and largest
-    "width" and "height" in pixels as stored (empty where no picture is usable); `balance` the largest over
-    the smallest class of the training split (None where one has no picture); `notes` what is worth knowing
-    and does no harm.
+    Attributes:
+        path: the folder or zip.
+        files: number of files in class folders.
+        counts: number of usable images, by split and class.
+        sizes: smallest, median and largest "width" and "height" in pixels as stored; empty if no image is usable.
+        balance: largest over smallest class of the training split; None if a class has no training image.
+        problems: what would harm training.
+        notes: facts worth knowing that do no harm.
     """
 
     path: Path
@@ -61,23 +73,23 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Whether training on this would not suffer."""
+        """Whether there are no problems."""
         return not self.problems
 
     @property
-    def pictures(self) -> int:
-        """Usable pictures in all splits."""
+    def images(self) -> int:
+        """Number of usable images in all splits."""
         return sum(sum(classes.values()) for classes in self.counts.values())
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, JSON-able; `problems` as a list of {reason, name, detail}."""
+        """The result, JSON-able, with `problems` as a list of {reason, name, detail}."""
         return {
             "path": str(self.path),
             "ok": self.ok,
             "files": self.files,
-            "pictures": self.pictures,
+            "images": self.images,
             "splits": {
-                split: {"pictures": sum(classes.values()), "classes": classes}
+                split: {"images": sum(classes.values()), "classes": classes}
                 for split, classes in self.counts.items()
             },
             "sizes": {
@@ -90,28 +102,30 @@ class Check:
         }
 
     def text(self) -> str:
-        """Everything, for a person."""
+        """The result, for a person to read."""
         classes = list(next(iter(self.counts.values())))
-        lines = [
-            f"{self.path}: {self.pictures:,} usable pictures of {_many(len(classes), 'class', 'classes')}"
-        ]
+        usable, labels = count(self.images, "usable image"), count(len(classes), "class", "classes")
+        lines = [f"{self.path}: {usable} of {labels}"]
         for side, (low, median, high) in self.sizes.items():
             lines.append(f"  {side}: {low:g} to {high:g} pixels, median {median:g}")
         lines += ["", *self._table(classes)]
         for reason in REASONS:
-            found = [problem for problem in self.problems if problem.reason == reason]
-            if found:
-                lines += ["", f"{reason} ({len(found):,})"]
-                lines += [f"  {one.name}" + (f"  ({one.detail})" if one.detail else "") for one in found]
+            problems = [problem for problem in self.problems if problem.reason == reason]
+            if problems:
+                lines += ["", f"{reason} ({len(problems):,})"]
+                lines += [
+                    f"  {problem.name}" + (f"  ({problem.detail})" if problem.detail else "")
+                    for problem in problems
+                ]
         if self.notes:
             lines += ["", *(f"Note: {note}" for note in self.notes)]
         verdict = "No problems found."
         if self.problems:
-            verdict = f"{_many(len(self.problems), 'problem', 'problems')} found: training would suffer."
+            verdict = f"{count(len(self.problems), 'problem')} found; fix them before training."
         return "\n".join([*lines, "", verdict])
 
     def _table(self, classes: Sequence[str]) -> list[str]:
-        """Pictures by class (rows) and split (columns); one row for all classes where they are equal."""
+        """Images by class (rows) and split (columns); one row for all classes if their counts are equal."""
         equal = all(len(set(counts.values())) == 1 for counts in self.counts.values())
         shown = {"each class": classes[0]} if equal else {label: label for label in classes[:ROWS]}
         rows = [["class", *self.counts]]
@@ -131,59 +145,42 @@ class Check:
 
 
 def check(path: Path) -> Check:
-    """Decode every file of a folder or zip of class folders once, and collect all that is wrong with it.
+    """Decodes each file of a folder or zip of class folders once, and collects all problems. Writes nothing.
 
-    Duplicates are told by the decoded pixels. Of two equal pictures the later is named, in the order train,
-    val, test; the same picture twice in a class of one split is only noted. Nothing is written.
+    Images are duplicates if their decoded pixels are equal. Of two equal images the later one is named, in the order
+    train, val, test. Duplicates in the same class of the same split are only noted.
 
     Raises:
-        VitreousError: there is nothing at `path`, it is no zip, or it has no class folders.
+        VitreousError: there is nothing at `path`, it is neither a folder nor a zip, or it has no class folders.
     """
     with open_tree(path) as tree:
         counts = {split: dict.fromkeys(tree.classes, 0) for split in tree.splits}
         sizes: list[tuple[int, int]] = []
-        same: dict[bytes, list[Entry]] = defaultdict(list)
+        entries_of: dict[bytes, list[Entry]] = defaultdict(list)
         problems = []
-        looked_at = track(read_all(tree, _look), len(tree.entries), f"Checking {tree.path.name}")
-        for entry, seen in looked_at:
-            if isinstance(seen, BadPicture):
-                problems.append(Problem(seen.reason, entry.name, seen.detail))
+        results = track(read_all(tree, _identify), len(tree.entries), f"Checking {tree.path.name}")
+        for entry, result in results:
+            if isinstance(result, BadImage):
+                problems.append(Problem(result.reason, entry.name, result.detail))
                 continue
-            digest, size = seen
+            digest, size = result
             counts[entry.split][entry.label] += 1
             sizes.append(size)
-            same[digest].append(entry)
+            entries_of[digest].append(entry)
 
     repeated = 0
-    for entries in same.values():
-        for position, entry in enumerate(entries):
-            found = _duplicate(entry, entries[:position])
-            if isinstance(found, Problem):
-                problems.append(found)
+    for entries in entries_of.values():
+        for position, entry in enumerate(entries[1:], 1):
+            problem = _harmful_duplicate(entry, entries[:position])
+            if problem:
+                problems.append(problem)
             else:
-                repeated += found
+                repeated += 1
     problems += _class_problems(tree, counts)
     problems.sort(key=lambda problem: (REASONS.index(problem.reason), problem.name))
 
     training = counts["train"].values()
     balance = max(training) / min(training) if min(training) else None
-    notes = []
-    if balance and balance >= UNBALANCED:
-        by_size = Counter(counts["train"]).most_common()
-        (largest, most), (smallest, least) = by_size[0], by_size[-1]
-        notes.append(
-            f"{largest} has {balance:.1f} times as many training pictures as {smallest} "
-            f"({most:,} and {least:,})."
-        )
-    if repeated:
-        notes.append(
-            f"{_many(repeated, 'picture is', 'pictures are')} in the same class of the same split twice."
-        )
-    if tree.outside:
-        notes.append(
-            f"{_many(len(tree.outside), 'file lies', 'files lie')} outside the class folders "
-            f"and will not be used ({', '.join(tree.outside[:3])}{', …' if len(tree.outside) > 3 else ''})."
-        )
     return Check(
         path=tree.path,
         files=len(tree.entries),
@@ -194,18 +191,19 @@ def check(path: Path) -> Check:
         },
         balance=balance,
         problems=tuple(problems),
-        notes=tuple(notes),
+        notes=tuple(_notes(tree, counts["train"], balance, repeated)),
     )
 
 
-def _look(data: bytes) -> tuple[bytes, tuple[int, int]]:
-    picture = decode(data)
-    width, height = picture.size
-    return hashlib.sha256(b"%d %d " % (width, height) + picture.tobytes()).digest(), (width, height)
+def _identify(data: bytes) -> tuple[bytes, tuple[int, int]]:
+    """A digest of an image's pixels, and its width and height."""
+    image = decode(data)
+    width, height = image.size
+    return hashlib.sha256(b"%d %d " % (width, height) + image.tobytes()).digest(), (width, height)
 
 
-def _duplicate(entry: Entry, earlier: Sequence[Entry]) -> Problem | bool:
-    """What is wrong with a picture equal to `earlier` ones, the worst first, or whether it is one at all."""
+def _harmful_duplicate(entry: Entry, earlier: Sequence[Entry]) -> Problem | None:
+    """The worst problem of an image that equals `earlier` ones, or None if all are in its own split and class."""
     for reason, other_split, other_label in (
         ("duplicate between splits with another label", True, True),
         ("duplicate inside a split with another label", False, True),
@@ -213,8 +211,8 @@ def _duplicate(entry: Entry, earlier: Sequence[Entry]) -> Problem | bool:
     ):
         for first in earlier:
             if (first.split != entry.split) == other_split and (first.label != entry.label) == other_label:
-                return Problem(reason, entry.name, f"the same picture as {first.name}")
-    return bool(earlier)
+                return Problem(reason, entry.name, f"the same image as {first.name}")
+    return None
 
 
 def _class_problems(tree: Tree, counts: dict[str, dict[str, int]]) -> list[Problem]:
@@ -225,14 +223,29 @@ def _class_problems(tree: Tree, counts: dict[str, dict[str, int]]) -> list[Probl
         empty.add((SPLIT_FOLDERS.get(top.casefold()), label))
         problems.append(Problem("empty class", name, "a folder without files"))
     for split, classes in counts.items():
-        for label, count in classes.items():
-            if not count and (split, label) not in empty:
-                detail = f"{split} has no usable picture of it"
+        for label, usable in classes.items():
+            if not usable and (split, label) not in empty:
+                detail = f"{split} has no usable image of it"
                 problems.append(Problem("class missing from a split", label, detail))
     if len(tree.classes) == 1:
-        problems.append(Problem("one class only", tree.classes[0], "at least two are needed to tell apart"))
+        problems.append(Problem("one class only", tree.classes[0], "training needs at least two classes"))
     return problems
 
 
-def _many(count: int, one: str, more: str) -> str:
-    return f"{count:,} {one if count == 1 else more}"
+def _notes(tree: Tree, training: dict[str, int], balance: float | None, repeated: int) -> list[str]:
+    """Sentences about unequal classes, repeated images and files outside the class folders."""
+    notes = []
+    if balance and balance >= UNBALANCED:
+        by_size = Counter(training).most_common()
+        (largest, most), (smallest, least) = by_size[0], by_size[-1]
+        notes.append(
+            f"{largest} has {balance:.1f} times as many training images as {smallest} ({most:,} and {least:,})."
+        )
+    if repeated:
+        subject = count(repeated, "image repeats", "images repeat")
+        notes.append(f"{subject} another image of the same class and split.")
+    if tree.outside:
+        subject = count(len(tree.outside), "file is", "files are")
+        examples = ", ".join(tree.outside[:3]) + (", …" if len(tree.outside) > 3 else "")
+        notes.append(f"{subject} outside the class folders and will not be used ({examples}).")
+    return notes

@@ -1,4 +1,4 @@
-"""The data set as a LightningDataModule: batches stay uint8 until they are on the device."""
+"""A data set as a LightningDataModule. Batches stay uint8 until they are on the device."""
 
 from __future__ import annotations
 
@@ -11,30 +11,33 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import Tensor
 
-from vitreous.data.augment import Augment, normalize, to_float
+from vitreous.data.augment import Augment
 from vitreous.data.loader import BatchLoader
+from vitreous.data.normalize import normalize, to_float
 from vitreous.data.sources import open_data
-from vitreous.data.store import ImageStore, Splits, resolve_splits
+from vitreous.data.splits import Splits, resolve_splits
+from vitreous.data.store import ImageStore
 from vitreous.errors import VitreousError
 from vitreous.preprocess import EVAL_BATCH
 
 
 class ImageData(pl.LightningDataModule):
-    """Train, validation and test batches of any source, for `vitreous.train` and for a Trainer of your own.
+    """Training, validation and test batches of any source, for `vitreous.train` and for other Trainers.
 
     A batch on the device is `{"image": float [B, 3, H, W] normalised, "label": int64 [B], "index": int64
-    [B], "partner": int64 [B], "epoch": int}`; training pictures are augmented there. Where the augmentation
-    mixes each with its partner, `"other"`, int64 [B], is the partner's label and `"share"`, float [B], what
-    the picture's own label counts.
+    [B], "partner": int64 [B], "epoch": int}`. Training images are augmented there. If the augmentation mixes each
+    image with its partner, the batch also has `"other"`, int64 [B], the partner's label, and `"share"`, float [B]
+    from 0 to 1, the weight of the image's own label.
 
     Args:
         source: "cifar10", "cifar100", "shapes", a folder or zip of class folders, `(images, labels)`
             arrays, or an `ImageStore`.
-        augment: applied to training batches; none if not given.
-        batch_size: of training; evaluation takes 500 at a time.
-        val_fraction, split_seed: how validation is cut where the source has none.
-        seed: of the order and the augmentation.
-        train_on_val: the validation pictures are trained on too, so that only test can judge.
+        augment: applied to training batches; none by default.
+        batch_size: images in a training batch; evaluation takes 500 at a time.
+        drop_last: leave out the partial last batch of a training epoch.
+        val_fraction, split_seed: how validation is cut if the source has none, see `resolve_splits`.
+        seed: seed of the order of the training images.
+        train_on_val: train on the validation images too, so that only test can judge the model.
         data_dir, image_size, skip_bad, say: see `vitreous.data.sources.open_data`.
 
     Raises:
@@ -61,7 +64,7 @@ class ImageData(pl.LightningDataModule):
         self.source, self.augment, self.batch_size, self.drop_last = source, augment, batch_size, drop_last
         self.val_fraction, self.split_seed, self.seed = val_fraction, split_seed, seed
         self.train_on_val = train_on_val
-        self.open = partial(  # a lambda could not go to other processes
+        self.open = partial(  # unlike a lambda, it can be sent to other processes
             open_data,
             source,
             Path(data_dir) if data_dir else None,
@@ -72,16 +75,16 @@ class ImageData(pl.LightningDataModule):
         self._store: ImageStore | None = None
 
     def prepare_data(self) -> None:
-        """Fetches and packs the data, once."""
+        """Fetches and packs the data, if that has not been done yet."""
         if self._store is None:
             self._store = self.open()
 
     def setup(self, stage: str | None = None) -> None:
-        """Opens the data and cuts the splits; the same ones whenever it is called."""
+        """Opens the data and cuts the splits, the same ones at every call."""
         if self.trainer is not None and self.trainer.world_size > 1:
-            # Each would train on the same images, and call that one epoch.
+            # Every process would train on all images and count that as one epoch.
             raise VitreousError(
-                f"ImageData serves one process, and this Trainer has {self.trainer.world_size}; "
+                f"ImageData supports one process, but this Trainer has {self.trainer.world_size}; "
                 "give the Trainer devices=1 and num_nodes=1."
             )
         self.prepare_data()
@@ -93,7 +96,7 @@ class ImageData(pl.LightningDataModule):
 
     @property
     def store(self) -> ImageStore:
-        """The data set, from `setup` on."""
+        """The data set, available after `setup`."""
         assert self._store is not None, "call setup() first"
         return self._store
 
@@ -109,11 +112,11 @@ class ImageData(pl.LightningDataModule):
         return BatchLoader(self.splits.test, EVAL_BATCH)
 
     def predict_dataloader(self) -> BatchLoader:
-        """The test split, as Lightning's `Trainer.predict` is wont to."""
+        """The test split, for Lightning's `Trainer.predict`."""
         return self.test_dataloader()
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Augments (in training) and normalises, on the device that the batch is on."""
+        """Augments (in training only) and normalises a batch on its device."""
         training = self.trainer is not None and self.trainer.training
         image: Tensor = batch["image"]
         if training and self.augment is not None:

@@ -1,4 +1,4 @@
-"""The data of a pickle, read without unpickling: nothing that the file names is looked up or called."""
+"""Reads the data in a pickle without unpickling it: no name is imported and no function is called."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LITERALS |= {"BINUNICODE", "SHORT_BINUNICODE", "BINBYTES", "SHORT_BINBYTES", "B
 
 @dataclass(eq=False)
 class Call:
-    """What the pickle wants called: kept as a record for the reader to judge, never done."""
+    """A function call in the pickle, kept as a record and never made."""
 
     function: Any
     arguments: Any
@@ -25,19 +25,19 @@ class Call:
 
 @dataclass(frozen=True)
 class Global:
-    """A name that the pickle wants imported."""
+    """A name that the pickle would import."""
 
     name: str
 
 
 def read_pickle(data: bytes) -> Any:
-    """The containers, numbers and texts of a pickle; imports and calls become `Global` and `Call` records.
+    """Reads the containers, numbers and strings of a pickle; imports and calls become `Global` and `Call` records.
 
-    Understands what dictionaries, lists and numpy arrays are written with. Texts of Python 2 come out as
-    `str` in latin-1.
+    It knows the instructions that dictionaries, lists and numpy arrays are written with. Python 2 strings become
+    `str`, decoded as latin-1.
 
     Raises:
-        ValueError: it holds anything else, or is malformed.
+        ValueError: the pickle contains anything else, or is malformed.
     """
     stack: list[Any] = []
     memo: dict[Any, Any] = {}
@@ -104,18 +104,18 @@ def read_pickle(data: bytes) -> Any:
                 case "BUILD":
                     state, target = stack.pop(), stack[-1]
                     if not isinstance(target, Call) or target.state is not None:
-                        raise ValueError("a state for something that has none")
+                        raise ValueError("an object without state gets one")
                     target.state = state
                 case "STOP":
                     (result,) = stack
                     if result is _MARK:
-                        raise ValueError("it breaks off")
+                        raise ValueError("it ends too early")
                     return result
                 case other:
-                    raise ValueError(f"the instruction {other}")
+                    raise ValueError(f"unsupported instruction {other}")
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise ValueError(f"malformed: {error}") from error
-    raise ValueError("it breaks off")
+    raise ValueError("it ends too early")
 
 
 def _is_call(value: Any, *functions: str) -> bool:
@@ -123,29 +123,29 @@ def _is_call(value: Any, *functions: str) -> bool:
 
 
 def bytes_of(value: Any) -> bytes:
-    """Bytes as any Python has pickled them: as such, as a text of Python 2, or as text encoded in latin-1."""
+    """The bytes that any version of Python pickled: as bytes, as a Python 2 string, or as text encoded in latin-1."""
     if _is_call(value, "_codecs.encode") and value.arguments[1:] == ("latin1",):
         value = value.arguments[0]
     if isinstance(value, str):
         value = value.encode("latin-1")
     if not isinstance(value, bytes):
-        raise ValueError("no bytes where bytes should be")
+        raise ValueError("it has no bytes where bytes are expected")
     return value
 
 
 def uint8_array(value: Any) -> np.ndarray:
-    """The numpy array of uint8 that `read_pickle` met as a record, made from its bytes.
+    """Builds the numpy array that `read_pickle` returned as a record.
 
     Raises:
-        ValueError: it is anything else than a plain uint8 array.
+        ValueError: `value` is not the record of a plain uint8 array.
     """
     if not _is_call(value, "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"):
-        raise ValueError("no numpy array where one should be")
+        raise ValueError("it has no numpy array where one is expected")
     match value.state:
         case (1, tuple(shape), dtype, False | 0, content):
             pass
         case _:
-            raise ValueError("an unknown form of numpy array")
+            raise ValueError("it has a numpy array of an unknown form")
     if not _is_call(dtype, "numpy.dtype") or dtype.arguments[0] not in ("u1", "uint8"):
-        raise ValueError("a numpy array of another type than uint8")
+        raise ValueError("its numpy array is not uint8")
     return np.frombuffer(bytes_of(content), np.uint8).reshape(shape)

@@ -1,11 +1,10 @@
-"""`shapes`: a built-in data set of ten coloured shapes on textured ground, made from a seed in a second.
+"""`shapes`: a built-in data set of ten coloured shapes on textured ground, drawn from a seed in about a second.
 
-What a picture shows is told by form alone: colour, texture, size and rotation (up to 45° to either side)
-are drawn alike for every class, each shape lies anywhere that it fits, and all have equal areas, so that
-counting colours does not help.
+Only the form tells the class. Colour, texture, size and rotation (up to 45° to either side) are drawn alike for all
+classes, each shape is placed anywhere that it fits, and all shapes have equal areas, so counting colours does not help.
 
-N pictures of a block, S image_size. Only sums, products, quotients, roots and roundings are used on arrays:
-these are the same to the last bit on every machine, as sines are not, and so is the data set.
+Letters: N images of a block, S image_size. Arrays are computed with sums, products, quotients, roots and roundings
+only. Unlike sines, these are the same to the last bit on every machine, and so is the data set.
 """
 
 from __future__ import annotations
@@ -19,40 +18,44 @@ from vitreous.data.store import ImageStore, in_memory
 from vitreous.errors import VitreousError
 from vitreous.files import human_size
 
-# A shape: from coordinates in its own frame, centred and in units of the root of its area, to the signed
-# distance from its outline, negative inside.
+# A shape: maps coordinates in its own frame, centred and in units of the root of its area, to the signed distance from
+# its outline, negative inside.
 Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-AREA = (0.14, 0.28)  # of a shape, as a share of the picture
-MIN_CONTRAST = 0.5  # distance in RGB, each in 0..1, of a shape's colour from all of its ground
-COLOURS = 6  # candidates for a shape's colour; the first with enough contrast is taken
-WAVES = 3  # of which the ground's texture is made
-NOISE = 0.08  # peak to peak, on every pixel
+AREA = (0.14, 0.28)  # of a shape, as a share of the image
+MIN_CONTRAST = 0.5  # RGB distance, each channel from 0 to 1, of a shape's colour from its ground
+COLOURS = 6  # candidates for a shape's colour; the first with enough contrast is used
+WAVES = 3  # whose sum is the texture of the ground
+NOISE = 0.08  # peak to peak, on each pixel
 LARGEST = 4e9  # bytes
-BLOCK_PIXELS = 2**19  # pictures are drawn so many pixels at a time, to stay in the cache
+BLOCK_PIXELS = 2**19  # drawn at a time, to stay in the processor's cache
 
 
 def shapes(seed: int = 0, image_size: int = 32, train: int = 6000, test: int = 1000) -> ImageStore:
-    """The procedural data set, in memory; the same bits for the same arguments.
+    """Draws the data set, in memory; the same arguments give the same bits.
 
     Args:
-        seed: of everything.
-        image_size: height and width in pixels, from 16.
-        train, test: pictures in the splits, as good as equally many of each of the ten classes.
+        seed: seed of all random numbers.
+        image_size: height and width in pixels, at least 16.
+        train, test: images in each split; the ten classes are as equal as the number allows.
 
     Raises:
-        VitreousError: the pictures are too small, too few to show every class, or too large for memory.
+        VitreousError: the images are too small, too few to show each class, or too large for memory.
     """
     if image_size < 16:
-        raise VitreousError(f"Shapes of {image_size} pixels cannot be told apart; choose 16 or more.")
+        raise VitreousError(
+            f"Shapes cannot be recognised in images of {image_size} pixels; choose an image size of 16 or more."
+        )
     if min(train, test) < len(SHAPES):
         raise VitreousError(
-            f"Splits of {train} and {test} pictures are too small; give {len(SHAPES)} or more."
+            f"Splits of {train} and {test} images are too small for {len(SHAPES)} classes; "
+            f"give at least {len(SHAPES)} images each."
         )
     size = (train + test) * image_size**2 * 3
     if size > LARGEST:
         raise VitreousError(
-            f"Shapes of {image_size} pixels would take {human_size(size)} of memory; choose a smaller image size."
+            f"Shapes in images of {image_size} pixels would take {human_size(size)} of memory; "
+            "choose a smaller image size."
         )
     splits = {}
     for stream, (split, count) in enumerate({"train": train, "test": test}.items()):
@@ -68,9 +71,9 @@ def shapes(seed: int = 0, image_size: int = 32, train: int = 6000, test: int = 1
 
 
 def _draw(labels: np.ndarray, seed: int, stream: int, size: int) -> np.ndarray:
-    """One picture for each of `labels` int [M]: uint8 [M, S, S, 3]."""
+    """Draws an image for each of `labels` int [M]: uint8 [M, S, S, 3]."""
     key = np.array([seed % 2**64, stream], dtype=np.uint64)
-    # Two counters of one key: what a picture shows, and the noise on it.
+    # Two counters of one key: one for the content of the images, one for the noise on them.
     draws = np.random.Philox(key=key)
     noise = np.random.Philox(key=key, counter=2**128)
     images = np.empty((len(labels), size, size, 3), dtype=np.uint8)
@@ -83,13 +86,13 @@ def _draw(labels: np.ndarray, seed: int, stream: int, size: int) -> np.ndarray:
         u = (raw >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)  # in [0, 1)
         octets = noise.random_raw(count * words).astype("<u8").view(np.uint8).reshape(count, words * 8)
         grain = octets[:, : size * size * 3].reshape(count, size, size, 3).astype(np.float32)
-        picture = _paint(labels[part], u, size)
-        picture += (grain * np.float32(1 / 255) - np.float32(0.5)) * np.float32(NOISE)
-        images[part] = np.floor(np.clip(picture, 0, 1) * np.float32(255) + np.float32(0.5))
+        painted = _paint(labels[part], u, size)
+        painted += (grain * np.float32(1 / 255) - np.float32(0.5)) * np.float32(NOISE)
+        images[part] = np.floor(np.clip(painted, 0, 1) * np.float32(255) + np.float32(0.5))
     return images
 
 
-# Where `_paint` uses a picture's random numbers: area, rotation and place (2) come first.
+# Which random numbers of an image `_paint` uses for what; area, rotation and position (2) come first.
 BASE = slice(4, 7)
 SWING = slice(7, 10)
 TEXTURE = slice(10, 10 + 3 * WAVES)
@@ -98,37 +101,37 @@ DRAWS = COLOUR.stop
 
 
 def _paint(labels: np.ndarray, u: np.ndarray, size: int) -> np.ndarray:
-    """Pictures without noise, float32 [N, S, S, 3] in 0..1, from labels [N] and u [N, DRAWS] in [0, 1)."""
+    """Draws images without noise, float32 [N, S, S, 3] in 0..1, from labels [N] and u [N, DRAWS] in [0, 1)."""
     column = u[:, :, None, None]  # u[:, i] as [N, 1, 1], to go with [N, S, S]
     pixel = np.arange(size, dtype=np.float32) + np.float32(0.5)
     y, x = pixel[None, :, None], pixel[None, None, :]
 
-    # The shape: how much of each pixel it covers [N, S, S].
+    # The shape: the part of each pixel that it covers, [N, S, S].
     length = np.sqrt(AREA[0] + (AREA[1] - AREA[0]) * column[:, 0]).astype(np.float32) * np.float32(size)
     cos, sin = _direction(column[:, 1])
     reach = np.array([REACH[name] for name in SHAPES], dtype=np.float32)[labels][:, None, None] * length
-    room = np.maximum(size - 2 * reach, 0)  # a shape lies whole in the picture, if it fits
+    room = np.maximum(size - 2 * reach, 0)  # the shape is entirely inside the image, if it fits
     dx = x - (size / 2 + (column[:, 2] - np.float32(0.5)) * room)
     dy = y - (size / 2 + (column[:, 3] - np.float32(0.5)) * room)
     own_x, own_y = (cos * dx + sin * dy) / length, (cos * dy - sin * dx) / length
     distance = np.empty_like(own_x)
     for label, shape in enumerate(SHAPES.values()):
-        these = labels == label
-        distance[these] = shape(own_x[these], own_y[these])
+        of_class = labels == label
+        distance[of_class] = shape(own_x[of_class], own_y[of_class])
     cover = np.clip(np.float32(0.5) - distance * length, 0, 1)
 
-    # The ground: a colour that swings along another by a sum of waves [N, S, S].
+    # The ground: a base colour plus a second colour times a sum of waves, [N, S, S].
     base = np.float32(0.15) + np.float32(0.7) * u[:, BASE]
     swing = np.float32(0.4) * (u[:, SWING] - np.float32(0.5))
     texture = np.zeros((len(labels), size, size), dtype=np.float32)
     for wave in range(WAVES):
-        turn, speed, phase = (column[:, TEXTURE.start + 3 * wave + i] for i in range(3))
-        cos, sin = _direction(turn)
+        angle, speed, phase = (column[:, TEXTURE.start + 3 * wave + i] for i in range(3))
+        cos, sin = _direction(angle)
         along = cos * x + sin * y if wave % 2 == 0 else cos * y + sin * x
-        cycles = np.float32(1) + np.float32(4) * speed  # over the picture's width
+        cycles = np.float32(1) + np.float32(4) * speed  # across the image
         texture += _wave(along * (cycles / np.float32(size)) + phase) * np.float32(1 / WAVES)
 
-    # The shape's colour: the first candidate that stands out from both ends of the swing and from between.
+    # The shape's colour: the first candidate with enough contrast to both extremes of the ground and to its middle.
     candidates = u[:, COLOUR].reshape(len(labels), COLOURS, 3)
     contrast = np.full((len(labels), COLOURS), np.inf, dtype=np.float32)
     for end in (-1, 0, 1):
@@ -142,9 +145,9 @@ def _paint(labels: np.ndarray, u: np.ndarray, size: int) -> np.ndarray:
     return ground + (colour[:, None, None] - ground) * cover[..., None]
 
 
-def _direction(turn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cosine and sine of a random angle up to 45° to either side, without either: rational points."""
-    t = (turn - np.float32(0.5)) * np.float32(2 * (math.sqrt(2) - 1))  # tan(angle / 2), to tan(22.5°)
+def _direction(u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine and sine of a random angle up to 45° to either side, from u in [0, 1), by rational arithmetic."""
+    t = (u - np.float32(0.5)) * np.float32(2 * (math.sqrt(2) - 1))  # tan(angle / 2), to tan(22.5°)
     return (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
 
 
@@ -158,7 +161,7 @@ def _wave(phase: np.ndarray) -> np.ndarray:
 
 
 def _polygon(*corners: tuple[float, float]) -> tuple[Distance, float]:
-    """The polygon with these corners, centred and scaled to area 1, and how far it reaches from there."""
+    """The polygon with these corners, centred and scaled to area 1, and the distance of its farthest corner."""
     edges = list(zip(corners, corners[1:] + corners[:1], strict=True))
     cross = [ax * by - bx * ay for (ax, ay), (bx, by) in edges]
     area = sum(cross) / 2
@@ -176,7 +179,7 @@ def _polygon(*corners: tuple[float, float]) -> tuple[Distance, float]:
             along = np.clip((px * ex + py * ey) / (ex * ex + ey * ey), 0, 1)
             nx, ny = px - along * ex, py - along * ey
             np.minimum(nearest, nx * nx + ny * ny, out=nearest)
-            # A point is inside where a ray from it crosses the outline an odd number of times.
+            # A point is inside if a ray from it crosses the outline an odd number of times.
             crosses = (py < 0) != (py < ey)
             inside ^= crosses & ((px * ey < py * ex) == (ey > 0))
         return np.where(inside, -np.sqrt(nearest), np.sqrt(nearest))
@@ -207,8 +210,7 @@ def _ring() -> tuple[Distance, float]:
 
 
 def _crescent() -> tuple[Distance, float]:
-    # A disc of radius 1 less a disc of radius b whose centre lies d away; the lens that they share has a
-    # closed form.
+    # A disc of radius 1 without a disc of radius b at distance d. Their intersection has a closed form.
     b, d = 0.85, 0.5
     lens = math.acos((d * d + 1 - b * b) / (2 * d)) + b * b * math.acos((d * d + b * b - 1) / (2 * d * b))
     lens -= 0.5 * math.sqrt((-d + 1 + b) * (d + 1 - b) * (d - 1 + b) * (d + 1 + b))
@@ -237,4 +239,5 @@ _WITH_REACH: dict[str, tuple[Distance, float]] = {
     "triangle": _polygon((0, 0), (1, 0), (0.5, -math.sqrt(3) / 2)),
 }
 SHAPES: dict[str, Distance] = {name: distance for name, (distance, _) in _WITH_REACH.items()}
-REACH: dict[str, float] = {name: reach for name, (_, reach) in _WITH_REACH.items()}  # in a shape's own units
+# The distance of a shape's farthest point from its centre, in units of the root of its area.
+REACH: dict[str, float] = {name: reach for name, (_, reach) in _WITH_REACH.items()}

@@ -1,10 +1,10 @@
-"""TrivialAugment for whole batches: one random change of random strength to each picture.
+"""TrivialAugment for whole batches: one random change of random strength to each image.
 
-Müller and Hutter, "TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation" (arXiv 2103.10158),
-in its wide space of 14 operations and 31 strengths. Each operation gives the bytes that Pillow gives, for all
-pictures of the batch that drew it at once.
+Müller and Hutter, "TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation" (arXiv 2103.10158), in its
+wide space of 14 operations and 31 strengths. Each operation gives the same bytes as Pillow and processes all images of
+the batch that drew it at once.
 
-Letters in the shape comments: B pictures of a batch, K of them that share an operation, H and W their size.
+Letters: B images of a batch, K of them that share an operation, H and W height and width.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-STRENGTHS = 31  # equal steps from no change to the largest
+STRENGTHS = 31  # equal steps from no change to the largest change
 
 
 def trivial(image: Tensor, u: Tensor, fill: tuple[float, float, float]) -> Tensor:
-    """Changes each picture by an operation, a strength and a sign of its own.
+    """Changes each image by its own operation, strength and sign.
 
     Args:
         image: uint8 [B, H, W, 3].
-        u: [B, 3], uniform in [0, 1): which operation, how strong, and which way.
-        fill: colour in 0..1 of what a shift, shear or rotation uncovers.
+        u: [B, 3], uniform in [0, 1): operation, strength and sign.
+        fill: colour, from 0 to 1, of pixels that a shift, shear or rotation uncovers.
 
     Returns:
         uint8 [B, H, W, 3].
@@ -36,14 +36,14 @@ def trivial(image: Tensor, u: Tensor, fill: tuple[float, float, float]) -> Tenso
     colour = (torch.tensor(fill, device=image.device) * 255).round().to(torch.uint8)
     out = image.clone()
     for number, operation in enumerate(OPERATIONS.values()):
-        which = (chosen == number).nonzero()[:, 0]
-        if len(which):
-            out[which] = operation(image[which], strength[which], sign[which], colour)
+        index = (chosen == number).nonzero()[:, 0]
+        if len(index):
+            out[index] = operation(image[index], strength[index], sign[index], colour)
     return out
 
 
 def affine(image: Tensor, matrix: Tensor, colour: Tensor) -> Tensor:
-    """Fetches each pixel from where `matrix` [K, 2, 3] puts its centre (x, y, 1), the nearest pixel of [K, H, W, 3]."""
+    """Takes each pixel from the pixel of `image` [K, H, W, 3] to which `matrix` [K, 2, 3] maps its centre (x, y, 1)."""
     K, H, W, _ = image.shape
     y, x = torch.meshgrid(
         torch.arange(H, device=image.device) + 0.5, torch.arange(W, device=image.device) + 0.5, indexing="ij"
@@ -57,7 +57,7 @@ def affine(image: Tensor, matrix: Tensor, colour: Tensor) -> Tensor:
 
 
 def matrices(a: Tensor | float, b: Tensor | float, c: Tensor | float, *rest: Tensor | float) -> Tensor:
-    """[K, 2, 3] of six entries, row by row, each a number or [K]."""
+    """Matrices [K, 2, 3] of six entries, row by row, each a number or a tensor [K]."""
     device = next(entry.device for entry in (a, b, c, *rest) if isinstance(entry, Tensor))
     entries = [torch.as_tensor(entry, dtype=torch.float32, device=device) for entry in (a, b, c, *rest)]
     return torch.stack(torch.broadcast_tensors(*entries), dim=-1).unflatten(-1, (2, 3))
@@ -80,7 +80,7 @@ def translate_y(image: Tensor, strength: Tensor, sign: Tensor, colour: Tensor) -
 
 
 def rotate(image: Tensor, strength: Tensor, sign: Tensor, colour: Tensor) -> Tensor:
-    """Around the picture's centre, by up to 135 degrees."""
+    """Rotates around the centre of the image by up to 135 degrees."""
     angle = 135 * strength * sign * (math.pi / 180)
     cos, sin = angle.cos(), angle.sin()
     x, y = image.shape[2] / 2, image.shape[1] / 2
@@ -88,7 +88,7 @@ def rotate(image: Tensor, strength: Tensor, sign: Tensor, colour: Tensor) -> Ten
 
 
 def blend(degenerate: Tensor, image: Tensor, strength: Tensor, sign: Tensor) -> Tensor:
-    """`image` taken 1 ± 0.99·strength times, the rest from `degenerate`; cut to bytes as Pillow does."""
+    """Blends `image` with weight 1 ± 0.99·strength and `degenerate` with the rest; clips to bytes like Pillow."""
     factor = (1 + 0.99 * strength * sign)[:, None, None, None]
     mixed = degenerate.float() + factor * (image.float() - degenerate.float())
     return mixed.clamp(0, 255).to(torch.uint8)
@@ -117,39 +117,40 @@ def sharpness(image: Tensor, strength: Tensor, sign: Tensor, colour: Tensor) -> 
     kernel = torch.ones(3, 1, 3, 3, device=image.device)
     kernel[:, :, 1, 1] = 5
     smooth = image.clone()
-    if min(image.shape[1:3]) >= 3:  # the border stays as it is
+    if min(image.shape[1:3]) >= 3:  # the border stays unchanged
         inner = F.conv2d(image.permute(0, 3, 1, 2).float(), kernel, groups=3) / 13
         smooth[:, 1:-1, 1:-1] = (inner + 0.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
     return blend(smooth, image, strength, sign)
 
 
 def posterize(image: Tensor, strength: Tensor, sign: Tensor, colour: Tensor) -> Tensor:
-    """Keeps 8 to 2 bits of each byte."""
+    """Keeps 8 to 2 bits of each value."""
     dropped = (6 * strength).round().int()[:, None, None, None]
     return ((image.int() >> dropped) << dropped).to(torch.uint8)
 
 
 def solarize(image: Tensor, strength: Tensor, sign: Tensor, colour: Tensor) -> Tensor:
-    """Inverts bytes from a threshold on, which falls from 255 to 0."""
+    """Inverts values at or above a threshold, which falls from 255 to 0."""
     threshold = (255 * (1 - strength))[:, None, None, None]
     return torch.where(image < threshold, image, 255 - image)
 
 
 def autocontrast(image: Tensor, strength: Tensor, sign: Tensor, colour: Tensor) -> Tensor:
-    """Stretches each channel to the whole range."""
+    """Stretches each channel to the full range."""
     low, high = image.double().amin((1, 2), keepdim=True), image.double().amax((1, 2), keepdim=True)
-    scale = high.new_tensor(255.0) / (high - low).clamp(min=1)  # a number times 1/x rounds twice
+    # torch computes a number / tensor as a product with 1/x, which rounds twice.
+    scale = high.new_tensor(255.0) / (high - low).clamp(min=1)
     stretched = (image * scale - low * scale).clamp(0, 255).to(torch.uint8)
     return torch.where(high > low, stretched, image)
 
 
 def equalize(image: Tensor, strength: Tensor, sign: Tensor, colour: Tensor) -> Tensor:
-    """Makes all bytes of a channel about equally frequent."""
+    """Makes all values of a channel about equally frequent."""
     K, H, W, _ = image.shape
     flat = image.permute(0, 3, 1, 2).reshape(K * 3, H * W).long()
     counts = torch.zeros(K * 3, 256, dtype=torch.long, device=image.device)
     counts.scatter_add_(1, flat, torch.ones_like(flat))
-    step = (H * W - counts.gather(1, flat.amax(1, keepdim=True))) // 255  # the brightest do not count
+    step = (H * W - counts.gather(1, flat.amax(1, keepdim=True))) // 255  # the brightest are not counted
     before = counts.cumsum(1) - counts
     table = ((step // 2 + before) // step.clamp(min=1)).clamp(max=255)
     even = torch.where(step > 0, table.gather(1, flat), flat)

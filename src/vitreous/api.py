@@ -26,9 +26,10 @@ from vitreous import run as runs
 from vitreous.bundle import save_bundle
 from vitreous.data.module import ImageData
 from vitreous.data.show import show as draw
-from vitreous.errors import VitreousError, unknown
+from vitreous.errors import InterruptedRun, VitreousError
 from vitreous.evaluation import bundle_of, final_figures
 from vitreous.evaluation import evaluate as evaluate  # for those who look for it here
+from vitreous.habits import unknown_argument
 from vitreous.model.summary import describe_architecture, render
 from vitreous.plan import (
     Plan,
@@ -63,7 +64,7 @@ def hints(function: Callable[Given, Found]) -> Callable[Given, Found]:
     def checked(*args: Given.args, **kwargs: Given.kwargs) -> Found:
         for key in kwargs:
             if key not in known:
-                raise unknown("argument", key, known)
+                raise unknown_argument(function.__name__, key, known, recipes.keys(), kwargs[key])
         return function(*args, **kwargs)
 
     return checked
@@ -96,23 +97,25 @@ def train(
     Args:
         data: "cifar10", "cifar100", "shapes", a folder or zip of class folders, `(images, labels)`
             with uint8 [N, H, W, 3] and int [N], or an `ImageStore`.
-        recipe: a name that `vitreous recipes` lists, or a TOML file, a run's too; or a `Recipe`.
-        minutes: budget: wall clock, from the data in the cache to the test figures.
-        epochs: budget: passes over the training images.
-        steps: budget: steps of the optimizer.
-        flops: budget: counted training FLOPs, as in 6e13.
-        out: the run folder itself; by default the next runs/DATA-RECIPE-NNN.
-        overrides: keys of the recipe, as `{"model.depth": 6}` or `["depth=6"]`.
-        seed: seed of weights, order, augmentation and noise.
-        device: where to train: auto|cpu|cuda|mps.
-        precision: type of the products; auto is bf16 where the processor has it: auto|32|bf16.
-        backend: torch, or native: kernels compiled for this CPU; auto is native where it can be.
-        logger: beside metrics.csv, which is always written: csv|tensorboard|wandb.
-        data_dir: where data are kept; by default $VITREOUS_DATA or ~/.cache/vitreous.
-        image_size: side in pixels that images are resized to.
-        skip_bad: leave out bad files instead of stopping.
-        classes: names of the labels, for arrays.
-        judge: final figures: both; val leaves test unread; test trains on validation too.
+        recipe: recipe to start from: a name (see vitreous recipes) or a TOML file, such as a run's recipe.toml;
+            or a `Recipe`.
+        minutes: wall-clock minutes, from packed data to the test figures.
+        epochs: how often each training image is used.
+        steps: optimizer steps.
+        flops: training FLOPs, as in 6e13. Of the four budgets at most one is given.
+        out: run folder; by default runs/DATA-RECIPE-CHANGES-seedN-NNN.
+        overrides: changes to the recipe, as `{"model.depth": 6}` or `["depth=6"]`.
+        seed: seed of weights, order of images, augmentation and dropout.
+        device: where to train; "auto", "cpu", "cuda" or "mps".
+        precision: number format of matrix products; auto is bf16 on hardware that has it; else "32".
+        backend: what computes the network; native is kernels compiled for this CPU, auto is native where possible;
+            else "torch".
+        logger: log to write beside metrics.csv; "csv" (no other), "tensorboard" or "wandb".
+        data_dir: cache of packed data; by default $VITREOUS_DATA or ~/.cache/vitreous.
+        image_size: side in pixels to resize images to.
+        skip_bad: skip images that cannot be read instead of stopping.
+        classes: class names, for arrays, in the order of the labels.
+        judge: splits to evaluate at the end; val leaves test unread, test also trains on validation images.
 
     Returns:
         The run: `.summary`, `.model`, `.predict(images)`, `.path`.
@@ -520,7 +523,7 @@ def resumable(path: Path, say: Say) -> Iterator[None]:
     except KeyboardInterrupt:
         say(f"Interrupted; {hint}")
         say(f"report: {write_report(path)}")
-        raise
+        raise InterruptedRun from None
     except VitreousError as error:
         raise VitreousError(f"{error} Then {hint}") from None
 
@@ -535,7 +538,7 @@ def data_name(data: Any) -> str:
 
 def notebook_for(data: Any) -> str:
     """Which of the notebook's two recipes `notebook` alone means."""
-    name = "notebook-cifar100" if data_name(data) == "cifar100" else "notebook-cifar10"
+    name = recipes.notebook(data_name(data))
     print(f"recipe: notebook means {name} here")
     return name
 

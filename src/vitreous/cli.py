@@ -380,7 +380,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "model": Command(
         model,
-        "list the networks, or show the layers, parameters and FLOPs of one",
+        "list the networks, or show layers, parameters and FLOPs of one",
         {
             "arguments": (
                 argument("name", "a network (default: list them all)", nargs="?", metavar="[NAME]"),
@@ -501,14 +501,17 @@ def refused_option(name: str, command: Command, word: str, words: list[str]) -> 
     """The error for an option that the command does not have, with what to write instead."""
     from vitreous import recipe
 
+    keys = recipe.keys()
+    section_facts = [facts for section in keys.values() for facts in section.values()]
     option, equals, value = word.partition("=")
     if not equals:
         following = words[words.index(word) + 1 :][:1] if word in words else []
-        value = next((word for word in following if re.fullmatch(r"[-+.\d][\d.eE+-]*|true|false", word)), "")
+        # A number or the name of a choice is its value; any other word is the data set.
+        choices = {choice for facts in section_facts for choice in facts.get("choices", ())}
+        pattern = r"[-+.\d][\d.eE+-]*|true|false"
+        value = next((word for word in following if word in choices or re.fullmatch(pattern, word)), "")
     options = [name for name, _ in command.arguments if name.startswith("-")]
-    return unknown_option(
-        f"vitreous {name}", option, options, recipe.keys() if command.takes_recipe else {}, value
-    )
+    return unknown_option(name, option, options, keys if command.takes_recipe else {}, value)
 
 
 def help_page(name: str, command: Command) -> str:

@@ -61,18 +61,17 @@ ABSENT: dict[str, str] = {
     for other in others.split()
 }
 
-# Commands by habit -> what to write instead.
+# Commands by habit -> what to do instead.
 COMMANDS: dict[str, str] = {
-    "fit": "vitreous train",
-    "eval": "vitreous evaluate RUN",
-    "test": "vitreous evaluate RUN",
-    "validate": "vitreous evaluate RUN --split val",
-    "download": "vitreous data fetch",
-    "resume": "vitreous train --resume RUN",
-    "repeat": "vitreous train --repeat RUN",
-    "list": "vitreous recipes, vitreous model or vitreous data info DATA",
-    "predict": "in Python vitreous.load(RUN).predict(images)",
-    "export": "in Python torch.onnx.export(vitreous.load(RUN).model, ...)",
+    "fit": "write vitreous train",
+    "eval": "write vitreous evaluate RUN",
+    "test": "write vitreous evaluate RUN",
+    "validate": "write vitreous evaluate RUN --split val",
+    "download": "write vitreous data fetch",
+    "resume": "write vitreous train --resume RUN",
+    "repeat": "write vitreous train --repeat RUN",
+    "predict": "in Python, write vitreous.load(RUN).predict(images)",
+    "export": "in Python, vitreous.load(RUN).model is a torch module that torch.onnx.export takes",
 }
 
 Keys = Mapping[str, Collection[str]]  # the keys of each section of a recipe
@@ -84,7 +83,7 @@ def unknown_option(
     """The error for an option that a command does not have.
 
     Args:
-        command: with its program, such as "vitreous train".
+        command: its name, such as "train".
         option: as it was typed, without its value.
         options: of the command, such as "--epochs".
         keys: of a recipe, where the command takes them; else empty.
@@ -101,10 +100,10 @@ def unknown_option(
         hint = f"{ABSENT[word]}."
     elif near := nearest(option, options):
         hint = f"did you mean {near}?"
-    elif (close := nearest(word, _names(keys))) and "." not in close:
-        hint = f"did you mean {close}=VALUE, a key of the recipe?"
+    elif word not in OPTIONS and (key := nearest(word, _names(keys))):
+        hint = f"did you mean {key}={value or 'VALUE'}, a key of the recipe?"
     else:
-        hint = f"see {command} --help."
+        hint = f"see vitreous {command} --help."
     return VitreousError(f"{command} has no option {option}; {hint}")
 
 
@@ -120,9 +119,7 @@ def unknown_key(key: str, keys: Keys, value: Any = "") -> VitreousError:
     elif name in OPTIONS:
         in_python = f"in Python {name}={_literal(implied or value)}"
         in_shell = _option(name, implied or _text(value))
-        hint = (
-            f"write {in_shell} ({in_python})." if OPTIONS[name].kind is not tuple else f"write {in_python}."
-        )
+        hint = f"give {in_python}." if OPTIONS[name].kind is tuple else f"write {in_shell} ({in_python})."
     elif word in ABSENT:
         hint = f"{ABSENT[word]}."
     elif dot and section in keys and (owner := _key(last, keys)):
@@ -155,7 +152,7 @@ def unknown_command(name: str, commands: Collection[str]) -> VitreousError:
     """The error for a command that there is not."""
     habit = COMMANDS.get(name.rpartition(" ")[2])
     if habit:
-        return VitreousError(f"There is no command {name!r}; write {habit}.")
+        return VitreousError(f"There is no command {name!r}; {habit}.")
     return VitreousError(f"There is no command {name!r}; {suggestion(name, commands, see='vitreous --help')}")
 
 

@@ -137,9 +137,11 @@ class Budget:
         if self.unit not in UNITS:
             raise unknown("unit of budget", self.unit, UNITS)
         if not 0 < self.amount < float("inf"):
-            raise VitreousError(f"A budget of {self.amount:g} {self.unit} is too small; give more than zero.")
+            raise VitreousError(
+                f"The budget is {self.amount:g} {self.unit}; give a finite number above zero."
+            )
         if self.unit in ("epochs", "steps") and self.amount != int(self.amount):
-            raise VitreousError(f"A budget of {self.amount:g} {self.unit} must be a whole number.")
+            raise VitreousError(f"The budget is {self.amount:g} {self.unit}; give a whole number.")
 
     def __str__(self) -> str:
         return f"{self.amount:g} {self.unit[:-1] if self.amount == 1 and self.unit != 'flops' else self.unit}"
@@ -192,7 +194,7 @@ def keys() -> dict[str, dict[str, Mapping[str, Any]]]:
         name: {field.name: field.metadata for field in dataclasses.fields(kind)}
         for name, kind in kinds.items()
     }
-    variant = {"help": "network to start from (see vitreous model)"}
+    variant = {"help": "network to start from", "choices": tuple(VARIANTS)}
     sections["model"] = {"variant": variant, **sections["model"]}
     return sections | {"budget": {unit: {"help": OPTIONS[unit].help} for unit in UNITS}}
 
@@ -222,7 +224,7 @@ def text(name: str) -> str:
     if name == "notebook":
         raise VitreousError(f"notebook stands for two recipes; choose {' or '.join(NOTEBOOKS)}.")
     if not name.endswith(".toml"):
-        raise unknown("recipe", name, names())
+        raise unknown("recipe", name, [*names(), "notebook"])
     try:
         return Path(name).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -394,10 +396,10 @@ def _overrides(overrides: Mapping[str, Any] | Iterable[str]) -> list[tuple[str, 
         homes = [(section, key) for section, key in known if name in (key, f"{section}.{key}")]
         if not homes:
             if name in sections:
-                first = next(iter(sections[name]))
-                raise VitreousError(
-                    f"{name!r} is a section of the recipe; write one of its keys, as in {name}.{first}=…."
-                )
+                first, facts = next(iter(sections[name].items()))
+                fits = value in facts.get("choices", ())
+                hint = f"{name}.{first}={value}" if fits else f"one of its keys, as in {name}.{first}"
+                raise VitreousError(f"{name!r} is a section of the recipe; write {hint}.")
             raise unknown_key(name, sections, value)
         if len(homes) > 1:
             options = " or ".join(f"{section}.{key}" for section, key in homes)

@@ -40,7 +40,7 @@ MAY = {
     "evaluation": {"data", "bundle", "metrics", "run", "machine", "model", "preprocess"},
     "api": {
         "data", "model", "training", "metrics", "recipe", "machine", "bundle", "run", "report",
-        "plan", "request", "evaluation", *PACKAGE_ROOM,
+        "plan", "request", "evaluation", "dial", *PACKAGE_ROOM,
     },
     "cli": {"api", "data", "model", "recipe", "report", "request", *PACKAGE_ROOM},
     "__main__": {"cli"},

@@ -62,6 +62,7 @@ OPTIONS: dict[str, Option] = {
         "|".join(JUDGES),
         "both",
     ),
+    "verbose": Option(bool, "print every decision, as log.txt has them", default=False),
 }  # fmt: skip
 
 

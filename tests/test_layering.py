@@ -42,7 +42,7 @@ MAY = {
     "evaluation": {"data", "bundle", "metrics", "run", "machine", "model", "preprocess"},
     "api": {
         "data", "model", "training", "metrics", "recipe", "machine", "bundle", "run", "report",
-        "plan", "request", "habits", "evaluation", *PACKAGE_ROOM,
+        "plan", "request", "habits", "evaluation", "dial", *PACKAGE_ROOM,
     },
     "cli": {
         "api", "data", "dial", "habits", "metrics", "model", "recipe", "report", "request", *PACKAGE_ROOM,

@@ -1,4 +1,4 @@
-"""Numbers in text: "1 step", "2,026 steps", "12:30"."""
+"""Numbers in text: "1 step", "2,026 steps", "12:30", "6.5e13", "87.5 %"."""
 
 from __future__ import annotations
 
@@ -13,3 +13,14 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def scientific(number: float, digits: int = 2) -> str:
+    """A large number to `digits` significant digits: "6.5e13", "1e14"."""
+    mantissa, e, exponent = f"{number:.{digits}g}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if e else mantissa
+
+
+def percent(share: float) -> str:
+    """A share from 0 to 1 in percent: "87.5 %"."""
+    return f"{100 * share:.1f} %"

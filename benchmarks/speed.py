@@ -108,7 +108,9 @@ def default_step(machine: machines.Machine, rate: float) -> list[dict[str, float
     found = []
     for _, size in dial.SIZES:
         plan = make_plan(
-            recipes.load("default", {**size, "steps": 1000}), Request("cifar10", device="cpu"), print
+            recipes.load("default", {**size, "steps": 1000}),
+            Request("cifar10", device="cpu"),
+            lambda line, detail=False: print(line),
         )
         data, model, recipe = plan.data, plan.model, plan.recipe
         loader = itertools.chain.from_iterable(itertools.repeat(data.train_dataloader()))  # epoch after epoch

@@ -97,7 +97,9 @@ def time_ablation() -> None:
         recipe = dataclasses.replace(
             recipes.load("default", changes), budget=Budget(float(ABLATED_AT), "flops")
         )
-        plans[name] = make_plan(recipe, Request("cifar10", judge="val", device="cpu"), lambda line: None)
+        plans[name] = make_plan(
+            recipe, Request("cifar10", judge="val", device="cpu"), lambda line, detail=False: None
+        )
     for number in range(SECONDS_ROUNDS):
         for name, plan in plans.items():
             bf16 = plan.machine.precision == "bf16"

@@ -22,6 +22,8 @@ MAY = {
     "counted": set(),
     "progress": set(),
     "wording": set(),
+    "settings": set(),
+    "habits": {"request"},
     "model": set(),
     "native": {"model"},
     "metrics": set(),
@@ -29,7 +31,7 @@ MAY = {
     "machine": {"native.build", "request"},
     "preprocess": set(),
     "data": {"preprocess"},
-    "recipe": {"model.variants"},
+    "recipe": {"habits", "model.variants", "request"},
     "recipes": set(),
     "bundle": {"model", "native", "preprocess", "data.decode", "data.normalize"},
     "run": {"recipe", "bundle", "model"},
@@ -40,14 +42,16 @@ MAY = {
     "evaluation": {"data", "bundle", "metrics", "run", "machine", "model", "preprocess"},
     "api": {
         "data", "model", "training", "metrics", "recipe", "machine", "bundle", "run", "report",
-        "plan", "request", "evaluation", *PACKAGE_ROOM,
+        "plan", "request", "habits", "evaluation", "dial", *PACKAGE_ROOM,
     },
-    "cli": {"api", "data", "model", "recipe", "report", "request", *PACKAGE_ROOM},
+    "cli": {
+        "api", "data", "dial", "habits", "metrics", "model", "recipe", "report", "request", *PACKAGE_ROOM,
+    },
     "__main__": {"cli"},
     "__init__": set(),
 }  # fmt: skip
 LEAVES = {"report", "predict", "explain", "export", "serve"}
-SHARED = {"errors", "files", "counted", "progress", "wording"}
+SHARED = {"errors", "files", "counted", "progress", "settings", "wording"}
 MODULES = sorted(ROOT.rglob("*.py"))
 
 

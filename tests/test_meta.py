@@ -23,7 +23,7 @@ from vitreous.data.augment import Augment
 from vitreous.data.module import ImageData
 from vitreous.data.trivial import OPERATIONS
 from vitreous.model.vit import VisionTransformer
-from vitreous.training.classifier import Classifier, make_optimizer, set_rates
+from vitreous.training.classifier import Classifier, make_optimizer, set_learning_rates
 from vitreous.training.schedule import Timeline
 
 B, SIDE, CLASSES = 6, 16, 12
@@ -167,7 +167,7 @@ def test_a_step_of_training(
     for step in range(2):
         with pytest.MonkeyPatch.context() as patch, mode():
             patch.setattr(Classifier, "global_step", step)
-            set_rates(stepper, recipe, timeline, step)
+            set_learning_rates(stepper, recipe, timeline, step)
             loss = classifier.training_step(data.on_after_batch_transfer(batch, 0), step)
             loss.backward()
         # torch's own AdamW is not fused on meta, and then counts its steps on the CPU.

@@ -185,7 +185,7 @@ def test_another_variant_brings_its_own_sizes_even_to_a_complete_recipe(default:
         ("learning_rate=-1", ["optimizer.learning_rate", "from 0 to 10"]),
         (
             "learning_rate=5",
-            ["optimizer.learning_rate = 5", "optimizer.muon_learning_rate to 50", "at most 10"],
+            ["optimizer.learning_rate 5", "optimizer.muon_learning_rate to 50", "at most 10"],
         ),
         ("learning_rate=11", ["optimizer.learning_rate is 11", "from 0 to 10"]),
         ("learning_rate=nan", ["optimizer.learning_rate", "nan"]),
@@ -201,7 +201,7 @@ def test_another_variant_brings_its_own_sizes_even_to_a_complete_recipe(default:
         ("resized_crop=[1.0, 0.5]", ["resized_crop", "[0.08, 1.0]"]),
         ("resized_crop=[0.5]", ["resized_crop", "[0.08, 1.0]"]),
         ("epochs=2.5", ["2.5 epochs", "whole"]),
-        ("minutes=0", ["0 minutes", "more than zero"]),
+        ("minutes=0", ["0 minutes", "above zero"]),
         ("minutes=nan", ["budget.minutes", "nan"]),
         ("split_seed=4294967296", ["data.split_seed", "4294967295"]),
         ("val_fraction=0", ["data.val_fraction", "from 0.001"]),

@@ -4,7 +4,7 @@
     run = vitreous.train("cifar10", minutes=5)
     run.summary["test_acc"], run.predict(images)
 
-Importing it is light; each name is loaded when it is first used.
+`import vitreous` is fast, since each name is loaded when it is first used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One page from data to honest numbers: `train`, `resume`, `repeat` and `evaluate` wire all parts together."""
+"""`train`, `resume`, `repeat`, `evaluate` and `show`: the page that connects all parts."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import dataclasses
 import functools
 import inspect
 import math
+import os
 import platform
+import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -26,9 +28,11 @@ from vitreous import run as runs
 from vitreous.bundle import save_bundle
 from vitreous.data.module import ImageData
 from vitreous.data.show import show as draw
-from vitreous.errors import VitreousError, unknown
+from vitreous.dial import describe_size
+from vitreous.errors import InterruptedRun, VitreousError
 from vitreous.evaluation import bundle_of, final_figures
-from vitreous.evaluation import evaluate as evaluate  # for those who look for it here
+from vitreous.evaluation import evaluate as evaluate  # part of this interface
+from vitreous.habits import unknown_argument
 from vitreous.model.summary import describe_architecture, render
 from vitreous.plan import (
     Plan,
@@ -39,37 +43,39 @@ from vitreous.plan import (
     record_request,
     stored_request,
 )
-from vitreous.recipe import Budget, Recipe
+from vitreous.recipe import AugmentSection, Budget, Recipe
 from vitreous.report import write_report
 from vitreous.request import Request
-from vitreous.run import Run, Say
+from vitreous.run import Run, Say, accuracies, run_name
 from vitreous.training.budget import BudgetKeeper
-from vitreous.training.checkpoint import CheckpointKeeper, WholeFile, newest
+from vitreous.training.checkpoint import CheckpointKeeper, WholeFile, newest, step_of
 from vitreous.training.classifier import Classifier
 from vitreous.training.loggers import MetricsCsv, check_logger, extra_logger, finish
 from vitreous.training.progress import Progress, quiet_lightning
-from vitreous.wording import count, duration
+from vitreous.wording import count, duration, percent, scientific
 
 DIVERGED = 10  # times the loss of guessing, ln(classes)
-Given = ParamSpec("Given")
-Found = TypeVar("Found")
+# Environment variables that change the order or precision of sums inside torch's CPU kernels.
+ENVIRONMENT = ("ONEDNN_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS")
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 
-def hints(function: Callable[Given, Found]) -> Callable[Given, Found]:
-    """Refuses an unknown argument with the nearest name, as the command line does with its options."""
+def with_hints(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Refuses an unknown argument and suggests the nearest name, as the command line does for its options."""
     known = inspect.signature(function).parameters
 
     @functools.wraps(function)
-    def checked(*args: Given.args, **kwargs: Given.kwargs) -> Found:
+    def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         for key in kwargs:
             if key not in known:
-                raise unknown("argument", key, known)
+                raise unknown_argument(function.__name__, key, known, recipes.keys(), kwargs[key])
         return function(*args, **kwargs)
 
     return checked
 
 
-@hints
+@with_hints
 def train(
     data: Any = "cifar10",
     recipe: str | Path | Recipe = "default",
@@ -90,57 +96,70 @@ def train(
     skip_bad: bool = False,
     classes: Sequence[str] | None = None,
     judge: str = "both",
+    verbose: bool = False,
 ) -> Run:
     """Trains a Vision Transformer from scratch, evaluates it, and writes a run folder.
 
     Args:
         data: "cifar10", "cifar100", "shapes", a folder or zip of class folders, `(images, labels)`
             with uint8 [N, H, W, 3] and int [N], or an `ImageStore`.
-        recipe: a name that `vitreous recipes` lists, or a TOML file, a run's too; or a `Recipe`.
-        minutes: budget: wall clock, from the data in the cache to the test figures.
-        epochs: budget: passes over the training images.
-        steps: budget: steps of the optimizer.
-        flops: budget: counted training FLOPs, as in 6e13.
-        out: the run folder itself; by default the next runs/DATA-RECIPE-NNN.
-        overrides: keys of the recipe, as `{"model.depth": 6}` or `["depth=6"]`.
-        seed: seed of weights, order, augmentation and noise.
-        device: where to train: auto|cpu|cuda|mps.
-        precision: type of the products; auto is bf16 where the processor has it: auto|32|bf16.
-        backend: torch, or native: kernels compiled for this CPU; auto is native where it can be.
-        logger: beside metrics.csv, which is always written: csv|tensorboard|wandb.
-        data_dir: where data are kept; by default $VITREOUS_DATA or ~/.cache/vitreous.
-        image_size: side in pixels that images are resized to.
-        skip_bad: leave out bad files instead of stopping.
-        classes: names of the labels, for arrays.
-        judge: final figures: both; val leaves test unread; test trains on validation too.
+        recipe: recipe to start from: a name (see vitreous recipes) or a TOML file, such as a run's recipe.toml;
+            or a `Recipe`.
+        minutes: wall-clock minutes, from packed data to the test figures. At most one budget is given: minutes,
+            epochs, steps or flops.
+        epochs: how often each training image is used.
+        steps: optimizer steps.
+        flops: training FLOPs, as in 6e13.
+        out: run folder; by default runs/DATA-RECIPE-CHANGES-seedN-NNN.
+        overrides: changes to the recipe, as `{"model.depth": 6}` or `["depth=6"]`.
+        seed: seed of weights, order of images, augmentation and dropout.
+        device: where to train: "auto", "cpu", "cuda" or "mps".
+        precision: number format of matrix products; auto is bf16 on hardware that has it: "auto", "32" or "bf16".
+        backend: what computes the network; native is kernels compiled for this CPU, auto is native where possible:
+            "auto", "torch" or "native".
+        logger: log to write beside metrics.csv: "csv" (no other), "tensorboard" or "wandb".
+        data_dir: cache of packed data; by default $VITREOUS_DATA or ~/.cache/vitreous.
+        image_size: side in pixels to resize images to.
+        skip_bad: skip images that cannot be read instead of stopping.
+        classes: class names, for arrays, in the order of the labels.
+        judge: splits to evaluate at the end; val leaves test unread, test also trains on validation images: "both",
+            "val" or "test".
+        verbose: print everything that log.txt records.
 
     Returns:
-        The run: `.summary`, `.model`, `.predict(images)`, `.path`.
+        The run, with `.summary`, `.model`, `.predict(images)` and `.path`.
 
     Raises:
-        VitreousError: anything that the caller can mend, as one sentence.
-        KeyboardInterrupt: it was stopped; the run folder can be resumed.
+        VitreousError: the caller can correct something; one sentence says what.
+        KeyboardInterrupt: the training was stopped; the run folder can be resumed.
     """
     request = Request(
         data, seed, device, precision, backend, logger, data_dir, image_size, skip_bad, classes, judge
     )
     check_data(data, recipe)
     recorded = recorded_choices(recipe, request)
+    if not isinstance(overrides, str | Mapping) and isinstance(overrides, Iterable):
+        overrides = list(overrides)  # it may be a generator, and is read twice
     if not isinstance(recipe, Recipe):
         recipe = recipes.load(notebook_for(data) if recipe == "notebook" else str(recipe), overrides)
     elif overrides:
-        raise VitreousError("Overrides are laid over a recipe that is given by name; change a Recipe itself.")
+        raise VitreousError("Overrides need a recipe given by name; change the values in the Recipe itself.")
     recipe = with_budget(recipe, minutes=minutes, epochs=epochs, steps=steps, flops=flops)
-    with runs.created(_path("out", out), data_name(data), recipe.name) as path:
-        return _train(path, recipe, request, recorded)
+    name = run_name(data_name(data), recipe.name, request.seed, overrides)
+    with runs.new_folder(_path("out", out), name) as path:
+        return _train(path, recipe, request, recorded, verbose=verbose)
 
 
 def with_budget(recipe: Recipe, **budgets: float | None) -> Recipe:
-    """The recipe with the one budget that is given, by its unit, or with its own."""
-    given = {unit: _number(unit, amount) for unit, amount in budgets.items() if amount is not None}
-    if len(given) > 1:
-        raise VitreousError(f"Give one budget, not {' and '.join(given)}.")
-    for unit, amount in given.items():
+    """The recipe with the one budget that is not None, or with its own.
+
+    Args:
+        budgets: amounts by unit.
+    """
+    amounts = {unit: _number(unit, amount) for unit, amount in budgets.items() if amount is not None}
+    if len(amounts) > 1:
+        raise VitreousError(f"Give one budget, not {' and '.join(amounts)}.")
+    for unit, amount in amounts.items():
         recipe = dataclasses.replace(recipe, budget=Budget(amount, unit))
     return recipe
 
@@ -149,7 +168,7 @@ def _number(unit: str, amount: Any) -> float:
     try:
         return float(amount)
     except (TypeError, ValueError):
-        raise VitreousError(f"A budget of {unit} is a number, not {amount!r}.") from None
+        raise VitreousError(f"A budget of {unit} must be a number, not {amount!r}.") from None
 
 
 def _path(name: str, path: Any) -> Any:
@@ -158,50 +177,56 @@ def _path(name: str, path: Any) -> Any:
     return path
 
 
-def resume(path: Path | str, data: Any = None) -> Run:
-    """Continues an interrupted run to the same bits, with the choices that were made when it began.
+def resume(path: Path | str, data: Any = None, *, verbose: bool = False) -> Run:
+    """Continues an interrupted run to the same bits, with the decisions that were made at its start.
 
     Args:
         path: the run folder.
-        data: the arrays again, for a run on arrays.
+        data: the same arrays again, for a run on arrays.
+        verbose: print every decision, as log.txt has them.
 
     Raises:
-        VitreousError: there is no such run, its data have changed, or this machine cannot honour its
-            choices.
+        VitreousError: the run does not exist, its data have changed, or this machine cannot honour its decisions.
     """
-    run = Run(Path(path))
+    run = Run(path)
     if is_finished(run):
-        print(f"{run.path} is finished, with {accuracies(run.summary)}: nothing is left to train.")
-        if not (run.path / "report.html").exists():  # the disk was full, say
+        reached = " and ".join(accuracies(run.summary)) or "no accuracy recorded"
+        print(f"{run.path} is finished ({reached}), so no training is left.")
+        if not (run.path / "report.html").exists():  # the disk may have been full
             print(f"report: {write_report(run.path)}")
         return run
     recorded = check_record(run)
-    return _train(run.path, run.recipe, stored_request(run, data), recorded, resumes=True)
+    return _train(run.path, run.recipe, stored_request(run, data), recorded, resumes=True, verbose=verbose)
 
 
-def repeat(path: Path | str, data: Any = None, *, out: Path | str | None = None) -> Run:
-    """Trains once more as a finished run did, to the same bits, in a run folder of its own.
+def repeat(
+    path: Path | str, data: Any = None, *, out: Path | str | None = None, verbose: bool = False
+) -> Run:
+    """Repeats a finished run to the same bits, in a run folder of its own.
 
-    It uses the run's request, recipe, choices and the steps that were fitted to its budget, of minutes too.
-    What this machine cannot honour is said. Whether the weights turned out the same is said at the end, and stands in
-    the new run's `[resolved]` as `exact`.
+    It uses the run's request, recipe, machine choices and number of steps, which for a budget of minutes was fitted
+    while it ran. A choice that this machine cannot honour is reported. At the end the weights are compared, and the
+    result is recorded as `exact` in the `[resolved]` table of the new run.
 
     Args:
         path: the run folder.
-        data: the arrays again, for a run on arrays.
+        data: the same arrays again, for a run on arrays.
         out: the run folder itself; by default the next runs/DATA-RECIPE-NNN.
+        verbose: print every decision, as log.txt has them.
 
     Raises:
-        VitreousError: there is no such run, it is not finished, or its data have changed.
+        VitreousError: the run does not exist or is not finished, or its data have changed.
     """
-    run = Run(Path(path))
+    run = Run(path)
     recorded, request = check_record(run), stored_request(run, data)
     if not is_finished(run) or "timeline" not in recorded:
         raise VitreousError(
             f"{run.path} is not finished; continue it with --resume {run.path} and repeat it then."
         )
-    with runs.created(_path("out", out), data_name(request.data), run.recipe.name) as new:
-        return _train(new, run.recipe, request, recorded, repeats=run)
+    numbered = re.fullmatch(r"(.+-seed\d+)-\d{3,}", run.path.name)
+    name = numbered[1] if numbered else run_name(data_name(request.data), run.recipe.name, request.seed)
+    with runs.new_folder(_path("out", out), name) as new:
+        return _train(new, run.recipe, request, recorded, repeats=run, verbose=verbose)
 
 
 def is_finished(run: Run) -> bool:
@@ -216,25 +241,26 @@ def _train(
     *,
     resumes: bool = False,
     repeats: Run | None = None,
+    verbose: bool = False,
 ) -> Run:
-    """The page: plan, write it down, train, evaluate.
+    """The whole of a training: plan, record, train, evaluate.
 
-    `recorded` is the `[resolved]` table of the run that is resumed or repeated, or a part of the one whose recipe
-    is used.
+    Args:
+        recorded: the `[resolved]` table of the run that is resumed or repeated, or a part of the table of the run whose
+            recipe is used.
     """
     check_torch()
     check_logger(request.logger)
-    with runs.log(path) as say, quiet_lightning(), machines.keep_memory(), machines.keep_torch():
+    with runs.log(path, verbose) as say, quiet_lightning(), machines.keep_memory(), machines.keep_torch():
         plan = make_plan(recipe, request, say, recorded, strict=resumes)
         resolved = resolve(plan, recorded if resumes or repeats else None, say)
         if resumes:
             resolved = {**recorded, "exact": resolved["exact"]}  # type: ignore[dict-item]
         if repeats:
-            # The steps stand there from the start, so that a repeat that is killed goes on as one.
+            # The fits are recorded from the start, so that a killed repeat is resumed as a repeat.
             resolved |= {"repeats": str(repeats.path.resolve()), "timeline": recorded["timeline"]}  # type: ignore[index]
         runs.write_recipe(path, plan.recipe, resolved)
         runs.write_json(path / "split.json", plan.data.splits.record())
-        introduce(plan, path, say)
 
         with resumable(path, say):
             # Train.
@@ -245,15 +271,16 @@ def _train(
                 plan.sizes,
                 began=plan.began,
                 recorded=plan.later_fits,
-                note=lambda line: say(line, quiet=True),
+                note=lambda line: say(line, detail=True),
             )
             checkpoints = CheckpointKeeper(path / "checkpoints", say=say)
             start = newest(checkpoints.folder, say) if resumes else None
+            introduce(plan, path, start, say)
             trainer = fit(plan, path, keeper, checkpoints, start)
             resolved["timeline"] = {"fits": [*plan.timeline.fits, *keeper.recorded]}  # for `repeat`
             runs.write_recipe(path, plan.recipe, resolved)
 
-            # Write the model down, and take every figure from what was written.
+            # Save the model, and take every figure from the saved one.
             data, interrupted = plan.data, checkpoints.interrupted
             save_bundle(bundle_of(plan.model, data.store, data.splits.train), path / "bundle")
             if "repeats" in resolved and not interrupted:
@@ -270,20 +297,20 @@ def _train(
             runs.write_json(path / "summary.json", summary)
             if interrupted:
                 raise KeyboardInterrupt
-            conclude(summary, write_report(path), say)
+            conclude(summary, plan, write_report(path), say)
     return Run(path)
 
 
 def fit(
     plan: Plan, path: Path, keeper: BudgetKeeper, checkpoints: CheckpointKeeper, start: Path | None
 ) -> pl.Trainer:
-    """Runs Lightning's Trainer, from the checkpoint `start` if there is one, to the keeper's end."""
+    """Runs Lightning's Trainer from the checkpoint `start`, or from the beginning, to the end of the budget."""
     machine = plan.machine
     classifier = Classifier(plan.model, plan.recipe, timeline=plan.timeline, seed=plan.request.seed)
     if machine.compile:
         for block in plan.model.blocks:
             block.compile(dynamic=False)
-    start_step = int(start.stem.partition("-")[2]) if start else 0
+    start_step = step_of(start) if start else 0
     metrics = MetricsCsv(
         path / "metrics.csv",
         seconds=lambda: keeper.train_seconds,
@@ -295,7 +322,7 @@ def fit(
         accelerator={"cuda": "gpu"}.get(machine.device, machine.device),
         devices=1,
         precision="bf16-mixed" if machine.precision == "bf16" else "32-true",
-        max_epochs=-1,  # the keeper stops it
+        max_epochs=-1,  # the keeper ends the training
         check_val_every_n_epoch=keeper.validate_every,
         limit_val_batches=1.0 if plan.sizes.val else 0,
         num_sanity_val_steps=0,
@@ -304,18 +331,19 @@ def fit(
         callbacks=[keeper, Progress(keeper), checkpoints],
         plugins=WholeFile(),
         default_root_dir=path,
-        enable_checkpointing=False,  # the keeper of checkpoints writes them whole and hashed
+        enable_checkpointing=False,  # CheckpointKeeper writes whole, hashed files
         enable_progress_bar=False,
         enable_model_summary=False,
     )
     try:
         trainer.fit(classifier, datamodule=plan.data, ckpt_path=start, weights_only=True)
-    except (KeyboardInterrupt, SystemExit):  # a second Ctrl-C; Lightning turns it into an exit
+    except (KeyboardInterrupt, SystemExit):  # Lightning turns a second Ctrl-C into an exit
         checkpoints.interrupted = True
     except RuntimeError as error:
         if start and "loading state_dict" in str(error):
             raise VitreousError(
-                f"{path / 'recipe.toml'} was changed since the run began; restore it or train anew."
+                f"{path / 'recipe.toml'} has changed since the run began, so its checkpoint does not fit; restore it, "
+                "or train anew."
             ) from None
         raise
     return trainer
@@ -335,30 +363,41 @@ def show(
     image_size: int | None = None,
     skip_bad: bool = False,
 ) -> Path:
-    """Writes a PNG of a data set: images with their labels, and the same as a training would see them.
+    """Writes a PNG of a data set: images with their labels, and the same images as a training would augment them.
 
-    That depends on recipe and budget, which are given as to `train`; a budget of minutes is measured in steps first.
+    The augmentation depends on recipe and budget, so both are given as for `train`. For a budget of minutes, a few
+    steps are timed first.
+
+    Args:
+        out: the PNG; by default DATA.png.
+
+    Returns:
+        The path of the PNG.
+
+    Raises:
+        VitreousError: as `train` does.
     """
     chosen = recipes.load(notebook_for(data) if recipe == "notebook" else recipe, overrides)
     chosen = with_budget(chosen, minutes=minutes, epochs=epochs, steps=steps, flops=flops)
     request = Request(data, data_dir=data_dir, image_size=image_size, skip_bad=skip_bad)
     with machines.keep_torch():
-        plan = make_plan(chosen, request, print)
-    print(f"augmentation: as in a training of {chosen.budget}; another budget may call for another")
+        plan = make_plan(chosen, request, lambda line, detail=False: None if detail else print(line))
+    reason = plan.augmentation_reason or f"augmentation: {describe_augmentation(plan.recipe.augment)}"
+    print(f"{reason}, as in a training of {chosen.budget}")
     return draw(plan.data.store, plan.data.augment, Path(_path("out", out) or f"{data_name(data)}.png"))
 
 
 def resolve(plan: Plan, earlier: Mapping[str, Any] | None, say: Say) -> dict[str, Any]:
-    """What was decided and found, for `recipe.toml`.
+    """The `[resolved]` table of a run: everything that was decided and detected.
 
     Args:
-        earlier: the same of the run that is resumed or repeated, against which this one is held.
+        earlier: the `[resolved]` table of the run that is resumed or repeated, to compare with.
 
     Raises:
         VitreousError: the data are not those of the earlier run.
     """
     store = plan.data.store
-    now = {
+    resolved = {
         "fingerprint": store.fingerprint,
         "data_source": store.source,
         "image_size": store.image_size,
@@ -375,27 +414,31 @@ def resolve(plan: Plan, earlier: Mapping[str, Any] | None, say: Say) -> dict[str
             "pytorch_lightning": pl.__version__,
             "numpy": np.__version__,
         },
+        "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
         "machine": plan.machine.record(),
         "request": record_request(plan.request),
     }
     if earlier is None:
-        return now
+        return resolved
     check_fingerprint(earlier, plan.data)
-    changed = differences(earlier, now)
-    if changed:
-        say(f"This run may not have the bits of the earlier one: {', '.join(changed)}.")
-    return {**now, "exact": earlier["exact"] and not changed}
+    changes = differences(earlier, resolved)
+    if changes:
+        say(f"The weights may differ from those of the earlier run in their last bits: {', '.join(changes)}.")
+    return {**resolved, "exact": earlier["exact"] and not changes}
 
 
-def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What keeps two runs of one recipe, seed and data from the same bits, by their `[resolved]` tables.
+def differences(earlier: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """The facts that may give two runs of the same recipe, seed and data different bits.
 
-    Bits hold within one device, processor, its vector extensions, precision, backend, attention, compiler, number of
-    threads and version of torch and vitreous: another of any of them may add in another order. Whether the network is
-    compiled follows from the training's FLOPs, which are measured where the budget is in minutes: two such runs may
-    differ there, where a repeat has the first one's choice.
+    Each of these facts can change the order of additions: device, processor and its vector extensions, precision,
+    backend, attention, compiler, number of threads, versions of torch and vitreous, and the variables in `ENVIRONMENT`.
+    Compilation depends on the training's FLOPs, which are measured for a budget of minutes. Two such runs may differ in
+    it, but a repeat uses the recorded choice.
+
+    Args:
+        earlier, current: `[resolved]` tables.
     """
-    held = (
+    machine = (
         "device",
         "name",
         "capability",
@@ -404,68 +447,132 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         "backend",
         "attention",
         "compile",
+        "compiler",
+        "threads",
     )
-    pairs = [(name, then["machine"][name], now["machine"][name]) for name in (*held, "compiler", "threads")]
-    pairs += [(name, then["versions"][name], now["versions"][name]) for name in ("torch", "vitreous")]
+    pairs = [(name, earlier["machine"][name], current["machine"][name]) for name in machine]
+    pairs += [(name, earlier["versions"][name], current["versions"][name]) for name in ("torch", "vitreous")]
+    pairs += [
+        (name, *(table.get("environment", {}).get(name) for table in (earlier, current)))
+        for name in ENVIRONMENT
+    ]
     return [f"{name} was {old or 'none'} and is {new or 'none'}" for name, old, new in pairs if old != new]
 
 
 def has_same_weights(path: Path, original: Path, expected: bool, say: Say) -> bool:
-    """Whether the run at `path` has the weights of the `original` that it repeats; `expected` where that is gone."""
+    """Whether the run at `path` has the weights of the `original` that it repeats; `expected` if those are gone."""
     try:
-        then, now = (
+        digests = {
             sha256((run / "bundle" / "model.safetensors").read_bytes()).digest() for run in (original, path)
-        )
+        }
     except OSError:
         say(f"The weights of {original} cannot be read, so they are not compared.")
         return expected
+    same = len(digests) == 1
     say(
         f"The weights are those of {original}, to the bit."
-        if now == then
+        if same
         else f"The weights differ from {original}'s."
     )
-    return now == then
+    return same
 
 
 def check_fingerprint(resolved: Mapping[str, Any], data: ImageData) -> None:
-    """Raises `VitreousError` where the data are not those that the run was trained on."""
+    """Raises `VitreousError` if the data are not those that the run was trained on."""
     if data.store.fingerprint != resolved["fingerprint"]:
         raise VitreousError(
-            f"{data.store.source} no longer holds the pictures of this run (its fingerprint is "
-            f"{data.store.fingerprint[:12]}, the run's {resolved['fingerprint'][:12]}); restore them or train anew."
+            f"{data.store.source} no longer holds the images of this run (its fingerprint is "
+            f"{data.store.fingerprint[:12]}, the run's {resolved['fingerprint'][:12]}); restore them, or train anew."
         )
 
 
-def introduce(plan: Plan, path: Path, say: Say) -> None:
-    """Says what is about to be trained, on what and for how long."""
-    recipe, splits, store = plan.recipe, plan.data.splits, plan.data.store
+def introduce(plan: Plan, path: Path, start: Path | None, say: Say) -> None:
+    """Announces the training in three lines: the data, the network, the budget. All else is detail.
+
+    Args:
+        start: the checkpoint that the run continues from, or None.
+    """
+    recipe = plan.recipe
+    for notice in plan.notices:
+        say(notice)
     for reason in plan.machine.reasons:
-        say(reason)
-    say(
-        f"data: {store.name}, {len(splits.train):,} images to train on"
-        f"{', validation among them' if plan.data.train_on_val else f', {len(splits.val):,} to validate'}, "
-        f"{len(splits.test):,} to test, {store.num_classes} classes, {store.image_size} pixels"
-    )
-    say(
-        render(
-            describe_architecture(recipe.variant, recipe.model, plan.model.image_size, plan.model.num_classes)
-        )
-    )
-    rates = f"learning rate {recipe.optimizer.learning_rate:g}"
+        if reason not in plan.notices:
+            say(reason, detail=True)
+    size, classes = plan.model.image_size, plan.model.num_classes
+    say(render(describe_architecture(recipe.variant, recipe.model, size, classes)), detail=True)
+    optimizer = f"AdamW at learning rate {recipe.optimizer.learning_rate:g}"
     if recipe.optimizer.name == "muon":
-        rates = f"learning rate {recipe.optimizer.muon_learning_rate:g} for matrices, AdamW with {rates} for the rest"
-    say(f"optimizer: {recipe.optimizer.name}, {rates}")
-    about = "about " if recipe.budget.unit == "minutes" else ""
-    steps = count(plan.timeline.total, "step")
-    say(
-        f"budget: {recipe.budget}, {about}{steps} of {plan.sizes.batch} images at "
-        f"{plan.cost.mean()[0] / 1e9:,.1f} GFLOP each"
+        matrices = f"Muon at learning rate {recipe.optimizer.muon_learning_rate:g} for matrices"
+        optimizer = f"{matrices}, {optimizer} for the rest"
+    say(f"optimizer: {optimizer}", detail=True)
+    say(f"cost: {plan.cost.mean()[0] / 1e9:,.1f} GFLOP a step, on average", detail=True)
+    say(f"data: {describe_data(plan.data)}")
+    say(f"network: {describe_network(plan)}")
+    resumed = f", resumed after step {step_of(start):,} ({start.name})" if start else ""
+    say(f"budget: {describe_budget(plan, known=start is None)}{resumed}, saved in {path}")
+
+
+def describe_data(data: ImageData) -> str:
+    """The data in a line, with the origin of the validation and test images."""
+    splits, store = data.splits, data.store
+    origin = dict.fromkeys(splits.cut, " (cut from training)")
+    if "test" not in store.splits and "val" in store.splits:
+        origin["test"] = " (its val split)"
+    validation = f"{len(splits.val):,} to validate{origin.get('val', '')}"
+    if data.train_on_val:
+        validation = "validation images among them"
+    return (
+        f"{store.name}, {count(len(splits.train), 'image')} to train on, {validation}, "
+        f"{len(splits.test):,} to test{origin.get('test', '')}, {store.num_classes} classes, "
+        f"{store.image_size} x {store.image_size} pixels"
     )
-    say(f"run: {path}")
+
+
+def describe_network(plan: Plan) -> str:
+    """The network in a line, with the dial's reasons for its size and augmentation."""
+    recipe = plan.recipe
+    size = "" if plan.size_reason else f"{describe_size(recipe.model)}, "
+    parameters = count(count_parameters(plan.model), "parameter")
+    augmentation = plan.augmentation_reason or f"augmentation: {describe_augmentation(recipe.augment)}"
+    reasons = "; ".join(filter(None, (plan.size_reason, augmentation)))
+    return f"{recipe.variant}, {size}{parameters} ({reasons})"
+
+
+def describe_augmentation(augment: AugmentSection) -> str:
+    """The augmentations that are on: "crop 2, flip alternating"."""
+    values = dataclasses.asdict(augment)
+    off = dataclasses.asdict(AugmentSection())
+    active = [
+        name
+        if value is True
+        else f"{name} {'-'.join(map(str, value)) if isinstance(value, tuple) else value}"
+        for name, value in values.items()
+        if value != off[name]
+    ]
+    return ", ".join(active) or "none"
+
+
+def describe_budget(plan: Plan, known: bool) -> str:
+    """The budget in a line, and its length in steps and epochs.
+
+    Args:
+        known: whether the plan knows that length. A resumed run has it in its checkpoint.
+    """
+    budget, sizes = plan.recipe.budget, plan.sizes
+    amount = f"{scientific(budget.amount)} FLOPs" if budget.unit == "flops" else str(budget)
+    if not known and budget.unit == "minutes":
+        return amount
+    total = plan.later_fits[-1][1] if plan.later_fits else plan.timeline.total
+    about = "about " if budget.unit == "minutes" and plan.later_fits is None else ""
+    steps = f"{about}{count(total, 'step')} of {count(sizes.batch, 'image')}"
+    epochs = f"{total / sizes.steps_per_epoch:.2f} epochs"
+    if budget.unit == "steps":
+        return f"{steps}, {epochs}"
+    return f"{amount}, {steps}" if budget.unit == "epochs" else f"{amount}, {steps}, {epochs}"
 
 
 def summarize(plan: Plan, keeper: BudgetKeeper, steps: int, interrupted: bool) -> dict[str, Any]:
-    """What a run has done so far, without the figures of its model."""
+    """The run's summary without the figures of its model."""
     return {
         "status": "interrupted" if interrupted else "finished",
         "data": plan.data.store.name,
@@ -480,53 +587,67 @@ def summarize(plan: Plan, keeper: BudgetKeeper, steps: int, interrupted: bool) -
     }
 
 
-def conclude(summary: Mapping[str, Any], report: Path, say: Say) -> None:
-    """Says what came out of it."""
-    judge = "test" if "test_acc" in summary else "val"
+def conclude(summary: Mapping[str, Any], plan: Plan, report: Path, say: Say) -> None:
+    """Reports the result in a sentence, its cost in a line, and the place of the report."""
+    split = "test" if "test_acc" in summary else "val"
+    say(describe_result(summary, len(plan.data.splits.val), len(plan.data.splits.test)))
     say(
-        f"{accuracies(summary)} (majority-class baseline: {summary[f'{judge}_majority']:.4f}), "
-        f"{judge}_loss {summary[f'{judge}_loss']:.4f}"
+        ", ".join(f"{key} {summary[key]:.4f}" for key in summary if key.endswith(("_acc", "_loss"))),
+        detail=True,
     )
     if summary.get("diverged"):
         say(
-            f"Warning: the training diverged ({judge}_loss {summary[f'{judge}_loss']:.4g}), so this model is of no "
-            "use; train again with a smaller learning_rate."
+            f"Warning: the training diverged ({split}_loss {summary[f'{split}_loss']:.4g}), so this model is useless; "
+            "train again with a smaller learning_rate."
         )
     say(
         f"{count(summary['steps'], 'step')}, {summary['epochs']:.2f} epochs, "
-        f"{summary['train_flops']:.3g} FLOPs, "
+        f"{scientific(summary['train_flops'], 3)} FLOPs, "
         f"{summary['images_per_second']:,.0f} images/s, {duration(summary['total_seconds'])} in all"
     )
     say(f"report: {report}")
 
 
+def describe_result(summary: Mapping[str, Any], val_images: int, test_images: int) -> str:
+    """The accuracies as sentences, with the number of images behind each and the majority-class baseline."""
+    split = "test" if "test_acc" in summary else "val"
+    baseline = f"(always guessing the largest class: {percent(summary[f'{split}_majority'])})"
+    if split == "val":
+        return (
+            f"Validation accuracy: {percent(summary['val_acc'])} on {count(val_images, 'image')} {baseline}. "
+            "The test images were not looked at."
+        )
+    validation = (
+        f"; validation {percent(summary['val_acc'])} on {val_images:,}" if "val_acc" in summary else ""
+    )
+    return (
+        f"Test accuracy: {percent(summary['test_acc'])} on {count(test_images, 'image')} it had never seen "
+        f"{baseline}{validation}."
+    )
+
+
 def has_diverged(figures: Mapping[str, float], num_classes: int) -> bool:
     """Whether a final loss is not finite, or far above that of guessing."""
     losses = [value for name, value in figures.items() if name.endswith("_loss")]
-    return not all(loss <= DIVERGED * math.log(num_classes) for loss in losses)  # nan is not, either
-
-
-def accuracies(summary: Mapping[str, Any]) -> str:
-    names = [name for name in ("val_acc", "test_acc") if name in summary]
-    return ", ".join(f"{name} {summary[name]:.4f}" for name in names)
+    return not all(loss <= DIVERGED * math.log(num_classes) for loss in losses)  # NaN fails the comparison
 
 
 @contextmanager
 def resumable(path: Path, say: Say) -> Iterator[None]:
-    """Whatever ends a run early also says how it goes on; Ctrl-C leaves a report of what there is."""
-    hint = f"continue with: vitreous train --resume {shlex.quote(str(path))}"
+    """Adds the command that continues the run to whatever ends it early. Ctrl-C also writes a report."""
+    hint = f"vitreous train --resume {shlex.quote(str(path))}"
     try:
         yield
     except KeyboardInterrupt:
-        say(f"Interrupted; {hint}")
         say(f"report: {write_report(path)}")
-        raise
+        say(f"Interrupted; continue with: {hint}")
+        raise InterruptedRun from None
     except VitreousError as error:
-        raise VitreousError(f"{error} Then {hint}") from None
+        raise VitreousError(f"{error} Then continue with: {hint}") from None
 
 
 def data_name(data: Any) -> str:
-    """A name for run folders: of a named set as it is, of a path its last part."""
+    """The name of the data in that of a run folder: a data set's own name, or the last part of a path."""
     if isinstance(data, str | Path):
         stem = Path(data).stem or Path(data).resolve().name
         return "".join(c if c.isalnum() or c in "-_" else "-" for c in stem) or "data"
@@ -534,23 +655,23 @@ def data_name(data: Any) -> str:
 
 
 def notebook_for(data: Any) -> str:
-    """Which of the notebook's two recipes `notebook` alone means."""
-    name = "notebook-cifar100" if data_name(data) == "cifar100" else "notebook-cifar10"
-    print(f"recipe: notebook means {name} here")
+    """The recipe that "notebook" stands for, which depends on the data."""
+    name = recipes.notebook(data_name(data))
+    print(f"recipe: {name}, which 'notebook' means for these data")
     return name
 
 
 def check_torch() -> None:
-    """Raises `VitreousError` where the caller has set torch so that nothing can be trained."""
+    """Raises `VitreousError` if the caller has set torch in a way that prevents training."""
     if torch.get_default_dtype() != torch.float32 or not torch.is_grad_enabled():
         raise VitreousError(
-            "Training needs float32 as torch's default and gradients; call it outside of torch.no_grad(), "
-            "torch.inference_mode() and another torch.set_default_dtype()."
+            "Training needs gradients and float32 as torch's default; call it outside of torch.no_grad() and "
+            "torch.inference_mode(), and with torch.set_default_dtype(torch.float32)."
         )
 
 
 def check_data(data: Any, recipe: Any) -> None:
-    """Raises `VitreousError` where arrays were given as two arguments rather than as one."""
+    """Raises `VitreousError` if arrays were given as two arguments instead of one pair."""
     if isinstance(recipe, str | Path | Recipe):
         return
     if isinstance(data, tuple | list) and isinstance(recipe, tuple | list):
@@ -565,24 +686,22 @@ def check_data(data: Any, recipe: Any) -> None:
 
 
 def recorded_choices(recipe: str | Path | Recipe, request: Request) -> dict[str, Any]:
-    """The choices of the run whose `recipe.toml` is given, where the request leaves them open; else none."""
+    """The choices of the run whose recipe.toml is used, as far as the request leaves them open; {} without a run."""
     if isinstance(recipe, Recipe) or not str(recipe).endswith(".toml"):
         return {}
     resolved = recipes.read(str(recipe)).get("resolved")
     if resolved is None:
         return {}
     check_values(resolved, recipe)
-    then = resolved.get("machine", {})
-    missing = [name for name in ("precision", "backend", "attention", "compile") if name not in then]
-    if missing:
-        print(
-            f"{recipe} does not record {', '.join(missing)} as this version does; all of it is chosen anew."
-        )
-        return {}
-    wanted = {
-        "attention": "auto",
-        "compile": "auto",
+    machine = resolved.get("machine", {})
+    requested = {
         "precision": request.precision,
         "backend": request.backend,
+        "attention": "auto",
+        "compile": "auto",
     }
-    return {"machine": {name: then[name] for name, asked in wanted.items() if asked == "auto"}}
+    missing = [name for name in requested if name not in machine]
+    if missing:
+        print(f"{recipe} does not record {', '.join(missing)}, so all machine choices are made anew.")
+        return {}
+    return {"machine": {name: machine[name] for name, value in requested.items() if value == "auto"}}

@@ -1,6 +1,6 @@
-"""A trained network on disk, complete: weights, sizes, classes, preprocessing, calibration, figures.
+"""A bundle: a trained network on disk with its classes, preprocessing, calibration and figures.
 
-A bundle is a folder of `model.safetensors` and `config.json`; no pickle is in it or read from it.
+A bundle is a folder with `model.safetensors` and `config.json`. It contains no pickle, and none is read.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from vitreous.model.variants import Architecture
 from vitreous.model.vit import VisionTransformer
 from vitreous.native.accelerate import accelerate, unsupported
 from vitreous.preprocess import EVAL_BATCH, Preprocess
+from vitreous.wording import count
 
 FORMAT = 2
-# What a stranger's file asks for beyond these is never built: any number in an architecture, and layers.
+# Limits on any number in an architecture and on its layers, so that a stranger's file cannot exhaust memory or time.
 LARGEST, MOST_LAYERS = 2**20, 1024
 Network = TypeVar("Network", bound=nn.Module)
 KINDS: dict[str, type | tuple[type, ...]] = {"int": int, "float": (int, float), "bool": bool, "str": str}
@@ -39,16 +40,16 @@ KINDS: dict[str, type | tuple[type, ...]] = {"int": int, "float": (int, float), 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A trained model with all that is needed to use it on any image.
+    """A trained model with everything needed to use it on any image.
 
     Attributes:
         model: a plain network in eval mode, float32.
         classes: names, in the order of the logits.
-        mean, std: statistics of each channel, in units of 0 to 1.
-        preprocess: how an image becomes the network's input, before mean and std.
-        temperature: what logits are divided by to become probabilities; 1 leaves them as they are.
-        majority: the class that most training images have, and their share from 0 to 1: a baseline.
-        data: name and fingerprint of the data set that it was trained on.
+        mean, std: of each channel, for pixel values from 0 to 1.
+        preprocess: turns an image into the network's input, before mean and std.
+        temperature: divides the logits before the softmax; 1 leaves them unchanged.
+        majority: the largest class of the training images and its share from 0 to 1, a baseline.
+        data: name and fingerprint of the training data.
         figures: the run's own, `val_loss` … `test_ece`; empty before they are known.
     """
 
@@ -64,14 +65,17 @@ class Bundle:
 
     @torch.no_grad()
     def logits(self, images: Any) -> Tensor:
-        """Logits float32 [N, C] on the CPU, one image or many, each of them computed in float32.
+        """The logits of one image or many, computed in float32.
 
         Args:
             images: a path, the bytes of a file, a PIL image, an array or tensor, or a list of these, of any size
                 (see `Preprocess.batch`).
 
+        Returns:
+            float32 [N, C] on the CPU; one image gives N = 1.
+
         Raises:
-            VitreousError: an image that cannot be read, or an array that could mean several things.
+            VitreousError: an image cannot be read, or an array could mean several things.
         """
         device = next(self.model.parameters()).device
         parts = [torch.empty(0, len(self.classes))]
@@ -84,41 +88,43 @@ class Bundle:
         return torch.cat(parts)
 
     def predict(self, images: Any) -> np.ndarray:
-        """Most likely class, int64 [N], a position in `classes`; images as for `logits`, one is N = 1."""
+        """The most likely class of each image, int64 [N], as a position in `classes`; images as for `logits`."""
         return self.logits(images).argmax(dim=1).numpy()
 
     def predict_proba(self, images: Any) -> np.ndarray:
-        """Probability of each class, float32 [N, C], calibrated by the temperature; images as for `logits`."""
+        """The probability of each class, float32 [N, C], calibrated by the temperature; images as for `logits`."""
         return (self.logits(images) / self.temperature).softmax(dim=1).numpy()
 
 
 def predictor(model: VisionTransformer) -> VisionTransformer:
-    """A twin of the network, in eval mode and accelerated if possible; `model` itself stays as it is.
+    """A copy of the network in eval mode, accelerated if possible. `model` itself does not change.
 
-    The twin has the same weights and hooks and is made for this use, so that several threads may predict while others
-    train, export or change the model. Hooks are called, with the twins of their modules.
+    The copy shares weights and hooks with `model`. Each call gets its own copy, so several threads can predict while
+    others train, export or change the model. Hooks are called with the copies of their modules.
     """
-    twin = _twin(model).eval()
+    twin = _shallow_copy(model).eval()
     return twin if unsupported(model) else accelerate(twin)
 
 
-def _twin(module: Network) -> Network:
-    """A module of the same structure and the same tensors; deepcopy would take too long for one image."""
+def _shallow_copy(module: Network) -> Network:
+    """A module of the same structure with the same tensors. A deep copy would take too long for a single image."""
     twin = copy.copy(module)
     twin._parameters, twin._buffers = dict(module._parameters), dict(module._buffers)
-    twin._modules = {name: None if m is None else _twin(m) for name, m in module._modules.items()}
+    twin._modules = {
+        name: None if child is None else _shallow_copy(child) for name, child in module._modules.items()
+    }
     return twin
 
 
 def save_bundle(bundle: Bundle, path: Path) -> None:
-    """Writes a bundle into the folder `path`; each file whole or not at all."""
+    """Writes a bundle into the folder `path`, each file whole or not at all."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in bundle.model.state_dict().items()}
     atomic_write(path / "model.safetensors", safetensors.torch.save(weights))
     write_config(bundle, path)
 
 
 def write_config(bundle: Bundle, path: Path) -> None:
-    """Writes all of a bundle but the weights, which lie in the folder `path` already."""
+    """Writes the config.json of a bundle, next to the weights that are already in the folder `path`."""
     statistics = {"mean": bundle.mean, "std": bundle.std}
     config = {
         "format": FORMAT,
@@ -129,7 +135,7 @@ def write_config(bundle: Bundle, path: Path) -> None:
         "temperature": bundle.temperature,
         "majority": dict(zip(("class", "share"), bundle.majority, strict=True)) if bundle.majority else None,
         "data": dict(bundle.data),
-        # JSON knows no NaN, which the figures of a diverged model are.
+        # The figures of a diverged model can be NaN, which JSON does not have.
         "figures": {
             name: value if value is None or math.isfinite(value) else None
             for name, value in bundle.figures.items()
@@ -139,28 +145,31 @@ def write_config(bundle: Bundle, path: Path) -> None:
 
 
 def load_bundle(path: Path | str, device: str = "cpu") -> Bundle:
-    """Reads a bundle of this format or an earlier one; it may come from a stranger.
+    """Reads a bundle of this or an earlier format. It need not be trusted: nothing in it is executed.
+
+    Args:
+        device: where to put the model.
 
     Raises:
-        VitreousError: it is missing, damaged, or of a newer format.
+        VitreousError: the bundle is missing, damaged, or of a newer format.
     """
     path = path_of(path)
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         if not isinstance(config, dict):
-            raise ValueError("config.json holds no table")
+            raise ValueError("config.json is not a JSON object")
         version = _typed(config, "format", int)
         if version > FORMAT:
-            raise VitreousError(f"The bundle {path} is of a newer format; update vitreous to read it.")
+            raise VitreousError(f"The bundle {path} has a newer format; update vitreous to read it.")
         known = {field.name for field in dataclasses.fields(Architecture)}
-        if strange := sorted(_typed(config, "architecture", dict).keys() - known):
+        if unknown_fields := sorted(_typed(config, "architecture", dict).keys() - known):
             raise VitreousError(
-                f"The bundle {path} has a network with {strange[0]!r}, which this version does not know; "
+                f"The bundle {path} has a network with {unknown_fields[0]!r}, which this version does not know; "
                 "update vitreous to read it."
             )
         parts = _parse(config if version == FORMAT else _upgraded(config))
         weights = path / "model.safetensors"
-        # From the header alone: nothing is built or read before it is known that they fit together.
+        # Shapes come from the header alone, so nothing is built or read before network and weights are known to fit.
         with safetensors.safe_open(weights, framework="pt") as file:
             shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         architecture, image_size = parts.pop("network")
@@ -170,15 +179,17 @@ def load_bundle(path: Path | str, device: str = "cpu") -> Bundle:
     except FileNotFoundError as error:
         missing = Path(error.filename or path / "model.safetensors").name
         raise VitreousError(
-            f"There is no trained model in {path} ({missing} is missing); finish its training first."
+            f"There is no trained model in {path} ({missing} is missing); finish the training first."
         ) from None
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:300]
-        raise VitreousError(f"The bundle {path} is damaged ({reason}); get or make it again.") from None
+        raise VitreousError(
+            f"The bundle {path} is damaged ({reason}); download it or train it again."
+        ) from None
 
 
 def _upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration of format 1 as one of format 2: what it does not say was so by default, or is not known."""
+    """A configuration of format 1 as format 2. Missing entries get the fixed values of then, or stay unknown."""
     preprocess = {"size": config["image_size"], "mean": config["mean"], "std": config["std"]}
     known = {name: config[name] for name in ("architecture", "image_size", "classes")}
     return {
@@ -192,10 +203,10 @@ def _upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parse(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `Bundle`, and under "network" the architecture and image size; raises ValueError or KeyError."""
+    """The arguments of `Bundle`, with (architecture, image size) as "network"; raises ValueError or KeyError."""
     classes = tuple(_typed(config, "classes", list))
     if not classes or not all(isinstance(name, str) for name in classes):
-        raise ValueError("classes are not a list of names")
+        raise ValueError("classes is not a list of names")
     settings = dict(_typed(config, "preprocess", dict))
     statistics = {name: tuple(settings.pop(name)) for name in ("mean", "std")}
     for name, values in statistics.items():
@@ -211,9 +222,9 @@ def _parse(config: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"majority is {majority}")
     data, figures = _typed(config, "data", dict), _typed(config, "figures", dict)
     if not all(isinstance(value, str) for value in data.values()):
-        raise ValueError("data are not described by texts")
+        raise ValueError("data has values that are not text")
     if not all(value is None or _is_number(value) for value in figures.values()):
-        raise ValueError("a figure is no number")
+        raise ValueError("a figure is not a number")
     image_size = _typed(config, "image_size", int)
     try:
         preprocess = Preprocess(**settings)
@@ -221,7 +232,7 @@ def _parse(config: Mapping[str, Any]) -> dict[str, Any]:
     except VitreousError as error:
         raise ValueError(str(error).rstrip(".")) from None
     if preprocess.size != image_size or image_size > LARGEST:
-        raise ValueError(f"image_size is {image_size}, and that of preprocessing {preprocess.size}")
+        raise ValueError(f"image_size is {image_size}, but that of preprocessing is {preprocess.size}")
     return {
         **statistics,
         "classes": classes,
@@ -236,54 +247,58 @@ def _parse(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _typed(config: Mapping[str, Any], name: str, kind: type) -> Any:
     value = config[name]
-    if type(value) is not kind:  # exactly, for True is an int
+    if type(value) is not kind:  # isinstance would take True for an int
         raise ValueError(f"{name} is {str(value)[:40]!r}")
     return value
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a finite number that a float can hold; an int of JSON may be larger."""
+    """Whether it is a finite number that a float can hold, since an int in JSON may be larger."""
     return (
         isinstance(value, int | float)
         and not isinstance(value, bool)
-        and abs(value) <= sys.float_info.max  # NaN is not
+        and abs(value) <= sys.float_info.max  # false for NaN
     )
 
 
 def _checked(table: Mapping[str, Any]) -> Mapping[str, Any]:
-    """An architecture's fields, of the types that it declares and no larger than anyone's network."""
-    for each in dataclasses.fields(Architecture):
-        if each.name not in table:
+    """The fields of an architecture, checked to have the declared types and sane sizes."""
+    for entry in dataclasses.fields(Architecture):
+        if entry.name not in table:
             continue
-        value, declared = table[each.name], str(each.type)
+        value, declared = table[entry.name], str(entry.type)
         kind, items = ("int", value) if declared.startswith("tuple") else (declared, [value])
         if declared.startswith("tuple") and not isinstance(value, list | tuple):
-            raise ValueError(f"{each.name} is {value!r}")
+            raise ValueError(f"{entry.name} is {value!r}")
         for item in items:
             if not isinstance(item, KINDS[kind]) or (isinstance(item, bool) and kind != "bool"):
-                raise ValueError(f"{each.name} is {str(item)[:40]!r}, no {kind}")
+                raise ValueError(f"{entry.name} is {str(item)[:40]!r}, not {kind}")
             if isinstance(item, int | float) and not abs(item) <= LARGEST:
-                raise ValueError(f"{each.name} is {str(item)[:40]}, too large")
+                raise ValueError(f"{entry.name} is {str(item)[:40]}, which is too large")
     return table
 
 
 def _fitting_model(
     architecture: Architecture, image_size: int, num_classes: int, shapes: Mapping[str, list[int]]
 ) -> VisionTransformer:
-    """A fresh network, built only if tensors of these names and shapes are its weights."""
+    """A new network, built only if its weights have exactly these names and shapes."""
     layers = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
     if architecture.depth != len(layers) or architecture.depth > MOST_LAYERS:
-        raise ValueError(f"depth is {architecture.depth}, and there are weights of {len(layers)} layers")
+        raise ValueError(
+            f"depth is {architecture.depth}, but the weights are of {count(len(layers), 'layer')}"
+        )
     try:
-        with torch.device("meta"):  # sizes without memory
+        with torch.device("meta"):  # shapes without memory
             twin = VisionTransformer(architecture, image_size, num_classes)
     except VitreousError as error:
         raise ValueError(str(error).rstrip(".")) from None
     expected = {name: list(tensor.shape) for name, tensor in twin.state_dict().items()}
     for name in sorted(expected.keys() | shapes.keys()):
-        if expected.get(name) != shapes.get(name):
-            raise ValueError(
-                f"{name} is {shapes.get(name, 'not there')}, not {expected.get(name, 'expected')}"
-            )
-    with torch.random.fork_rng(devices=[]):  # fresh weights, replaced at once, cost the caller no randomness
+        if name not in shapes:
+            raise ValueError(f"{name} is missing")
+        if name not in expected:
+            raise ValueError(f"{name} is not a weight of this network")
+        if expected[name] != shapes[name]:
+            raise ValueError(f"{name} has shape {shapes[name]}, not {expected[name]}")
+    with torch.random.fork_rng(devices=[]):  # the caller's generator does not advance
         return VisionTransformer(architecture, image_size, num_classes)

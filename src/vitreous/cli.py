@@ -1,8 +1,7 @@
 """The command line: a literal table from command to function.
 
-The functions only translate words into calls, and import what they call when they are called, so that
-`--help` answers at once. An option that is not given is not passed on: its default stands where the
-function it reaches is defined, and nowhere else.
+The functions only translate words into calls. They import what they call when they are called, so that `--help` answers
+at once. An option that is not given is not passed on, so its default is defined only in the function it reaches.
 """
 
 from __future__ import annotations
@@ -18,11 +17,18 @@ import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from vitreous.data.named import DOWNLOADED_NAMES, KINDS_OF_DATA
-from vitreous.errors import VitreousError, unknown
+from vitreous.errors import InterruptedRun, VitreousError
+from vitreous.habits import unknown_command, unknown_option
 from vitreous.request import OPTIONS
+from vitreous.settings import allowed_range, listed
+
+if TYPE_CHECKING:
+    from vitreous.metrics import Figures
+
+WIDTH = 80  # of help pages
 
 
 def train(
@@ -36,12 +42,14 @@ def train(
 
     data, overrides = split_words(words)
     if resume is not None or repeat is not None:
-        kept = {"out"} if resume is None else set()
-        if data or overrides or set(options) - kept or recipe != "default" or (resume and repeat):
-            alone = "--resume needs nothing else" if resume else "--repeat needs nothing else but --out"
-            raise VitreousError(f"{alone}: the run folder knows its data, recipe and budget.")
+        allowed = {"verbose"} if resume is not None else {"verbose", "out"}
+        if data or overrides or set(options) - allowed or recipe != "default" or (resume and repeat):
+            option, others = ("--resume", "--verbose") if resume else ("--repeat", "--out and --verbose")
+            raise VitreousError(
+                f"{option} takes data, recipe and budget from the run folder; give nothing else but {others}."
+            )
         if resume is not None:
-            api.resume(resume)
+            api.resume(resume, **options)
         elif repeat is not None:
             api.repeat(repeat, **options)
         return
@@ -53,16 +61,34 @@ def train(
 def evaluate(run: Path, split: str = "test", as_json: bool = False, **options: Any) -> None:
     from vitreous import api
 
-    figures = api.evaluate(run, split, **options).named(split)
-    print_record(
-        figures, as_json, lambda: "\n".join(f"{name:18} {value:.6f}" for name, value in figures.items())
-    )
+    figures = api.evaluate(run, split, **options)
+    source = f"on {options['data']}" if "data" in options else f"on its {split} split"
+    print_record(figures.named(split), as_json, lambda: figures_table(f"{run} {source}", figures))
+
+
+def figures_table(title: str, figures: Figures) -> str:
+    """A heading with the size of the split and its baseline, then one line for each figure."""
+    from vitreous.metrics import FIGURES
+
+    images = sum(map(sum, figures.confusion))
+    lines = [
+        f"{title}: {images:,} images of {len(figures.confusion)} classes, "
+        f"majority-class baseline {figures.scalars['majority']:.4f}",
+        "",
+    ]
+    # With one label per image, all micro-averages equal the accuracy.
+    shown = [name for name in figures.scalars if name != "majority" and not name.startswith("ovr_")]
+    width = max(len(FIGURES[name].title) for name in shown)
+    for name in shown:
+        title, meaning = FIGURES[name]
+        lines.append(f"  {title:{width}}  {figures.scalars[name]:8.4f}  {meaning}")
+    return "\n".join(lines)
 
 
 def report(run: Path) -> None:
     from vitreous.report import write_report
 
-    print(write_report(run))
+    print(f"report: {write_report(run)}")
 
 
 def data_fetch(name: str, **options: Any) -> None:
@@ -75,17 +101,17 @@ def data_fetch(name: str, **options: Any) -> None:
 def data_check(path: Path, as_json: bool = False) -> int:
     from vitreous.data.check import check
 
-    found = check(path)
-    print_record(found.to_json(), as_json, found.text)
-    return 0 if found.ok else 1
+    result = check(path)
+    print_record(result.to_json(), as_json, result.text)
+    return 0 if result.ok else 1
 
 
 def data_info(data: str, as_json: bool = False, **options: Any) -> None:
     from vitreous.data.info import info, info_text
     from vitreous.data.sources import open_data
 
-    found = info(open_data(data, say=lambda line: print(line, file=sys.stderr), **options))
-    print_record(found, as_json, lambda: info_text(found))
+    facts = info(open_data(data, say=lambda line: print(line, file=sys.stderr), **options))
+    print_record(facts, as_json, lambda: info_text(facts))
 
 
 def data_show(words: Iterable[str] = (), **options: Any) -> None:
@@ -94,7 +120,7 @@ def data_show(words: Iterable[str] = (), **options: Any) -> None:
     data, overrides = split_words(words)
     if data is None:
         raise VitreousError(f"Say what to show: {KINDS_OF_DATA}.")
-    print(api.show(data, overrides=overrides, **options))
+    print(f"written: {api.show(data, overrides=overrides, **options)}")
 
 
 def data_clear(data: str | None = None, **options: Any) -> None:
@@ -111,36 +137,31 @@ def model(name: str | None = None, as_json: bool = False, **options: Any) -> Non
         return
     from vitreous.model.summary import describe, render
 
-    found = describe(name, **options)
-    print_record(found, as_json, lambda: render(found))
+    description = describe(name, **options)
+    print_record(description, as_json, lambda: render(description))
 
 
 def recipes(name: str | None = None) -> None:
     from vitreous import recipe
 
-    if name is not None:
+    for_cifar100, for_others = recipe.notebook("cifar100"), recipe.notebook("")
+    if name is None:
+        headlines = {name: recipe.headline(name) for name in recipe.names()}
+        headlines["notebook"] = f"Stands for {for_cifar100} on cifar100 and {for_others} on other data."
+        for name in sorted(headlines):
+            print(f"{name:18} {headlines[name]}")
+    elif name == "notebook":
+        print(
+            f"# notebook stands for {for_cifar100} on cifar100 and {for_others} on other data.\n"
+            f"# This is {for_others}; vitreous recipes {for_cifar100} prints the other one.\n"
+        )
+        print(recipe.text(for_others), end="")
+    else:
         print(recipe.text(name), end="")
-        return
-    for each in recipe.names():
-        print(f"{each:18} {recipe.headline(each)}")
-
-
-def recipe_keys() -> str:
-    """The last part of the help of commands that take overrides."""
-    from vitreous import recipe
-
-    lines = ["", "keys of a recipe (the section may be left out where the name is unique):"]
-    for section, keys in recipe.keys().items():
-        names = [f"{section}.{key}" for key in keys]
-        if any(keys.values()):
-            lines += [f"  {name:30} {help}" for name, help in zip(names, keys.values(), strict=True)]
-        else:
-            lines += textwrap.wrap(", ".join(names), 100, initial_indent="  ", subsequent_indent="  ")
-    return "\n".join(lines) + "\n"
 
 
 def split_words(words: Iterable[str]) -> tuple[str | None, list[str]]:
-    """DATA, in whatever place it stands, and the overrides: all the other words."""
+    """The data set, wherever it is among the words, and the overrides, which are all other words."""
     words = list(words)
     data = next((word for word in words if "=" not in word or Path(word).exists()), None)
     if data is not None:
@@ -174,156 +195,213 @@ def argument(name: str, help: str, **settings: Any) -> Argument:
 
 
 def option(name: str) -> Argument:
-    """An option of the table that `vitreous.train` shares, as argparse takes it."""
+    """An entry of `OPTIONS`, the table that `vitreous.train` shares, as argparse takes it."""
     known = OPTIONS[name]
-    help = known.help if known.default in (None, False) else f"{known.help} (default: {known.default})"
     flag = f"--{name.replace('_', '-')}"
     if known.kind is bool:
-        return argument(flag, help, action="store_true")
+        return argument(flag, known.help, action="store_true")
+    help = f"{listed(known.choices)}: {known.help}" if known.choices else known.help
+    if known.default is not None:
+        help += f" (default: {known.default})"
     kind = {int: whole, float: number}.get(known.kind, known.kind)
     return argument(flag, help, type=kind, metavar=known.metavar)
 
 
 DATA = argument("data", KINDS_OF_DATA, metavar="DATA")
-# One list, since DATA may stand before or after the overrides.
-WORDS = argument(
-    "words", f"{KINDS_OF_DATA}; and keys of the recipe, listed below", nargs="*", metavar="DATA [key=value …]"
-)
+# One list, since DATA may be before or after the overrides.
+WORDS = argument("words", KINDS_OF_DATA, nargs="*", metavar="DATA [key=value …]")
 RUN = argument("run", "a run folder", type=Path, metavar="RUN")
 JSON = argument("--json", "print JSON", dest="as_json", action="store_true")
 BUDGETS = tuple(map(option, ("minutes", "epochs", "steps", "flops")))
 DATA_DIR, IMAGE_SIZE, SKIP_BAD = map(option, ("data_dir", "image_size", "skip_bad"))
 
+Groups = dict[str, tuple[Argument, ...]]  # the arguments of a command, under the headings of its help
+
 
 @dataclass(frozen=True)
 class Command:
-    """One command: the function it calls, what it is for, its arguments and examples of it.
+    """One command: the function it calls, its purpose, its arguments and examples.
 
-    An argument's value is passed on by its name; `takes_recipe` adds the keys of a recipe to the help.
+    An argument's value is passed on by its name. `takes_recipe` adds the keys of a recipe to the help.
     """
 
     call: Callable[..., int | None]
     summary: str
-    arguments: tuple[Argument, ...]
+    groups: Groups
     examples: tuple[str, ...]
     takes_recipe: bool = False
+
+    @property
+    def arguments(self) -> tuple[Argument, ...]:
+        return tuple(argument for group in self.groups.values() for argument in group)
 
 
 COMMANDS: dict[str, Command] = {
     "train": Command(
         train,
-        "train a Vision Transformer and evaluate it",
+        "train a Vision Transformer from scratch and evaluate it",
+        {
+            "data and recipe": (WORDS, option("recipe"), IMAGE_SIZE, SKIP_BAD, DATA_DIR),
+            "budget (at most one; by default that of the recipe)": BUDGETS,
+            "how it runs": tuple(map(option, ("seed", "device", "precision", "backend"))),
+            "what it evaluates, writes and prints": (
+                option("judge"),
+                option("out"),
+                option("logger"),
+                argument("--verbose", OPTIONS["verbose"].help, short="-v", action="store_true"),
+            ),
+            "instead of DATA, an earlier run": (
+                argument(
+                    "--resume", "continue an interrupted run, to the same bits", type=Path, metavar="RUN"
+                ),
+                argument(
+                    "--repeat",
+                    "train again as a finished run did, to the same bits",
+                    type=Path,
+                    metavar="RUN",
+                ),
+            ),
+        },
         (
-            WORDS,
-            *(option(name) for name, known in OPTIONS.items() if known.kind is not tuple),
-            argument("--resume", "continue an interrupted run; needs nothing else", type=Path, metavar="RUN"),
-            argument("--repeat", "train as a finished run did, to the same bits", type=Path, metavar="RUN"),
-        ),
-        (
-            "vitreous train shapes --minutes 1            no download, a first look",
+            "vitreous train shapes --minutes 1            # a first look, no download",
             "vitreous train cifar10 --minutes 5",
             "vitreous train cifar100 --recipe notebook --epochs 10",
-            "vitreous train path/to/pictures --image-size 64 --minutes 20",
-            "vitreous train cifar10 --steps 500 depth=6 optimizer.learning_rate=1e-3",
-            "vitreous train --resume runs/cifar10-default-001",
-            "vitreous train --repeat runs/cifar10-default-001",
+            "vitreous train path/to/images --image-size 64 --minutes 20",
+            "vitreous train cifar10 --steps 500 depth=6 learning_rate=1e-3",
+            "vitreous train --resume runs/cifar10-default-seed42-001",
+            "vitreous train --repeat runs/cifar10-default-seed42-001",
         ),
         takes_recipe=True,
     ),
     "evaluate": Command(
         evaluate,
-        "figures of a finished run on its val or test split, or on other data",
+        "evaluate a finished run on a split of its data, or on other data",
+        {
+            "arguments": (RUN,),
+            "options": (
+                argument("--split", "val or test (default: test)", metavar="SPLIT"),
+                argument("--data", f"other data: {KINDS_OF_DATA}", metavar="DATA"),
+                argument(
+                    "--read-test", "allow the test split of a run that left it unread", action="store_true"
+                ),
+                argument(
+                    "--device",
+                    f"{listed(OPTIONS['device'].choices)} (default: the run's own)",
+                    metavar="NAME",
+                ),
+                DATA_DIR,
+                JSON,
+            ),
+        },
         (
-            RUN,
-            argument("--split", "default: test", metavar="val|test"),
-            argument("--data", f"other data: {KINDS_OF_DATA}", metavar="DATA"),
-            argument("--read-test", "read the test split of a run that left it unread", action="store_true"),
-            argument("--device", "default: the run's own", metavar="auto|cpu|cuda|mps"),
-            DATA_DIR,
-            JSON,
-        ),
-        (
-            "vitreous evaluate runs/cifar10-default-001",
-            "vitreous evaluate runs/cifar10-default-001 --split val --json",
-            "vitreous evaluate runs/cifar10-default-001 --data path/to/pictures",
+            "vitreous evaluate runs/cifar10-default-seed42-001",
+            "vitreous evaluate runs/cifar10-default-seed42-001 --split val --json",
+            "vitreous evaluate runs/cifar10-default-seed42-001 --data path/to/images",
         ),
     ),
     "report": Command(
         report,
-        "write a run's report.html again",
-        (RUN,),
-        ("vitreous report runs/cifar10-default-001",),
+        "write the report.html of a run again",
+        {"arguments": (RUN,)},
+        ("vitreous report runs/cifar10-default-seed42-001",),
     ),
     "data fetch": Command(
         data_fetch,
-        "fetch a named data set into the cache",
-        (
-            argument("name", "which one", metavar="|".join(DOWNLOADED_NAMES)),
-            argument(
-                "--from",
-                "an archive, its unpacked folder, or a folder or zip of class folders",
-                dest="from_path",
-                type=Path,
-                metavar="PATH",
+        "download a named data set and pack it into the cache",
+        {
+            "arguments": (argument("name", " or ".join(DOWNLOADED_NAMES), metavar="NAME"),),
+            "options": (
+                argument(
+                    "--from",
+                    "pack this instead of downloading: the official archive, its unpacked folder, or a folder or zip "
+                    "of class folders",
+                    dest="from_path",
+                    type=Path,
+                    metavar="PATH",
+                ),
+                DATA_DIR,
             ),
-            DATA_DIR,
-        ),
+        },
         ("vitreous data fetch cifar10", "vitreous data fetch cifar100 --from cifar-100-binary.tar.gz"),
     ),
     "data check": Command(
         data_check,
-        "list everything in a folder or zip of pictures that training would suffer from",
-        (argument("path", "a folder or zip of class folders", type=Path, metavar="PATH"), JSON),
-        ("vitreous data check path/to/pictures", "vitreous data check pictures.zip --json"),
+        "find problems in a folder or zip of images before training",
+        {
+            "arguments": (argument("path", "a folder or zip of class folders", type=Path, metavar="PATH"),),
+            "options": (JSON,),
+        },
+        ("vitreous data check path/to/images", "vitreous data check images.zip --json"),
     ),
     "data info": Command(
         data_info,
-        "pictures, classes, statistics and place of a data set",
-        (DATA, DATA_DIR, IMAGE_SIZE, SKIP_BAD, JSON),
-        ("vitreous data info cifar10", "vitreous data info path/to/pictures --json"),
+        "show the images, classes, statistics and location of a data set",
+        {"arguments": (DATA,), "options": (IMAGE_SIZE, SKIP_BAD, DATA_DIR, JSON)},
+        ("vitreous data info cifar10", "vitreous data info path/to/images --json"),
     ),
     "data show": Command(
         data_show,
-        "a picture of a data set, and of the same pictures augmented",
-        (
-            WORDS,
-            option("recipe"),
-            *BUDGETS,
-            argument("--out", "default: DATA.png", type=Path, metavar="FILE.png"),
-            DATA_DIR,
-            IMAGE_SIZE,
-            SKIP_BAD,
-        ),
+        "draw images of a data set as they are and augmented, as a PNG",
+        {
+            "data and recipe": (WORDS, option("recipe"), IMAGE_SIZE, SKIP_BAD, DATA_DIR),
+            "budget, which may choose the augmentation (at most one)": BUDGETS,
+            "output": (
+                argument("--out", "file to write (default: DATA.png)", type=Path, metavar="FILE.png"),
+            ),
+        },
         (
             "vitreous data show cifar10 --epochs 30",
-            "vitreous data show path/to/pictures --steps 500 --out mosaic.png crop=8",
+            "vitreous data show path/to/images --steps 500 --out mosaic.png crop=8",
         ),
         takes_recipe=True,
     ),
     "data clear": Command(
         data_clear,
-        "remove packed data or compiled kernels from the cache",
-        (
-            argument("data", "a name or path, or kernels", nargs="?", metavar="[DATA]"),
-            argument(
-                "--all",
-                "every packed data set, and, without --data-dir, the kernels",
-                dest="everything",
-                action="store_true",
+        "remove packed data sets or compiled kernels from the cache",
+        {
+            "arguments": (
+                argument(
+                    "data",
+                    "a data set by name or path, or kernels for the compiled kernels",
+                    nargs="?",
+                    metavar="[DATA]",
+                ),
             ),
-            DATA_DIR,
-        ),
+            "options": (
+                argument(
+                    "--all",
+                    "every packed data set, and the kernels unless --data-dir is given",
+                    dest="everything",
+                    action="store_true",
+                ),
+                DATA_DIR,
+            ),
+        },
         ("vitreous data clear cifar10", "vitreous data clear kernels", "vitreous data clear --all"),
     ),
     "model": Command(
         model,
-        "list the named networks, or the layers, parameters and FLOPs of one",
-        (
-            argument("name", "tell of this one", nargs="?", metavar="[NAME]"),
-            argument("--num-classes", "default: as it is usually quoted", type=whole, metavar="N"),
-            argument("--image-size", "default: as it is usually quoted", type=whole, metavar="S"),
-            JSON,
-        ),
+        "list the networks, or show layers, parameters and FLOPs of one",
+        {
+            "arguments": (
+                argument("name", "a network (default: list them all)", nargs="?", metavar="[NAME]"),
+            ),
+            "options": (
+                argument(
+                    "--num-classes",
+                    "number of classes (default: as in published figures)",
+                    type=whole,
+                    metavar="N",
+                ),
+                argument(
+                    "--image-size",
+                    "side of an image in pixels (default: as in published figures)",
+                    type=whole,
+                    metavar="S",
+                ),
+                JSON,
+            ),
+        },
         (
             "vitreous model",
             "vitreous model vit-b16",
@@ -333,24 +411,26 @@ COMMANDS: dict[str, Command] = {
     "recipes": Command(
         recipes,
         "list the recipes, or print one",
-        (argument("name", "print this one whole", nargs="?", metavar="[NAME]"),),
+        {"arguments": (argument("name", "a recipe (default: list them all)", nargs="?", metavar="[NAME]"),)},
         ("vitreous recipes", "vitreous recipes notebook-cifar10"),
     ),
 }
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, its errors as one sentence."""
+    """argparse with its errors as one sentence."""
 
     def error(self, message: str) -> NoReturn:
+        message = re.sub(r"^the following arguments are required: (.*)", r"\1 is missing", message)
         message = re.sub(r"^argument (\S+?):? (?=takes|expected|not)", r"\1 ", message)
-        raise VitreousError(f"{message[0].upper()}{message[1:]}; see {self.prog} --help.")
+        message = message.replace("expected one argument", "needs a value")
+        raise VitreousError(f"{message}; see {self.prog} --help.")
 
 
 def main(words: list[str] | None = None) -> int:
     """Runs one command; returns its exit status: 0, 1 (a check found something), 2 (refused), 130 (Ctrl-C)."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a class may have a name that the terminal has not
+        sys.stdout.reconfigure(errors="backslashreplace")  # class names may not fit the terminal
     try:
         status = dispatch(sys.argv[1:] if words is None else words)
         sys.stdout.flush()
@@ -358,10 +438,12 @@ def main(words: list[str] | None = None) -> int:
     except VitreousError as error:
         print(f"vitreous: {error}", file=sys.stderr)
         return 2
+    except InterruptedRun:  # the run has said so
+        return 130
     except KeyboardInterrupt:
         print("\nvitreous: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output has gone, as `| head` does; Python flushes once more
+    except BrokenPipeError:  # the reader has gone, as with `| head`; Python flushes once more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
@@ -388,53 +470,130 @@ def dispatch(words: list[str]) -> int:
         print(overview(name))
         return 0
     if name not in COMMANDS:
-        raise unknown("command", name, COMMANDS)
+        raise unknown_command(name, COMMANDS)
     command = COMMANDS[name]
-    parser = make_parser(name, command)
     if wants_help:
-        print(parser.format_help() + (recipe_keys() if command.takes_recipe else ""), end="")
+        print(help_page(name, command))
         return 0
+    parser = make_parser(name, command)
     options, extra = parser.parse_known_intermixed_args(rest)
     for word in extra:
         if word.startswith("-"):
-            known = [name for name, _ in command.arguments if name.startswith("-")]
-            raise unknown("option", word.partition("=")[0], [*known, "--help"])
-        raise VitreousError(f"{word!r} is one word too many; see {parser.prog} --help.")
+            raise refused_option(name, command, word, rest)
+        raise VitreousError(f"{word!r} is an unexpected argument; see {parser.prog} --help.")
     return command.call(**vars(options)) or 0
 
 
 def make_parser(name: str, command: Command) -> Parser:
-    positional = [settings["metavar"] for argument, settings in command.arguments if argument[0] != "-"]
     parser = Parser(
         prog=f"vitreous {name}",
-        usage=" ".join(("vitreous", name, *positional, "[--option …]")),
-        description=f"{command.summary[0].upper()}{command.summary[1:]}.",
-        epilog="\n  ".join(("examples:", *command.examples)),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,  # what is not given is not passed on
+        add_help=False,  # `dispatch` prints it
+        argument_default=argparse.SUPPRESS,  # options that are not given are not passed on
         allow_abbrev=False,
     )
     for argument_name, settings in command.arguments:
-        parser.add_argument(argument_name, **settings)
+        settings = dict(settings)
+        names = (settings.pop("short", None), argument_name)
+        parser.add_argument(*filter(None, names), **settings)
     return parser
+
+
+def refused_option(name: str, command: Command, word: str, words: list[str]) -> VitreousError:
+    """The error for an option that the command does not have, with what to write instead."""
+    from vitreous import recipe
+
+    keys = recipe.keys()
+    section_facts = [facts for section in keys.values() for facts in section.values()]
+    option, equals, value = word.partition("=")
+    if not equals:
+        following = words[words.index(word) + 1 :][:1] if word in words else []
+        # A number or the name of a choice is its value; any other word is the data set.
+        choices = {choice for facts in section_facts for choice in facts.get("choices", ())}
+        pattern = r"[-+.\d][\d.eE+-]*|true|false"
+        value = next((word for word in following if word in choices or re.fullmatch(pattern, word)), "")
+    options = [name for name, _ in command.arguments if name.startswith("-")]
+    return unknown_option(name, option, options, keys if command.takes_recipe else {}, value)
+
+
+def help_page(name: str, command: Command) -> str:
+    """Usage, arguments in groups, examples and, where the command takes one, the keys of a recipe."""
+    positional = [settings["metavar"] for argument, settings in command.arguments if argument[0] != "-"]
+    usage = " ".join(("vitreous", name, *positional, "[--option …]"))
+    lines = [f"usage: {usage}", "", f"{command.summary[0].upper()}{command.summary[1:]}."]
+    for title, arguments in command.groups.items():
+        lines += ["", f"{title}:"]
+        for argument_name, settings in arguments:
+            lines += help_row(left_column(argument_name, settings), settings["help"], indent=20)
+            if argument_name == "words":
+                lines += help_row("key=value", "a change to the recipe, as in depth=6; keys below", indent=20)
+    lines += ["", "examples:", *(f"  {example}" for example in command.examples)]
+    if command.takes_recipe:
+        lines += recipe_keys()
+    return "\n".join(lines)
+
+
+def left_column(name: str, settings: dict[str, Any]) -> str:
+    """An argument as it is typed: "--epochs N"."""
+    metavar = settings.get("metavar", "").partition(" ")[0]
+    if not name.startswith("-"):
+        return metavar
+    return " ".join(filter(None, (f"{settings['short']}," if "short" in settings else "", name, metavar)))
+
+
+def help_row(left: str, help: str, indent: int) -> list[str]:
+    """Two columns of a help page; a long left one has a line of its own."""
+    lines = textwrap.wrap(help, WIDTH - indent, break_on_hyphens=False, break_long_words=False)
+    lines = [" " * indent + line for line in lines]
+    if len(left) + 4 > indent:
+        return [f"  {left}", *lines]
+    return [f"  {left:{indent - 2}}{lines[0].lstrip()}", *lines[1:]]
+
+
+def recipe_keys() -> list[str]:
+    """The last part of the help of commands that take overrides."""
+    from vitreous import dial, recipe
+
+    default = recipe.load("default").tables()
+    by_budget = {key for _, values in (*dial.SIZES, *dial.EPOCHS) for key in values}
+    lines = [
+        "",
+        "keys of the recipe, with their values in the recipe default (… is chosen by the",
+        "budget; name is in two sections, so write optimizer.name or schedule.name):",
+    ]
+    for section, keys in recipe.keys().items():
+        if section == "budget":
+            continue
+        lines += ["", f"  {section}"]
+        for key, facts in keys.items():
+            value = default[section][key]
+            shown = "…" if key in by_budget else value if isinstance(value, str) else recipe.toml_value(value)
+            help = f"{listed(facts['choices'])}: {facts['help']}" if facts.get("choices") else facts["help"]
+            bounds = allowed_range(facts).removeprefix("from ")
+            lines += help_row(f"  {key}={shown}", f"{help} ({bounds})" if bounds else help, indent=29)
+    units = "\n".join(textwrap.wrap(f"{', '.join(recipe.UNITS)}: the same as the options above", WIDTH - 4))
+    return [*lines, "", "  budget", textwrap.indent(units, "    ")]
 
 
 def overview(group: str = "") -> str:
     """The list of commands, or of those in a group such as `data`."""
-    rows = [f"  {name:12} {command.summary}" for name, command in COMMANDS.items() if name.startswith(group)]
     prefix = f"vitreous {group}".rstrip()
-    lines = [
-        "vitreous trains Vision Transformers from scratch on small image data, on the computer you have.",
-        "",
-        f"usage: {prefix} COMMAND …        {prefix} COMMAND --help for its options and examples",
-        "",
-        *rows,
-        "",
-        "examples:",
-    ]
-    starred = COMMANDS if group else ("train", "data check")
-    lines += [f"  {COMMANDS[name].examples[0]}" for name in starred if name.startswith(group)]
-    return "\n".join(lines)
+    names = [name for name in COMMANDS if name.startswith(group)]
+    starred = names if group else ["train", "data check"]
+    return "\n".join(
+        [
+            "vitreous trains Vision Transformers from scratch on small image data, on the",
+            "computer you have.",
+            "",
+            f"usage: {prefix} COMMAND …",
+            f"       {prefix} COMMAND --help     its options and examples",
+            *([] if group else ["       vitreous --version"]),
+            "",
+            *(f"  {name:12} {COMMANDS[name].summary}" for name in names),
+            "",
+            "examples:",
+            *(f"  {COMMANDS[name].examples[0]}" for name in starred),
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""The dial: from a budget to the size of the network and the strength of its augmentation.
+"""The dial: the budget chooses the size of the network and the strength of its augmentation.
 
-The training FLOPs that a budget amounts to choose the network; the epochs that this network then makes of it choose the
-augmentation. Sizes and thresholds were found by trials on CIFAR-10's validation split (`docs/log.md`, "The dial's law"
-and "Many passes"): at 5.5e14 the second and the third size are within half a point, and the threshold of the third is
-extrapolated. On CIFAR-100 the second overtakes the first somewhat earlier.
-What a person sets by hand stays as set. Setting any size field turns automatic sizing off.
+The training FLOPs of a budget choose the network. The epochs that this network can train within the budget then choose
+the augmentation.
+
+The sizes were compared on CIFAR-10's validation split (docs/log.md, "The dial's law" and "Many passes"). The second and
+the third size are within half a point of each other at 5.5e14 FLOPs. The third size starts at 1e15, which is an
+extrapolation. On CIFAR-100 the second size overtakes the first at a somewhat smaller budget.
+
+A value that a person has set stays. Setting any size field turns automatic sizing off.
 """
 
 from __future__ import annotations
@@ -15,16 +18,18 @@ from typing import Any
 
 from vitreous.model.variants import Architecture
 from vitreous.recipe import Recipe
+from vitreous.wording import count, scientific
 
-# From how many training FLOPs on, which network: all have half of their FLOPs and more in the encoder.
+# Smallest number of training FLOPs for each network. The encoder has at least half of the FLOPs of each.
 SIZES: tuple[tuple[float, dict[str, Any]], ...] = (
     (0.0, {"embed_dim": 96, "depth": 4, "num_heads": 3, "mlp_dim": 192, "stem_dims": (28, 96)}),
     (1e14, {"embed_dim": 128, "depth": 4, "num_heads": 2, "mlp_dim": 256, "stem_dims": (40, 128)}),
     (1e15, {"embed_dim": 192, "depth": 5, "num_heads": 3, "mlp_dim": 384, "stem_dims": (64, 192)}),
 )
 
-# From how many epochs on, which augmentation: hiding parts of an image hinders a network that sees it a few times only
-# (2 points at 6 epochs), and up to 21 epochs a crop by 2 does well.
+# Smallest number of epochs for each augmentation, in pixels of an image 32 pixels wide. The threshold comes from trials
+# that docs/log.md describes but that have no record: at few epochs, cutout and a wide crop cost accuracy. The recorded
+# runs with crop 4 and cutout 8 are long ones (benchmarks/records/cifar10-default-crop4-cutout8-*).
 EPOCHS: tuple[tuple[float, dict[str, Any]], ...] = (
     (0.0, {"crop": 2}),
     (25.0, {"crop": 4, "cutout": 8}),
@@ -32,46 +37,56 @@ EPOCHS: tuple[tuple[float, dict[str, Any]], ...] = (
 
 
 def apply_size(recipe: Recipe, train_flops: Callable[[Architecture], float]) -> tuple[Recipe, str]:
-    """The recipe with the network that its budget calls for, and a sentence that says so ("" where none is chosen).
+    """Chooses the network's size by the budget's training FLOPs.
 
     Args:
-        train_flops: what the budget amounts to with a network, in training FLOPs.
+        train_flops: the training FLOPs of the budget with a given network.
+
+    Returns:
+        The recipe with the chosen network, and the reason, as in "6.5e13 FLOPs → 96 wide, 4 layers". The reason is ""
+        where the size was left as it is.
     """
     model = recipe.model
-    sizes = [key for key in SIZES[0][1] if key != "stem_dims" or model.stem == "conv"]
-    if not recipe.dial or {f"model.{key}" for key in ("variant", *sizes)} & set(recipe.pinned):
+    size_keys = [key for key in SIZES[0][1] if key != "stem_dims" or model.stem == "conv"]
+    if not recipe.dial or {f"model.{key}" for key in ("variant", *size_keys)} & set(recipe.pinned):
         return recipe, ""
-    for start, size in SIZES:
-        candidate = dataclasses.replace(recipe.model, **{key: size[key] for key in sizes})
-        if train_flops(candidate) < start:
+    for threshold, size in SIZES:
+        candidate = dataclasses.replace(recipe.model, **{key: size[key] for key in size_keys})
+        if train_flops(candidate) < threshold:
             break
         model = candidate
-    values = ", ".join(f"{key} {getattr(model, key)}" for key in sizes)
-    recipe = dataclasses.replace(recipe, model=model)
-    return recipe, f"dial: {train_flops(model):.2g} training FLOPs → network: {values}"
+    reason = f"{scientific(train_flops(model))} FLOPs → {describe_size(model)}"
+    return dataclasses.replace(recipe, model=model), reason
 
 
 def apply_augmentation(recipe: Recipe, epochs: float, image_size: int) -> tuple[Recipe, str]:
-    """The recipe with the augmentation that so many epochs call for, and a sentence that says so ("" for none).
-
-    The recipe that comes back holds its values itself: its dial is off.
+    """Chooses crop and cutout by the number of epochs, and turns the dial off: the recipe then holds its values.
 
     Args:
-        image_size: in pixels, which crop and cutout are measured in.
+        image_size: in pixels; crop and cutout grow with it.
+
+    Returns:
+        The recipe with the chosen augmentation, and the reason, as in "10.2 epochs → augmentation: crop 2". The reason
+        is "" where the augmentation was left as it is.
     """
     if not recipe.dial:
         return recipe, ""
     augment: Mapping[str, Any] = {}
-    for start, strength in EPOCHS:
-        if epochs >= start:
+    for threshold, strength in EPOCHS:
+        if epochs >= threshold:
             augment = strength
-    free = {
+    chosen = {
         key: round(value * image_size / 32)
         for key, value in augment.items()
         if f"augment.{key}" not in recipe.pinned
     }
     recipe = dataclasses.replace(
-        recipe, augment=dataclasses.replace(recipe.augment, **free), dial=False, pinned=()
+        recipe, augment=dataclasses.replace(recipe.augment, **chosen), dial=False, pinned=()
     )
-    values = ", ".join(f"{key} {value}" for key, value in free.items())
-    return recipe, f"dial: {epochs:.1f} epochs → augmentation: {values}" if free else ""
+    values = ", ".join(f"{key} {value}" for key, value in chosen.items())
+    return recipe, f"{epochs:.1f} epochs → augmentation: {values}" if chosen else ""
+
+
+def describe_size(model: Architecture) -> str:
+    """Width and depth of a network: "96 wide, 4 layers"."""
+    return f"{model.embed_dim} wide, {count(model.depth, 'layer')}"

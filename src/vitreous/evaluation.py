@@ -1,4 +1,4 @@
-"""Figures of a written bundle: the only way by which a run's `val_` and `test_` figures come about."""
+"""Evaluation of a saved bundle: the only source of a run's `val_` and `test_` figures."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ from vitreous.metrics import Figures, SplitMetrics
 from vitreous.model.vit import VisionTransformer
 from vitreous.preprocess import Preprocess
 from vitreous.run import Predictions, Run, Say
+from vitreous.wording import count
 
 MISTAKES = 25
-TEMPERATURES = (0.05, 20.0)  # the fitted one lies between
+TEMPERATURES = (0.05, 20.0)  # bounds of the fit
 
 
 # ---- at the end of a run
 
 
 def bundle_of(model: VisionTransformer, store: ImageStore, train: Split) -> Bundle:
-    """A trained network with what its data say of themselves."""
+    """A trained network with the classes, statistics and majority class of its data."""
     counts = np.bincount(np.asarray(train.labels), minlength=store.num_classes)
     largest = int(counts.argmax())
     return Bundle(
@@ -52,10 +53,10 @@ def bundle_of(model: VisionTransformer, store: ImageStore, train: Split) -> Bund
 def final_figures(
     path: Path, splits: Splits, judges: tuple[str, ...], device: str, say: Say
 ) -> dict[str, float]:
-    """Evaluates the written bundle, this once, on the splits `judges`.
+    """Evaluates the saved bundle of the run folder `path` on the splits `judges`.
 
-    Writes the predictions, what the report shows of them, and the temperature and figures into the bundle. The
-    temperature is fitted on validation, and 1 where that was trained on.
+    Writes the predictions, the report's tables, and the temperature and figures into the bundle. The temperature is
+    fitted on validation. It is 1 if the network was trained on validation.
     """
     bundle = load_bundle(path / "bundle", device)
     if "test" in judges:
@@ -66,13 +67,13 @@ def final_figures(
         temperature = fit_temperature(predictions["val"].logits, predictions["val"].labels)
     else:
         temperature = 1.0
-        say("temperature: 1, for probabilities are calibrated on validation, which was trained on")
-    named: dict[str, float] = {}
+        say("Probabilities are not calibrated (temperature: 1), because no validation images were held back.")
+    named_figures: dict[str, float] = {}
     evaluation: dict[str, Any] = {"classes": bundle.classes}
-    for stage, made in predictions.items():
-        figures = figures_of(made)
-        calibrated = figures_of(dataclasses.replace(made, logits=made.logits / np.float32(temperature)))
-        named |= figures.named(stage) | {f"{stage}_ece_calibrated": calibrated.scalars["ece"]}
+    for stage, output in predictions.items():
+        figures = figures_of(output)
+        calibrated = figures_of(dataclasses.replace(output, logits=output.logits / np.float32(temperature)))
+        named_figures |= figures.named(stage) | {f"{stage}_ece_calibrated": calibrated.scalars["ece"]}
         evaluation[stage] = {
             "figures": figures.scalars,
             "per_class": figures.per_class,
@@ -81,12 +82,12 @@ def final_figures(
     runs.write_json(path / "evaluation.json", evaluation)
     last = judges[-1]
     write_mistakes(path / "mistakes.npz", getattr(splits, last), predictions[last], temperature)
-    write_config(dataclasses.replace(bundle, temperature=temperature, figures=named), path / "bundle")
-    return {**named, "temperature": temperature}
+    write_config(dataclasses.replace(bundle, temperature=temperature, figures=named_figures), path / "bundle")
+    return {**named_figures, "temperature": temperature}
 
 
 def predict_split(bundle: Bundle, split: Split) -> Predictions:
-    """The bundle's logits of a whole split, beside its names and labels."""
+    """The bundle's logits on a whole split, with the split's names and labels."""
     return Predictions(
         names=np.array(split.names, dtype=np.str_),
         labels=np.asarray(split.labels, dtype=np.int64),
@@ -94,22 +95,22 @@ def predict_split(bundle: Bundle, split: Split) -> Predictions:
     )
 
 
-def figures_of(made: Predictions) -> Figures:
-    metrics = SplitMetrics(made.logits.shape[1])
-    metrics.update(torch.from_numpy(made.logits), torch.from_numpy(made.labels))
+def figures_of(predictions: Predictions) -> Figures:
+    metrics = SplitMetrics(predictions.logits.shape[1])
+    metrics.update(torch.from_numpy(predictions.logits), torch.from_numpy(predictions.labels))
     return metrics.compute()
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature T that makes softmax(logits / T) likeliest for the labels (Guo et al. 2017, arXiv:1706.04599).
+    """The temperature T for which softmax(logits / T) has the lowest cross-entropy (Guo et al. 2017, arXiv:1706.04599).
 
     Args:
         logits: float [N, C].
         labels: int [N], the true classes.
 
     Returns:
-        T, between `TEMPERATURES`; 1 where the best is not: no mistake to learn from, logits that are worse than a
-        guess, a model that has diverged.
+        T, between `TEMPERATURES`; 1 if there is no optimum between them, as without any mistake, with logits worse
+        than guessing, or after a divergence.
     """
     z = torch.as_tensor(logits, dtype=torch.float64)
     true = torch.as_tensor(labels)
@@ -118,7 +119,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     z_true = z.gather(1, true[:, None]).squeeze(1)
 
     def slope(beta: float) -> tuple[float, float]:
-        """First and second derivative of the mean cross-entropy by beta = 1 / T, in which it is convex."""
+        """First and second derivative of the mean cross-entropy by beta = 1 / T; it is convex in beta."""
         p = (beta * z).softmax(dim=1)
         mean = (p * z).sum(dim=1)
         return float((mean - z_true).mean()), float(((p * z.square()).sum(dim=1) - mean.square()).mean())
@@ -127,7 +128,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     if slope(low)[0] >= 0 or slope(high)[0] <= 0:
         return 1.0
     beta = 1.0
-    for _ in range(100):  # Newton's method, kept between bounds that close in
+    for _ in range(100):  # Newton's method between shrinking bounds
         first, second = slope(beta)
         low, high = (low, beta) if first > 0 else (beta, high)
         step = beta - first / second if second > 0 else math.inf
@@ -138,10 +139,10 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     return 1 / beta
 
 
-def write_mistakes(path: Path, split: Split, made: Predictions, temperature: float) -> None:
-    """Writes the most confident mistakes on a split, most confident first."""
-    confidence, predicted = (torch.from_numpy(made.logits) / temperature).softmax(dim=1).max(dim=1)
-    labels = torch.from_numpy(made.labels)
+def write_mistakes(path: Path, split: Split, predictions: Predictions, temperature: float) -> None:
+    """Writes the `MISTAKES` most confident mistakes on a split, the most confident first."""
+    confidence, predicted = (torch.from_numpy(predictions.logits) / temperature).softmax(dim=1).max(dim=1)
+    labels = torch.from_numpy(predictions.labels)
     wrong = (predicted != labels).nonzero().squeeze(1)
     worst = wrong[confidence[wrong].argsort(descending=True, stable=True)[:MISTAKES]].numpy()
     file = BytesIO()
@@ -151,7 +152,7 @@ def write_mistakes(path: Path, split: Split, made: Predictions, temperature: flo
         label=labels[worst].numpy(),
         predicted=predicted[worst].numpy(),
         confidence=confidence[worst].numpy(),
-        name=made.names[worst],
+        name=predictions.names[worst],
     )
     atomic_write(path, file.getvalue())
 
@@ -168,43 +169,44 @@ def evaluate(
     data_dir: Path | str | None = None,
     device: str = "auto",
 ) -> Figures:
-    """Figures of a finished run's bundle, on a split of its own data or on other data.
+    """Evaluates a finished run on a split of its own data, or on other data.
 
     Args:
-        split: "val" or "test". Of other data with a single set of images, all of them are taken.
-        data: other data, as for `train`; their classes are matched to the run's by name (labels of plain arrays are
-            positions in the run's classes). The arrays again, for a run on arrays.
-        read_test: reads the test split of a run that has left it unread so far. Every read is noted in the run.
-        device: by default the run's own.
+        split: "val" or "test". Other data with a single split are evaluated whole.
+        data: other data, as for `train`. Their classes are matched to the run's by name; labels of plain arrays are
+            positions in the run's classes. A run on arrays needs the same arrays again.
+        read_test: read the test split of a run that has not read it yet. Every read is recorded in the run.
+        data_dir: where data are kept; by default the run's own setting.
+        device: auto|cpu|cuda|mps; auto is the run's own device.
 
     Raises:
-        VitreousError: no such run or split, the run's data have changed, the test split is unread, or other data
-            have classes that the run does not know.
+        VitreousError: the run or split does not exist, the run's data have changed, the test split is unread, or
+            other data have classes that the run does not know.
     """
     if split not in ("val", "test"):
         raise unknown("split", split, ("val", "test"))
     run = run if isinstance(run, Run) else Run(run)
     try:
         request, fingerprint = run.resolved["request"], run.resolved["fingerprint"]
-        asked, own_device, judge = request["data"], run.resolved["machine"]["device"], request["judge"]
+        source, own_device, judge = request["data"], run.resolved["machine"]["device"], request["judge"]
     except (KeyError, TypeError) as error:
         raise runs.unreadable(run.path / "recipe.toml", error) from None
     device = machines.resolve_device(own_device if device == "auto" else device)
     bundle = load_bundle(run.path / "bundle", device)
-    if data is None and asked == "arrays":
-        raise VitreousError("This run was trained on arrays; give them again, as data=(images, labels).")
+    if data is None and source == "arrays":
+        raise VitreousError(f"{run.path} was trained on arrays; give them again, as data=(images, labels).")
     store = _open(data, request, data_dir, bundle)
     if store.fingerprint == fingerprint:
         if split == "val" and judge == "test":
             raise VitreousError(
-                f"{run.path} was trained on its validation pictures too; evaluate its test split."
+                f"{run.path} was trained on its validation images too, so evaluate its test split."
             )
         part = getattr(resolve_splits(store, run.recipe.data.val_fraction, run.recipe.data.split_seed), split)
         if split == "test":
             if not (read_test or _has_read_test(run)):
                 raise VitreousError(
-                    f"{run.path} has left its test split unread; add --read-test (in Python read_test=True) "
-                    "once everything is chosen, since what is chosen after reading it makes its figures too good."
+                    f"{run.path} has left its test split unread; add --read-test (in Python read_test=True) once every "
+                    "choice is made, because choices made after reading it would flatter the test figures."
                 )
             runs.note_test_read(run.path, "evaluate")
     elif data is None:
@@ -218,12 +220,12 @@ def evaluate(
 
 
 def _has_read_test(run: Run) -> bool:
-    """Whether it was read before: noted, or, before reads were noted, told by the run's own test figures."""
+    """Whether the test split was read before. Runs from before reads were recorded show it by their test figures."""
     return bool(run.test_reads) or ((run.path / "summary.json").exists() and "test_acc" in run.summary)
 
 
 def _open(data: Any, request: Mapping[str, Any], data_dir: Path | str | None, bundle: Bundle) -> ImageStore:
-    """The run's own data if `data` is None, else those."""
+    """Opens `data`, or the run's own data if it is None."""
     source, size = (
         (request["data"], request.get("image_size")) if data is None else (data, bundle.preprocess.size)
     )
@@ -235,33 +237,35 @@ def _open(data: Any, request: Mapping[str, Any], data_dir: Path | str | None, bu
         Path(folder) if folder else None,
         image_size=size if sized else None,
         skip_bad=request.get("skip_bad", False),
-        say=lambda line: None,
+        say=lambda line: None,  # standard output is for the figures
         classes=bundle.classes if isinstance(source, tuple | list) else None,
     )
 
 
 def _matched(store: ImageStore, split: str, classes: tuple[str, ...]) -> Split:
-    """A split of other data, or all of a single one, its labels as positions in `classes`."""
-    strange = [name for name in store.classes if name not in classes]
-    if strange:
+    """A split of other data, or their only one, with labels as positions in `classes`."""
+    unknown_classes = [name for name in store.classes if name not in classes]
+    if unknown_classes:
         raise VitreousError(
-            f"{store.name} has classes that the run does not know ({_few(strange)}); "
-            f"the run's are {_few(classes)}. Rename them, or leave them out."
+            f"{store.name} has classes that the run does not know ({_shortened(unknown_classes)}); rename or remove "
+            f"them. The run knows {_shortened(classes)}."
         )
     splits = dict(store.splits)
     if "test" not in splits and "val" in splits:
-        splits["test"] = splits.pop("val")  # as in training
+        splits["test"] = splits.pop("val")  # training uses a single held-out split as the test split
     if len(splits) == 1:
         split = "train"
     if split not in splits:
         raise unknown(f"split of {store.name}", split, splits)
     part = splits[split]
     print(
-        f"Evaluating {len(part):,} images of {store.name}, which is not the run's own data.", file=sys.stderr
+        f"Evaluating {count(len(part), 'image')} of {store.name}, which is not the run's own data.",
+        file=sys.stderr,
     )
     positions = np.array([classes.index(name) for name in store.classes])
     return Split(part.images, positions[np.asarray(part.labels)], part.names)
 
 
-def _few(names: list[str] | tuple[str, ...]) -> str:
+def _shortened(names: list[str] | tuple[str, ...]) -> str:
+    """The first five names, and how many more."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")

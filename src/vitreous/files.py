@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and strangers' archives read with care."""
+"""Paths, atomic writes, and archives from strangers that are read with care."""
 
 from __future__ import annotations
 
@@ -21,44 +21,47 @@ from vitreous.errors import VitreousError
 
 KERNEL_NAME = re.compile(
     r"[0-9a-f]{32}-[0-9a-f]{32}\.so|[0-9a-f]{20}\.so"
-)  # the shorter one is of earlier versions
-COMPILING_NAME = re.compile(r"tmp[a-z0-9_]{8}")  # as `tempfile` names a folder to compile in
+)  # earlier versions wrote the shorter one
+COMPILING_NAME = re.compile(r"tmp[a-z0-9_]{8}")  # the folders of `tempfile`, which kernels are compiled in
 
 
-def path_of(given: str | os.PathLike[str]) -> Path:
-    """A path as a person gives it, "~" spelled out; nothing need be there.
+def path_of(text: str | os.PathLike[str]) -> Path:
+    """The path that a person gave, with "~" expanded. It need not exist.
 
     Raises:
-        VitreousError: it is no path, or none that can be looked at.
+        VitreousError: it is not a path, or one that the system refuses.
     """
+    if not isinstance(text, str | os.PathLike):
+        raise VitreousError(f"{text!r} cannot be used as a path; give a str or a pathlib.Path.")
     try:
-        path = Path(given).expanduser()
-        if given == "" or "\0" in str(path):
-            raise ValueError("it is empty" if given == "" else "it holds a null character")
+        path = Path(text).expanduser()
+        if text == "" or "\0" in str(path):
+            raise ValueError("it is empty" if text == "" else "it holds a null character")
         path.exists()
-    except (TypeError, ValueError, RuntimeError, OSError) as error:  # a number, no such user, a name too long
+    except (TypeError, ValueError, RuntimeError, OSError) as error:  # bytes, no such user, a name too long
         reason = getattr(error, "strerror", None) or error
-        raise VitreousError(f"{given!r} cannot be used as a path ({reason}); check it.") from None
+        raise VitreousError(f"{text!r} cannot be used as a path ({reason}); check it.") from None
     return path
 
 
 def default_data_dir() -> Path:
-    """Where packed data sets and compiled kernels are kept: `$VITREOUS_DATA`, or `~/.cache/vitreous`.
+    """The folder of packed data sets and compiled kernels: `$VITREOUS_DATA`, or `~/.cache/vitreous`.
 
-    Raises RuntimeError where the user has no home.
+    Raises:
+        RuntimeError: the user has no home folder.
     """
     return Path(os.environ.get("VITREOUS_DATA") or "~/.cache/vitreous").expanduser()
 
 
 def kernels_dir() -> Path:
-    """Where compiled kernels are kept: `kernels` in `default_data_dir()`, whose RuntimeError this may raise."""
+    """The folder of compiled kernels, in `default_data_dir()`; raises its RuntimeError."""
     return default_data_dir() / "kernels"
 
 
 def is_kernel(path: Path) -> bool:
-    """Whether `path`, in `kernels_dir()`, is a compiled library, or a folder left by a compilation that was killed.
+    """Whether `path`, in `kernels_dir()`, is a compiled library, or a folder that a killed compilation left.
 
-    Only such names are ours to remove: a person may keep other files there. Links are not followed.
+    Only these may be removed, since a person may keep other files there. Links are not followed.
     """
     if path.is_symlink():
         return False
@@ -70,7 +73,7 @@ def is_kernel(path: Path) -> bool:
 
 
 def human_size(size: int) -> str:
-    """`size` bytes for a person: "184 MB" (decimal units)."""
+    """`size` bytes in decimal units: "184 MB"."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= scale:
             amount = size / scale
@@ -79,20 +82,20 @@ def human_size(size: int) -> str:
 
 
 def write_failure(path: Path, error: OSError) -> VitreousError:
-    """The sentence for an `OSError` met while writing `path`."""
+    """The error to raise for an `OSError` while writing `path`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return VitreousError(
             f"The disk that holds {path} is full; free some space there, or choose another place."
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return VitreousError(f"{path} may not be written here; choose a place that you can write to.")
+        return VitreousError(f"You may not write {path}; choose a place that you can write to.")
     return VitreousError(
-        f"{path} could not be written ({error.strerror or error}); mend that or choose another place."
+        f"{path} could not be written ({error.strerror or error}); fix that or choose another place."
     )
 
 
 def check_free_space(path: Path, needed: int, what: str) -> None:
-    """Refuse early, in one sentence, when `needed` bytes for `what` do not fit where `path` is to lie."""
+    """Raises `VitreousError` if `needed` bytes for `what` do not fit on the disk of `path`."""
     place = path.absolute()
     while not place.exists():
         place = place.parent
@@ -105,14 +108,14 @@ def check_free_space(path: Path, needed: int, what: str) -> None:
 
 
 def atomic_write(path: Path, write: Callable[[BinaryIO], None] | bytes | str) -> None:
-    """Write a file so that `path` holds either all of the new content or what it held before.
+    """Writes a file so that `path` holds either all of the new content or what it held before.
 
     Args:
-        path: the file; its folder is made if absent.
+        path: the file. Its folder is created if needed.
         write: the content (a `str` is stored as UTF-8), or a function that writes it to an open file.
 
     Raises:
-        VitreousError: the disk is full or the place cannot be written.
+        VitreousError: the disk is full, or the file cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -141,7 +144,7 @@ def sha256(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Limits:
-    """What an archive may hold before it is refused: a small file can unpack to more than a disk."""
+    """The largest archive that is accepted, since a small file can unpack to more than a disk."""
 
     members: int = 4_000_000
     member_bytes: int = 1 << 28  # 256 MiB
@@ -149,21 +152,21 @@ class Limits:
 
 
 LIMITS = Limits()
-# Of what a run writes itself: float32 logits of a million images of a thousand classes are 4 GB.
+# For files that a run wrote: the float32 logits of a million images of a thousand classes are 4 GB.
 OWN_LIMITS = Limits(members=100, member_bytes=1 << 33, total_bytes=1 << 34)
 
 
 def _check_member(path: Path, name: str, size: int, limits: Limits) -> None:
-    """Refuse an archive for a member that no honest archive holds."""
+    """Refuses a member that leads out of the archive or is too large."""
     parts = PurePosixPath(name.replace("\\", "/"))
     if parts.is_absolute() or ".." in parts.parts or (parts.parts and parts.parts[0].endswith(":")):
         raise VitreousError(
-            f"{path} holds {name!r}, a name that leads out of the archive; it is not to be trusted."
+            f"{path} holds {name!r}, a name that leads out of the archive; do not trust it, and get another."
         )
     if size > limits.member_bytes:
         raise VitreousError(
             f"{path} holds {name!r} of {human_size(size)}, over the limit of "
-            f"{human_size(limits.member_bytes)} for one file; take it out of the archive."
+            f"{human_size(limits.member_bytes)} for one file; remove it from the archive."
         )
 
 
@@ -179,12 +182,16 @@ def _check_total(path: Path, members: int, total: int, limits: Limits) -> None:
 
 
 def damaged(path: Path, reason: object) -> VitreousError:
-    """The sentence for an archive that breaks off or contradicts itself."""
+    """The error to raise for an archive that is truncated or inconsistent."""
     return VitreousError(f"{path} is damaged ({reason}); get it again.")
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
-    """`zipfile.ZipFile` for reading, its failures as sentences. Use it as a context manager."""
+    """Opens a zip for reading, as a context manager.
+
+    Raises:
+        VitreousError: it does not exist or is damaged.
+    """
     try:
         return zipfile.ZipFile(path)
     except FileNotFoundError:
@@ -194,7 +201,7 @@ def open_zip(path: Path) -> zipfile.ZipFile:
 
 
 def zip_members(archive: zipfile.ZipFile, limits: Limits = LIMITS) -> list[zipfile.ZipInfo]:
-    """The regular files of an open zip, in its order; folders and links are left out.
+    """The regular files of an open zip, in its order, without folders and links.
 
     Raises:
         VitreousError: a name is absolute or leads upwards, or the archive breaks `limits`.
@@ -205,19 +212,19 @@ def zip_members(archive: zipfile.ZipFile, limits: Limits = LIMITS) -> list[zipfi
     regular = []
     for info in infos:
         _check_member(path, info.filename, info.file_size, limits)
-        kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where the archive was made without Unix modes
+        kind = stat.S_IFMT(info.external_attr >> 16)  # 0 if the archive has no Unix modes
         if not info.is_dir() and kind in (0, stat.S_IFREG):
             regular.append(info)
     return regular
 
 
 def read_zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limits: Limits = LIMITS) -> bytes:
-    """One member's content, of at most `limits.member_bytes`, whatever size its header claims.
+    """The content of one member. At most `limits.member_bytes` are read, whatever size its header claims.
 
     An open `ZipFile` may be shared between threads.
 
     Raises:
-        VitreousError: it is damaged, encrypted, packed in an unknown way, or over the limit.
+        VitreousError: it is damaged, encrypted, compressed in an unknown way, or over the limit.
     """
     path = Path(archive.filename or "the archive")
     try:
@@ -230,30 +237,30 @@ def read_zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limits: Lim
 
 
 def read_tar(
-    path: Path, wanted: Callable[[str], bool] = lambda name: True, limits: Limits = LIMITS
+    path: Path, accepts: Callable[[str], bool] = lambda name: True, limits: Limits = LIMITS
 ) -> Iterator[tuple[str, bytes]]:
-    """Yield (name, content) of a tar's regular files for which `wanted(name)`, in its order.
+    """Yields (name, content) of the regular files in a tar whose name `accepts`, in its order.
 
-    Links are left out, the compression is recognised, nothing is written to disk, and only one member
-    is held in memory at a time.
+    The compression is detected, and links are left out. Nothing is written to disk, and only one member is in memory
+    at a time.
 
     Raises:
-        VitreousError: a name is absolute or leads upwards, the archive breaks `limits` or is damaged.
+        VitreousError: a name is absolute or leads upwards, or the archive breaks `limits` or is damaged.
     """
     members = total = 0
     try:
-        with tarfile.open(path, "r|*") as archive:  # a stream: forwards only, each byte unpacked once
+        with tarfile.open(path, "r|*") as archive:  # as a stream, each byte is unpacked once
             for info in archive:
                 members += 1
                 total += info.size
                 _check_member(path, info.name, info.size, limits)
                 _check_total(path, members, total, limits)
-                if not (info.isreg() and wanted(info.name)):
+                if not (info.isreg() and accepts(info.name)):
                     continue
                 file = archive.extractfile(info)
                 content = file.read() if file else b""
                 if len(content) != info.size:
-                    raise damaged(path, f"{info.name} breaks off")
+                    raise damaged(path, f"{info.name} is truncated")
                 yield info.name, content
     except FileNotFoundError:
         raise VitreousError(f"There is no file {path}; check the path.") from None

@@ -1,8 +1,8 @@
-"""What this machine does best: chosen by facts, said in one sentence for each choice, recorded in the run.
+"""The fastest safe settings for this machine: chosen by facts, each with a reason, and recorded in the run.
 
-Device, precision, backend, attention and compilation change the bits of a training, so none of them depends on a
-stopwatch: the same command gives the same bits on a busy machine too. The one exception guards against a crawl. Where
-a processor lacks a bf16 unit, torch may multiply bf16 in a reference loop, hundreds of times slower, without a word.
+Device, precision, backend, attention and compilation change the bits of a training. None of them depends on a timing,
+so the same command gives the same bits on a busy machine too. The one exception guards against very slow bf16: on a
+processor without a bf16 unit, torch may multiply bf16 in a reference loop, hundreds of times slower, without a warning.
 """
 
 from __future__ import annotations
@@ -22,35 +22,37 @@ import torch
 from vitreous.errors import VitreousError, unknown
 from vitreous.native.build import cpp_compiler
 from vitreous.request import DEVICES, PRECISIONS
+from vitreous.wording import scientific
 
-CRAWL = 20  # times slower than float32: a product in bf16 that no unit computes
-# Up to how many tokens torch's explicit products beat its fused attention on a CPU, forward and backward. Measured
-# with 16 to 400 tokens and heads of 16 to 64. In float32 fused takes 0.65 to 1.04 times as long up to 65 tokens, near 1
-# from 50 on, and mostly wins from 100 on. In bf16 it takes 1.6 to 11 times as long up to 257 tokens, 1.3 times at 400.
+CRAWL = 20  # bf16 products this many times slower than float32 have no unit of their own
+# Largest number of tokens for which torch's explicit products beat its fused attention on a CPU, forward and backward.
+# Measured with 16 to 400 tokens and heads of 16 to 64. In float32 the fused kernel takes 0.65 to 1.04 times as long up
+# to 65 tokens, about as long from 50 on, and is mostly faster from 100 on. In bf16 it takes 1.6 to 11 times as long up
+# to 257 tokens, and 1.3 times at 400.
 EXPLICIT_TOKENS = {"32": 100, "bf16": 400}
-# From how many training FLOPs on compiling pays back. It gains 1 to 4 % of a step on two cores and costs up to half a
-# minute; an accelerator does a hundred times as much in that time.
+# Smallest number of training FLOPs for which compiling pays back. It saves 1 to 4 % of a step on two cores and costs up
+# to half a minute. An accelerator does a hundred times as much work in that time.
 COMPILE_FLOPS = {"cpu": 1e14, "cuda": 1e16}
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine and the choices made on it; all plain values, so that a run can record it.
+    """A machine and the settings chosen for it, all plain values that a run can record.
 
     Attributes:
         device: "cpu", "cuda" or "mps".
-        name: the processor's or the accelerator's own name.
-        threads: CPU threads that torch uses.
-        float32_gflops, bf16_gflops: speed of a square matrix product, 1e9 operations a second, a
-            multiply-add as two; 0 where it was not measured.
-        precision: of training, "32", or "bf16" for autocast with float32 weights.
+        name: the product name of the processor or accelerator.
+        threads: number of CPU threads that torch uses.
+        float32_gflops, bf16_gflops: speed of a square matrix product in GFLOP/s, a multiply-add counted as two; 0 if
+            not measured.
+        precision: of training: "32", or "bf16" for autocast with float32 weights.
         backend: "torch", or "native" for kernels compiled on this machine.
-        attention: how torch computes attention: "explicit" products, or its "fused" kernel.
+        attention: torch's way to compute attention: "explicit" products, or its "fused" kernel.
         compile: whether torch compiles the encoder's blocks.
-        compiler: version of the C++ compiler, where the native backend or compilation uses it, else "".
-        capability: the vector extensions that torch's CPU kernels use, as it names them.
-        matmul_precision: what torch makes of float32 products, "highest" unless the caller set it otherwise.
-        reasons: one sentence for each choice.
+        compiler: version of the C++ compiler if the native backend or compilation uses it, else "".
+        capability: the vector extensions that torch's CPU kernels use, as torch names them.
+        matmul_precision: torch's setting for float32 products, "highest" unless the caller has changed it.
+        reasons: one line for each choice.
     """
 
     device: str
@@ -68,7 +70,7 @@ class Machine:
     reasons: tuple[str, ...] = ()
 
     def decided(self, reason: str, **choice: Any) -> Machine:
-        """The machine with one more choice and the sentence that gives its reason."""
+        """The machine with one more choice and its reason."""
         return replace(self, **choice, reasons=(*self.reasons, reason))
 
     def record(self) -> dict[str, Any]:
@@ -77,16 +79,16 @@ class Machine:
 
 
 def detect_machine(device: str = "auto", threads: int | None = None) -> Machine:
-    """Finds the device, its name and its speed; sets torch's threads.
+    """Finds the device, its name and its speed, and sets torch's number of threads.
 
-    Each of the functions `choose_…` then makes one choice for it.
+    The functions `choose_…` then make one choice each.
 
     Args:
-        threads: of torch on a CPU; by default as many as it has set itself. Never more than the processors that
-            this process may use.
+        threads: number of CPU threads, at most the number of processors that this process may use; by default torch's
+            own setting.
 
     Raises:
-        VitreousError: an unknown device, or one that this machine does not have.
+        VitreousError: the device is unknown, or this machine does not have it.
     """
     device = resolve_device(device)
     if device == "cpu":
@@ -105,48 +107,48 @@ def detect_machine(device: str = "auto", threads: int | None = None) -> Machine:
 
 
 def resolve_device(device: str) -> str:
-    """The device that is meant, the best that there is for "auto"; raises `VitreousError` as `detect_machine`."""
+    """The device by name, or the best available one for "auto"; raises as `detect_machine` does."""
     if device not in ("auto", *DEVICES):
         raise unknown("device", device, ("auto", *DEVICES))
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
         device = next(name for name in ("cuda", "mps", "cpu") if available[name])
     if not available[device]:
-        raise VitreousError(f"torch sees no {device} device here; use --device cpu.")
+        raise VitreousError(f"torch finds no {device} device on this machine; use --device cpu.")
     return device
 
 
 def choose_precision(machine: Machine, precision: str, by: str = "as given") -> Machine:
-    """The machine with its precision: bf16 wherever it has a unit for it, unless another was asked for.
+    """Chooses the precision: for "auto", bf16 if the machine has a unit for it.
 
     Args:
-        by: whose word `precision` is, for the reason; so in the choices below.
+        by: why it is not "auto", for the reason: "as given" or "as recorded". The choices below take it too.
 
     Raises:
-        VitreousError: bf16 was asked for, and crawls.
+        VitreousError: bf16 was requested, and this machine computes it far slower than float32.
     """
     if precision not in ("auto", *PRECISIONS):
         raise unknown("precision", precision, ("auto", *PRECISIONS))
     crawls = machine.bf16_gflops < machine.float32_gflops / CRAWL
     speeds = (
-        f"bf16 runs at {machine.bf16_gflops:.3g} GFLOP/s here and float32 at {machine.float32_gflops:.0f}"
+        f"bf16 runs at {machine.bf16_gflops:.3g} GFLOP/s on this {machine.device}, and float32 at "
+        f"{machine.float32_gflops:.0f}"
     )
     if precision == "bf16" and crawls:
         raise VitreousError(
-            f"{speeds}: this processor has no bf16 unit; "
-            "train with --precision auto or 32, or go to a machine that has one."
+            f"{speeds}, so it has no bf16 unit; train with --precision auto or 32, or on a machine that has one."
         )
     if precision != "auto":
         return machine.decided(f"precision: {precision}, {by}", precision=precision)
     unit = bf16_unit(machine.device)
     if unit and not crawls:
-        return machine.decided(f"precision: bf16, as the {machine.device} has {unit}", precision="bf16")
-    why = f"{speeds}, in spite of its {unit}" if unit else f"no bf16 unit is known on this {machine.device}"
-    return machine.decided(f"precision: 32, {why}", precision="32")
+        return machine.decided(f"precision: bf16, because this {machine.device} has {unit}", precision="bf16")
+    why = f"{speeds} in spite of its {unit}" if unit else f"this {machine.device} has no known bf16 unit"
+    return machine.decided(f"precision: 32, because {why}", precision="32")
 
 
 def bf16_unit(device: str) -> str | None:
-    """What multiplies bf16 fast on this device, by its name, or None; detected and not timed."""
+    """The name of the unit that multiplies bf16 fast on this device, or None; detected, not timed."""
     if device == "cuda":
         return "tensor cores" if torch.cuda.is_bf16_supported(including_emulation=False) else None
     if device == "mps":
@@ -161,32 +163,31 @@ def bf16_unit(device: str) -> str | None:
 def _apple_bf16() -> bool:
     if platform.system() != "Darwin":
         return False
-    asked = ["sysctl", "-n", "hw.optional.arm.FEAT_BF16"]
-    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip() == "1"
+    command = ["sysctl", "-n", "hw.optional.arm.FEAT_BF16"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() == "1"
 
 
 def product_speeds(device: str) -> tuple[float, float]:
-    """Speeds of 1024-square products in float32 and bf16, in 1e9 operations a second.
+    """Speeds of 1024 x 1024 products in float32 and bf16, in GFLOP/s.
 
-    A small bf16 product goes first, against float32 of the same size, as other work on the machine slows both. Where
-    it crawls, the large one is never tried.
+    A small bf16 product is compared with float32 first. If it is far slower, its speed is returned and the large
+    product is not tried, since it could take minutes.
     """
 
-    def rate(dtype: torch.dtype, size: int, repeats: int) -> float:
-        a = torch.ones(
-            size, size, device=device, dtype=dtype
-        )  # random ones would draw from the caller's generator
+    def speed(dtype: torch.dtype, size: int, repeats: int) -> float:
+        # Ones, since random numbers would come from the caller's generator.
+        a = torch.ones(size, size, device=device, dtype=dtype)
         return 2 * size**3 / best_time(lambda: a @ a, device, repeats) / 1e9
 
-    float32 = rate(torch.float32, 1024, 5)
-    small = rate(torch.bfloat16, 256, 3)
-    if small < rate(torch.float32, 256, 3) / CRAWL:
-        return float32, small
-    return float32, rate(torch.bfloat16, 1024, 5)
+    float32 = speed(torch.float32, 1024, 5)
+    small_bf16 = speed(torch.bfloat16, 256, 3)
+    if small_bf16 < speed(torch.float32, 256, 3) / CRAWL:
+        return float32, small_bf16
+    return float32, speed(torch.bfloat16, 1024, 5)
 
 
 def best_time(run: Callable[[], Any], device: str, repeats: int) -> float:
-    """Shortest of `repeats` timings of `run()` in seconds, after one call that is not counted."""
+    """The shortest of `repeats` timings of `run()`, in seconds, after one call that is not timed."""
 
     def wait() -> None:
         if device == "cuda":
@@ -204,17 +205,17 @@ def best_time(run: Callable[[], Any], device: str, repeats: int) -> float:
 
 
 def choose_backend(machine: Machine, backend: str, unsupported: str | None, by: str = "as given") -> Machine:
-    """The machine with its backend: native kernels wherever they can be used, unless torch was asked for.
+    """Chooses the backend: for "auto", the native kernels if they can run the network.
 
     Args:
         backend: "auto", "torch" or "native".
-        unsupported: why the native kernels cannot take the network, or None.
+        unsupported: why the native kernels cannot run the network, or None.
 
     Raises:
-        VitreousError: native was asked for and cannot be used.
+        VitreousError: native was requested and cannot be used.
     """
     if machine.device != "cpu":
-        unsupported = f"they are for CPUs, and this run is on {machine.device}"
+        unsupported = f"they are for CPUs, and the device is {machine.device}"
     if backend == "native" and unsupported:
         raise VitreousError(
             f"The native kernels cannot be used ({unsupported}); train with --backend torch or auto."
@@ -223,33 +224,34 @@ def choose_backend(machine: Machine, backend: str, unsupported: str | None, by: 
         return machine.decided(f"backend: torch, {by}", backend="torch")
     if unsupported:
         return machine.decided(
-            f"backend: torch, as native kernels cannot be used ({unsupported})", backend="torch"
+            f"backend: torch, because the native kernels cannot be used ({unsupported})", backend="torch"
         )
     why = by if backend == "native" else "kernels compiled for this CPU"
     return machine.decided(f"backend: native, {why}", backend="native", compiler=compiler_version())
 
 
 def choose_attention(device: str, precision: str, tokens: int) -> str:
-    """How torch computes attention best: "explicit" products, or its "fused" kernel; a rule, without timing."""
+    """The faster way for torch to compute attention, "explicit" or "fused"; by rule, without timing."""
     return "explicit" if device == "cpu" and tokens <= EXPLICIT_TOKENS[precision] else "fused"
 
 
 def choose_compile(
     machine: Machine, compile: bool | str, train_flops: float, by: str = "as given"
 ) -> Machine:
-    """The machine with the choice whether torch compiles the network.
+    """Chooses whether torch compiles the network.
 
     Args:
-        compile: what another run recorded, or "auto": where it pays back in a training of `train_flops`.
+        compile: the choice that another run recorded, or "auto": compile if it pays back in a training of
+            `train_flops`.
 
     Raises:
-        VitreousError: it is to be compiled and cannot be.
+        VitreousError: the network must be compiled and cannot be.
     """
     obstacle = ""
     if machine.backend == "native":
-        obstacle = "the native kernels gain more than it would"
+        obstacle = "the native kernels are faster"
     elif machine.device == "mps":
-        obstacle = "torch supports it too little on mps"
+        obstacle = "torch hardly supports it on mps"
     elif not cpp_compiler():
         obstacle = "it needs a C++ compiler; install g++ or clang++ to train faster"
     if compile is True and obstacle:
@@ -257,24 +259,24 @@ def choose_compile(
     if compile == "auto":
         least = COMPILE_FLOPS.get(machine.device, 0.0)
         if not obstacle and train_flops < least:
-            obstacle = f"it pays back from {least:.0e} training FLOPs on"
+            obstacle = f"it pays back from {scientific(least)} FLOPs on"
         compile = not obstacle
     if not compile:
-        return machine.decided(f"compile: off, {obstacle or by}", compile=False)
-    return machine.decided("compile: on, one block for all layers", compile=True, compiler=compiler_version())
+        return machine.decided(f"compile: off, {f'because {obstacle}' if obstacle else by}", compile=False)
+    return machine.decided("compile: on, once for all layers", compile=True, compiler=compiler_version())
 
 
 def compiler_version() -> str:
-    """The first line of what the C++ compiler says of its version, "" without one."""
+    """The first line of the C++ compiler's `--version`, or "" without a compiler."""
     compiler = cpp_compiler()
     if compiler is None:
         return ""
-    said = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    return said.partition("\n")[0].strip()
+    output = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    return output.partition("\n")[0].strip()
 
 
-# Of malloc.h, with the values that a process comes to by itself: the two thresholds start at 128 KiB and rise with
-# what is freed, as far as these, but not any more once one of the four was set.
+# Numbers of mallopt's parameters in malloc.h, with the values to return to. In an untouched process both thresholds
+# start at 128 KiB and rise, with the sizes that are freed, up to these values. Setting any parameter stops that rise.
 MALLOC_USUAL = {
     "trim_threshold": (-1, 64 << 20),
     "top_pad": (-2, 0),
@@ -285,11 +287,11 @@ MALLOC_USUAL = {
 
 @contextmanager
 def keep_memory() -> Iterator[None]:
-    """Lets glibc keep freed memory inside, which training would otherwise fault in again at every step.
+    """Makes glibc keep freed memory for the next step instead of returning it to the system.
 
-    Large blocks go back to the system when they are freed; on a virtual machine the page faults of getting them again
-    cost a fifth of the time of a small network. At the end the values return that glibc comes to by itself, and what is
-    free goes back to the system. Does nothing elsewhere.
+    By default large blocks are returned when they are freed. On a virtual machine the page faults for new ones cost a
+    fifth of the time of a small network. At the end, `MALLOC_USUAL` is set and free memory is returned. Does nothing
+    without glibc.
     """
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
         yield
@@ -307,7 +309,7 @@ def keep_memory() -> Iterator[None]:
 
 @contextmanager
 def keep_torch() -> Iterator[None]:
-    """Gives torch back its number of threads and its CPU's generator at the end; a training changes both."""
+    """Restores torch's number of threads and its CPU generator at the end, since a training changes both."""
     threads = torch.get_num_threads()
     try:
         with torch.random.fork_rng(devices=[]):
@@ -317,7 +319,7 @@ def keep_torch() -> Iterator[None]:
 
 
 def processor() -> str:
-    """The processor's name, as the system gives it."""
+    """The processor's name, as the system reports it."""
     return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
@@ -327,13 +329,13 @@ def processor_flags() -> list[str]:
 
 
 def instruction_sets() -> str:
-    """Which of the vector extensions that matter here the processor names, e.g. "avx2 avx512f avx512_bf16"."""
+    """The vector extensions of the processor that matter for speed, e.g. "avx2 avx512f avx512_bf16"."""
     flags = processor_flags()
     return " ".join(flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "bf16") if flag in flags)
 
 
 def _cpuinfo(key: str) -> str:
-    """The first value of a key in /proc/cpuinfo, "" where there is none."""
+    """The first value of a key in /proc/cpuinfo, or "" if absent."""
     try:
         with open("/proc/cpuinfo") as file:  # noqa: PTH123
             return next((line.split(":", 1)[1].strip() for line in file if line.startswith(key)), "")

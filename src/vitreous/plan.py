@@ -1,4 +1,4 @@
-"""From recipe and data to what will be trained: `make_plan`, walked once, top to bottom."""
+"""From recipe and data to a complete plan of the training: `make_plan`, read top to bottom."""
 
 from __future__ import annotations
 
@@ -34,27 +34,30 @@ from vitreous.run import Run, Say
 from vitreous.training.budget import Sizes, final_seconds, planned_steps
 from vitreous.training.cost import RunCost, count_cost, measure_seconds
 from vitreous.training.schedule import Timeline, phases
+from vitreous.wording import count
 
 WHITENING_IMAGES = 5000
-ARRAYS = "arrays"  # in place of data that only the caller has
+ARRAYS = "arrays"  # recorded in place of data that only the caller has
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a training needs, decided.
+    """Everything that a training needs, decided.
 
     Attributes:
-        request: what was asked for.
-        recipe: complete, with all that follows from data and budget.
-        data: opened, split, with their augmentation.
-        model: the network to train, on the CPU, its weights a function of the seed; accelerated where the
+        request: the user's request.
+        recipe: complete, with all values that follow from data and budget.
+        data: opened and split, with the augmentation.
+        model: the network to train, on the CPU. Its weights are a function of the seed. It is accelerated if the
             machine's backend is native.
-        machine: the choices made for it.
-        cost: of its steps; the seconds are measured where the budget is in minutes.
-        sizes: images in a step and in each split.
+        machine: the choices made for this machine.
+        cost: of the run's steps; the seconds are measured if the budget is in minutes.
+        sizes: number of images in a step and in each split.
         timeline: the run's length in steps.
-        later_fits: how that length changed on the way in a run that is repeated; None for a run of its own.
+        later_fits: the later fits of a run that is repeated; None for a new run.
         began: when the budget's clock started, with the data in the cache, on `time.monotonic`.
+        size_reason, augmentation_reason: the dial's reasons, or "" if it chose nothing.
+        notices: decisions that may surprise, as sentences.
     """
 
     request: Request
@@ -67,6 +70,9 @@ class Plan:
     timeline: Timeline
     later_fits: list[tuple[int, int]] | None
     began: float
+    size_reason: str
+    augmentation_reason: str
+    notices: tuple[str, ...]
 
 
 def make_plan(
@@ -77,37 +83,42 @@ def make_plan(
     *,
     strict: bool = False,
 ) -> Plan:
-    """Decides everything about a training, and says what follows from data and budget.
+    """Decides everything about a training.
 
     Args:
-        recorded: of another run's `[resolved]` table, what is used again: choices in `machine`, fits in `timeline`.
-        strict: raise where this machine cannot honour a recorded choice, rather than choose anew.
+        say: is called with every decision that follows from data and budget.
+        recorded: the parts of another run's `[resolved]` table to use again: choices in `machine`, fits in `timeline`.
+        strict: raise if this machine cannot honour a recorded choice, instead of choosing anew.
 
     Raises:
-        VitreousError: machine, data, recipe and budget do not go together.
+        VitreousError: machine, data, recipe and budget do not fit together.
     """
     recorded = recorded or {}
-    then, fits = recorded.get("machine", {}), recorded.get("timeline", {}).get("fits")
+    choices, fits = recorded.get("machine", {}), recorded.get("timeline", {}).get("fits")
+    notices: dict[str, None] = {}  # in order, each once
 
-    def choose(name: str, decide: Callable[..., Machine], asked: Any) -> Machine:
-        """The choice `name` as recorded, where it is and can be honoured, else as asked for."""
-        if name not in then:
-            return decide(asked)
+    def choose(name: str, decide: Callable[..., Machine], requested: Any) -> Machine:
+        """The machine with the recorded choice `name` if there is one that can be honoured, else as requested."""
+        if name not in choices:
+            return decide(requested)
         try:
-            return decide(then[name], by="as recorded")
+            return decide(choices[name], by="as recorded")
         except VitreousError as error:
             if strict:
                 raise
-            return decide("auto").decided(f"{name}: the recorded {then[name]!r} was not possible. {error}")
+            notices[
+                f"The recorded {name} {choices[name]!r} is not possible here, so it is chosen anew. {error}"
+            ] = None
+            return decide("auto")
 
-    # The machine comes first: what it cannot do is refused before anything takes time.
+    # The machine comes first, so that impossible requests are refused before anything takes time.
     bare = choose(
-        "device", lambda device, **_: machines.detect_machine(device, then.get("threads")), request.device
+        "device", lambda device, **_: machines.detect_machine(device, choices.get("threads")), request.device
     )
     bare = choose("precision", functools.partial(machines.choose_precision, bare), request.precision)
     bf16 = bare.precision == "bf16"
 
-    # The data, and what they ask of the recipe.
+    # The data, and the values of the recipe that follow from them.
     data = open_module(recipe, request, say)
     began = time.monotonic()
     recipe = fit_to_data(recipe, data, say)
@@ -116,21 +127,21 @@ def make_plan(
     val, test = (len(getattr(data.splits, name)) if name in request.judges else 0 for name in ("val", "test"))
     sizes = Sizes(min(data.batch_size, len(train)), len(data.train_dataloader()), val, test)
 
-    # The network: what suits it here, what its steps cost, and how large the budget lets it be.
+    # The network: the best settings for it here, the cost of its steps, and the size that the budget allows.
     def machine_for(network: VisionTransformer) -> Machine:
         dtypes = (torch.float32, torch.bfloat16) if bf16 else (torch.float32,)
         obstacle = unsupported(network, dtypes) if bare.device == "cpu" else None
-        found = choose(
+        machine = choose(
             "backend",
-            lambda wanted, **by: machines.choose_backend(bare, wanted, obstacle, **by),
+            lambda backend, **by: machines.choose_backend(bare, backend, obstacle, **by),
             request.backend,
         )
         tokens = network.num_tokens
-        attention = then.get("attention") or machines.choose_attention(bare.device, bare.precision, tokens)
-        reason = f"attention: {attention} where torch computes it, for {tokens} tokens on a {bare.device}"
-        if "attention" in then:
+        attention = choices.get("attention") or machines.choose_attention(bare.device, bare.precision, tokens)
+        reason = f"attention: {attention} if torch computes it, for {tokens} tokens on a {bare.device}"
+        if "attention" in choices:
             reason += ", as recorded"
-        return found.decided(reason, attention=attention)
+        return machine.decided(reason, attention=attention)
 
     measured = recipe.budget.unit == "minutes" and not fits
 
@@ -140,12 +151,12 @@ def make_plan(
         cost = count_cost(candidate, size, classes, sizes.batch)
         if not measured:
             return cost
-        twin = fresh_network(architecture, size, classes, request.seed)
+        twin = new_network(architecture, size, classes, request.seed)
         set_up(twin, machine_for(twin))
         return measure_seconds(cost, twin, candidate, sizes.batch, bare.device, bf16=bf16)
 
     def train_flops(architecture: Architecture) -> float:
-        """What the budget amounts to with a network; in minutes, at the speed of the recipe's own."""
+        """The training FLOPs of the budget with a network; for minutes, at the speed of the recipe's own network."""
         budget = recipe.budget
         if budget.unit == "flops":
             return budget.amount
@@ -154,28 +165,28 @@ def make_plan(
             return 60 * budget.amount * flops / seconds
         return planned_steps(budget, cost_of(architecture), sizes) * cost_of(architecture).mean()[0]
 
-    sized, line = apply_size(recipe, train_flops)
-    if line:
-        say(line)
+    sized, size_reason = apply_size(recipe, train_flops)
     cost = cost_of(sized.model)
     model = build_model(sized, data, request.seed)
     machine = machine_for(model)
+    if machine.backend == "torch" and machine.device == "cpu" and request.backend == "auto":
+        notices[next(reason for reason in machine.reasons if reason.startswith("backend:"))] = None
 
-    # The run's length, and the augmentation that suits it.
+    # The run's length, and the augmentation for it.
     timeline = Timeline([tuple(fits[0]) if fits else (0, planned_steps(sized.budget, cost, sizes))])
-    least = cost.full.seconds + final_seconds(cost, sizes)
-    if measured and least > 60 * sized.budget.amount:
-        say(
-            f"{sized.budget} are too few here: one step, the final figures and the report take about {least:.0f} s, "
-            "so this run will overrun."
-        )
-    complete, line = apply_augmentation(sized, timeline.total / sizes.steps_per_epoch, size)
-    if line:
-        say(line)
+    shortest = cost.full.seconds + final_seconds(cost, sizes)
+    if measured and shortest > 60 * sized.budget.amount:
+        notices[
+            f"{sized.budget} are too few here: a single step, the final evaluation and the report take about "
+            f"{count(round(shortest), 'second')}, so this run will take longer."
+        ] = None
+    complete, augmentation_reason = apply_augmentation(sized, timeline.total / sizes.steps_per_epoch, size)
+    for reason in filter(None, (size_reason, augmentation_reason)):
+        say(f"dial: {reason}", detail=True)
     data.augment = make_augment(complete, data, request.seed)
     flops = timeline.total * cost.mean()[0]
     machine = choose(
-        "compile", lambda wanted, **by: machines.choose_compile(machine, wanted, flops, **by), "auto"
+        "compile", lambda compile, **by: machines.choose_compile(machine, compile, flops, **by), "auto"
     )
     return Plan(
         request=request,
@@ -188,11 +199,14 @@ def make_plan(
         timeline=timeline,
         later_fits=[(step, total) for step, total in fits[1:]] if fits else None,
         began=began,
+        size_reason=size_reason,
+        augmentation_reason=augmentation_reason,
+        notices=tuple(notices),
     )
 
 
 def open_module(recipe: Recipe, request: Request, say: Say) -> ImageData:
-    """The data, opened and split as the recipe says; not augmented yet."""
+    """Opens the data and splits them as the recipe says; the augmentation comes later."""
     source = request.data
     if request.classes is not None:
         source = open_data(source, classes=request.classes)
@@ -211,51 +225,54 @@ def open_module(recipe: Recipe, request: Request, say: Say) -> ImageData:
     )
     data.setup()
     for note in data.splits.notes:
-        say(note)
+        say(note, detail=True)
     return data
 
 
 def fit_to_data(recipe: Recipe, data: ImageData, say: Say) -> Recipe:
-    """Adapts patch size and batch size to the data set; each change is said.
+    """Adapts patch size and batch size to the data set, and reports each change.
 
     Raises:
         VitreousError: the schedule's smaller images are too small for the network.
     """
     size = data.store.image_size
-    table = VARIANTS[recipe.variant].architecture
+    variant = VARIANTS[recipe.variant]
     if recipe.model.stem == "conv" and "model.patch_size" not in recipe.pinned:
-        patch = max(2, table.patch_size * 2 ** round(math.log2(size / VARIANTS[recipe.variant].image_size)))
+        patch = max(2, variant.architecture.patch_size * 2 ** round(math.log2(size / variant.image_size)))
         if patch != recipe.model.patch_size:
-            say(f"patch_size: {patch}, for about as many tokens from images of {size} pixels")
+            say(f"patch_size: {patch}, for about the usual number of tokens at {size} pixels", detail=True)
             recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, patch_size=patch))
-    most = max(8, 2 ** int(math.log2(max(len(data.splits.train) / 8, 1))))
-    if recipe.training.batch_size > most and "training.batch_size" not in recipe.pinned:
-        say(f"batch_size: {most}, so that {len(data.splits.train):,} images make at least 8 steps an epoch")
-        recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, batch_size=most))
+    images = len(data.splits.train)
+    largest = max(8, 2 ** int(math.log2(max(images / 8, 1))))
+    if recipe.training.batch_size > largest and "training.batch_size" not in recipe.pinned:
+        say(f"batch_size: {largest}, for at least 8 steps in an epoch of {images:,} images", detail=True)
+        recipe = dataclasses.replace(
+            recipe, training=dataclasses.replace(recipe.training, batch_size=largest)
+        )
     for phase in phases(recipe.schedule, size):
         if phase.side < size and phase.side <= recipe.model.patch_size:
             raise VitreousError(
-                f"schedule.small_sides makes images of {phase.side} pixels, too small for patch_size "
+                f"schedule.small_sides makes images of {phase.side} pixels, which are too small for patch_size "
                 f"{recipe.model.patch_size}; give larger shares of {size} pixels."
             )
     return recipe
 
 
 def build_model(recipe: Recipe, data: ImageData, seed: int) -> VisionTransformer:
-    """The network to train, sized and whitened by the data."""
+    """The network to train. Size, classes and whitening come from the data."""
     store, train = data.store, data.splits.train
-    model = fresh_network(recipe.model, store.image_size, store.num_classes, seed)
-    some = train.images[:: max(1, len(train) // WHITENING_IMAGES)]
+    model = new_network(recipe.model, store.image_size, store.num_classes, seed)
+    sample = train.images[:: max(1, len(train) // WHITENING_IMAGES)]
     model.init_from_data(
-        normalize(to_float(torch.as_tensor(np.ascontiguousarray(some))), store.mean, store.std)
+        normalize(to_float(torch.as_tensor(np.ascontiguousarray(sample))), store.mean, store.std)
     )
     return model
 
 
-def fresh_network(
+def new_network(
     architecture: Architecture, image_size: int, num_classes: int, seed: int
 ) -> VisionTransformer:
-    """A network whose weights are a function of the seed; the caller's generator is left as it was."""
+    """A network whose weights are a function of the seed; the caller's generator does not advance."""
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -269,13 +286,13 @@ def fresh_network(
 
 
 def set_up(model: VisionTransformer, machine: Machine) -> VisionTransformer:
-    """The model with the machine's attention and backend."""
+    """Sets the model's attention and backend to the machine's choices, and returns it."""
     model.set_attention(machine.attention)
     return accelerate(model) if machine.backend == "native" else model
 
 
 def make_augment(recipe: Recipe, data: ImageData, seed: int) -> Augment:
-    """The recipe's augmentation, tried on one image, so that what does not suit the data is refused at once."""
+    """The recipe's augmentation, tried on one image, so that settings that do not suit the data fail at once."""
     options = dataclasses.asdict(recipe.augment)
     options["resized_crop"] = options["resized_crop"] or None
     augment = Augment(**options, fill=data.store.mean, seed=seed)
@@ -283,11 +300,11 @@ def make_augment(recipe: Recipe, data: ImageData, seed: int) -> Augment:
     return augment
 
 
-# ---- what a run has recorded
+# ---- the records of a run
 
 
 def record_request(request: Request) -> dict[str, Any]:
-    """The request for `recipe.toml`: paths absolute, so that it holds wherever it is read again."""
+    """The request for `recipe.toml`, its paths made absolute, so that it can be used from any folder."""
     data = request.data
     if not isinstance(data, str | Path):
         data = ARRAYS
@@ -298,13 +315,13 @@ def record_request(request: Request) -> dict[str, Any]:
 
 
 def stored_request(run: Run, data: Any = None) -> Request:
-    """The request that a run was begun with.
+    """The request that a run was started with.
 
     Args:
-        data: the arrays again, for a run on arrays.
+        data: the same arrays again, for a run on arrays.
 
     Raises:
-        VitreousError: it is not recorded, or recorded otherwise; arrays are missing, or given without need.
+        VitreousError: the record is missing or has other entries; or arrays are missing, or not needed.
     """
     if "request" not in run.resolved:
         raise missing_table(run, "resolved.request")
@@ -315,19 +332,19 @@ def stored_request(run: Run, data: Any = None) -> Request:
     if request.data != ARRAYS:
         if data is not None:
             raise VitreousError(
-                f"{run.path} was trained on {request.data}, which it finds itself; leave data out."
+                f"{run.path} was trained on {request.data}, which is found without help; leave data out."
             )
         return request
     if data is None:
-        raise VitreousError("This run was trained on arrays; give them again, as data=(images, labels).")
+        raise VitreousError(f"{run.path} was trained on arrays; give them again, as data=(images, labels).")
     return dataclasses.replace(request, data=data)
 
 
 def check_record(run: Run) -> dict[str, Any]:
-    """The run's `[resolved]`, whole: all that its choices are used again by.
+    """The run's `[resolved]` table, checked to hold everything that resuming or repeating needs.
 
     Raises:
-        VitreousError: a table of it is missing, or it is of another version.
+        VitreousError: a part of it is missing or damaged, or another version of vitreous wrote it.
     """
     resolved = run.resolved
     check_values(resolved, run.path / "recipe.toml")
@@ -343,10 +360,10 @@ def check_record(run: Run) -> dict[str, Any]:
 
 
 def check_values(resolved: Any, file: Path | str) -> None:
-    """Raises `VitreousError` where `[resolved]` in `file` holds what no run writes there; what is missing may be."""
+    """Raises `VitreousError` if `[resolved]` in `file` has a value that no run writes. Missing entries are accepted."""
     try:
         tables = {"resolved": check_table(resolved, "resolved")}
-        for name in ("machine", "versions", "request", "timeline"):
+        for name in ("machine", "versions", "request", "timeline", "environment"):
             tables[name] = check_table(resolved.get(name, {}), f"resolved.{name}")
         kinds = {
             "resolved": {"fingerprint": str, "exact": bool, "repeats": str},
@@ -358,32 +375,30 @@ def check_values(resolved: Any, file: Path | str) -> None:
                 convert(known[key], tables[name][key], key if name == "resolved" else f"{name}.{key}")
         machine = tables["machine"]
         if machine.get("threads", 1) < 1:
-            raise VitreousError(f"machine.threads is {machine['threads']}, and must be at least 1.")
-        words = {
+            raise VitreousError(f"machine.threads is {machine['threads']}; it must be at least 1.")
+        names = {
             "device": DEVICES,
             "precision": PRECISIONS,
             "backend": BACKENDS,
             "attention": ATTENTION,
         }
-        for key in words.keys() & machine.keys():
-            if machine[key] not in words[key]:
-                raise unknown(f"machine.{key}", machine[key], words[key])
+        for key in names.keys() & machine.keys():
+            if machine[key] not in names[key]:
+                raise unknown(f"machine.{key}", machine[key], names[key])
         if "fits" in tables["timeline"]:
             check_fits(tables["timeline"]["fits"])
     except VitreousError as error:
-        raise VitreousError(
-            f"{file} does not hold what a run wrote: {error} Restore it, or train anew."
-        ) from None
+        raise VitreousError(f"{file} is not as a run wrote it: {error} Restore it, or train anew.") from None
 
 
-def check_table(found: Any, name: str) -> Mapping[str, Any]:
-    if not isinstance(found, Mapping):
-        raise VitreousError(f"{name} must be a table, not {found!r}.")
-    return found
+def check_table(value: Any, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise VitreousError(f"{name} must be a table, not {value!r}.")
+    return value
 
 
 def check_fits(fits: Any) -> None:
-    """Raises `VitreousError` unless it is a list of (step, total steps) that a timeline may have had."""
+    """Raises `VitreousError` unless `fits` are (step, total steps) pairs that a `Timeline` can hold."""
     try:
         pairs = [convert(tuple[int, ...], fit, "timeline.fits") for fit in fits]
         rising = all(before < step for (before, _), (step, _) in itertools.pairwise(pairs))
@@ -391,7 +406,7 @@ def check_fits(fits: Any) -> None:
             return
     except (TypeError, ValueError, IndexError, VitreousError):
         pass
-    raise VitreousError(f"timeline.fits must be pairs of rising steps and totals, not {fits!r}.")
+    raise VitreousError(f"timeline.fits must be pairs of a rising step and a total, not {fits!r}.")
 
 
 def missing_table(run: Run, table: str) -> VitreousError:
@@ -399,11 +414,15 @@ def missing_table(run: Run, table: str) -> VitreousError:
 
 
 def other_version(run: Run) -> VitreousError:
-    """The error for a run whose record has other fields than this version writes."""
-    then = run.resolved.get("versions", {}).get("vitreous", "unknown")
+    """The error for a run whose record has other entries than this version writes."""
+    file, version = run.path / "recipe.toml", run.resolved.get("versions", {}).get("vitreous")
+    if version in (None, vitreous.__version__):
+        return VitreousError(
+            f"{file} has other entries than vitreous {vitreous.__version__} writes; restore it, or train anew."
+        )
     return VitreousError(
-        f"{run.path / 'recipe.toml'} was written by another version of vitreous ({then}; this is "
-        f"{vitreous.__version__}); continue with that one, or train anew."
+        f"{file} was written by vitreous {version}, and this is {vitreous.__version__}, which records other entries; "
+        f"use vitreous {version} for this run, or train anew."
     )
 
 

@@ -1,4 +1,4 @@
-"""What a person asks for beside the recipe: one table of options, for `train`, the command line and their help.
+"""The options of a run beside its recipe, in one table for `train`, the command line and their help.
 
 Importable without torch, as the command line's help needs it.
 """
@@ -13,12 +13,13 @@ from typing import Any
 
 from vitreous.errors import VitreousError, unknown
 
-# The splits that a run is evaluated on at its end. "val" leaves test unread, for choosing a recipe; "test" trains on
-# the validation images too, once the recipe is chosen.
+# The splits that a run is evaluated on at its end. "val" leaves the test split unread while a recipe is chosen. "test"
+# also trains on the validation images, once the recipe is chosen.
 JUDGES = {"both": ("val", "test"), "val": ("val",), "test": ("test",)}
 BACKENDS = ("torch", "native")
 PRECISIONS = ("32", "bf16")
 DEVICES = ("cpu", "cuda", "mps")
+LOGGERS = ("csv", "tensorboard", "wandb")
 
 
 @dataclass(frozen=True)
@@ -29,45 +30,45 @@ class Option:
     help: str
     metavar: str = ""
     default: Any = None
+    choices: tuple[str, ...] = ()
 
 
 OPTIONS: dict[str, Option] = {
     "recipe": Option(
-        str, "a name that `vitreous recipes` lists, or a TOML file, a run's too", "NAME|FILE.toml", "default"
+        str, "recipe to start from: a name (see vitreous recipes) or a TOML file, such as a run's recipe.toml",
+        "RECIPE", "default",
     ),
-    "minutes": Option(float, "budget: wall clock, from the data in the cache to the test figures", "M"),
-    "epochs": Option(int, "budget: passes over the training images", "N"),
-    "steps": Option(int, "budget: steps of the optimizer", "N"),
-    "flops": Option(float, "budget: counted training FLOPs, as in 6e13", "F"),
-    "out": Option(Path, "the run folder itself; by default the next runs/DATA-RECIPE-NNN", "DIR"),
-    "seed": Option(int, "seed of weights, order, augmentation and noise", "N", 42),
-    "device": Option(str, "where to train", "|".join(("auto", *DEVICES)), "auto"),
+    "minutes": Option(float, "wall-clock minutes, from packed data to the test figures", "M"),
+    "epochs": Option(int, "how often each training image is used", "N"),
+    "steps": Option(int, "optimizer steps", "N"),
+    "flops": Option(float, "training FLOPs, as in 6e13", "F"),
+    "out": Option(Path, "run folder; by default runs/DATA-RECIPE-CHANGES-seedN-NNN", "DIR"),
+    "seed": Option(int, "seed of weights, order of images, augmentation and dropout", "N", 42),
+    "device": Option(str, "where to train", "NAME", "auto", ("auto", *DEVICES)),
     "precision": Option(
-        str, "type of the products; auto is bf16 where the processor has it", "|".join(("auto", *PRECISIONS)), "auto"
+        str, "number format of matrix products; auto is bf16 on hardware that has it",
+        "NAME", "auto", ("auto", *PRECISIONS),
     ),
     "backend": Option(
-        str,
-        "torch, or native: kernels compiled for this CPU; auto is native where it can be",
-        "|".join(("auto", *BACKENDS)),
-        "auto",
+        str, "what computes the network; native is kernels compiled for this CPU, auto is native where possible",
+        "NAME", "auto", ("auto", *BACKENDS),
     ),
-    "logger": Option(str, "beside metrics.csv, which is always written", "csv|tensorboard|wandb", "csv"),
-    "data_dir": Option(Path, "where data are kept; by default $VITREOUS_DATA or ~/.cache/vitreous", "DIR"),
-    "image_size": Option(int, "side in pixels that images are resized to", "S"),
-    "skip_bad": Option(bool, "leave out bad files instead of stopping", default=False),
-    "classes": Option(tuple, "names of the labels, for arrays"),
+    "logger": Option(str, "log to write beside metrics.csv", "NAME", "csv", LOGGERS),
+    "data_dir": Option(Path, "cache of packed data; by default $VITREOUS_DATA or ~/.cache/vitreous", "DIR"),
+    "image_size": Option(int, "side in pixels to resize images to", "S"),
+    "skip_bad": Option(bool, "skip images that cannot be read instead of stopping", default=False),
+    "classes": Option(tuple, "class names, for arrays, in the order of the labels"),
     "judge": Option(
-        str,
-        "final figures: both; val leaves test unread; test trains on validation too",
-        "|".join(JUDGES),
-        "both",
+        str, "splits to evaluate at the end; val leaves test unread, test also trains on validation images",
+        "SPLIT", "both", tuple(JUDGES),
     ),
+    "verbose": Option(bool, "print everything that log.txt records", default=False),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for beside recipe and budget; a run keeps it, so that `resume` needs nothing else."""
+    """The options of a run beside its recipe and budget. A run records them, so `resume` needs only its folder."""
 
     data: Any
     seed: int = OPTIONS["seed"].default
@@ -82,22 +83,17 @@ class Request:
     judge: str = OPTIONS["judge"].default
 
     def __post_init__(self) -> None:
-        for name, least in (("seed", 0), ("image_size", 1)):
+        for name, low in (("seed", 0), ("image_size", 1)):
             if getattr(self, name) is not None or name == "seed":
-                object.__setattr__(self, name, _whole(name, getattr(self, name), least))
+                object.__setattr__(self, name, _whole(name, getattr(self, name), low))
         if not isinstance(self.data_dir, str | Path | None):
             raise VitreousError(f"data_dir is {self.data_dir!r}; give the path of a folder.")
         if type(self.skip_bad) is not bool:
             raise VitreousError(f"skip_bad is {self.skip_bad!r}; it must be True or False.")
-        for name, value, known in (
-            ("device", self.device, ("auto", *DEVICES)),
-            ("precision", self.precision, ("auto", *PRECISIONS)),
-            ("backend", self.backend, ("auto", *BACKENDS)),
-            ("judge", self.judge, tuple(JUDGES)),
-        ):
-            if value not in known:
-                raise unknown(name, value, known)
-        if isinstance(self.classes, list):  # TOML and JSON know no tuples; all else is for the data to judge
+        for name, option in OPTIONS.items():
+            if option.choices and getattr(self, name) not in option.choices:
+                raise unknown(name, getattr(self, name), option.choices)
+        if isinstance(self.classes, list):  # TOML and JSON have no tuples; the data module checks the rest
             object.__setattr__(self, "classes", tuple(self.classes))
 
     @property
@@ -106,14 +102,12 @@ class Request:
         return JUDGES[self.judge]
 
 
-def _whole(name: str, value: Any, least: int) -> int:
-    """A whole number, numpy's too, as Python's own, which can be written down and read again."""
+def _whole(name: str, value: Any, low: int) -> int:
+    """A whole number as Python's int, also from numpy's, which TOML and JSON could not hold."""
     try:
         number = -1 if isinstance(value, bool) else operator.index(value)
     except TypeError:
         number = -1
-    if not least <= number < 2**32:
-        raise VitreousError(
-            f"The {name} is {value!r}; it must be a whole number from {least} to {2**32 - 1}."
-        )
+    if not low <= number < 2**32:
+        raise VitreousError(f"{name} is {value!r}; it must be a whole number from {low} to {2**32 - 1}.")
     return number

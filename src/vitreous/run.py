@@ -1,17 +1,17 @@
 """A run on disk: a folder that explains itself, written and read here.
 
-recipe.toml      the recipe, complete, and [resolved]: data, machine, versions, what was decided
-summary.json     the figures, flat
+recipe.toml      the complete recipe; its [resolved] table holds data, machine, versions and every decision
+summary.json     the final figures, flat
 metrics.csv      one row for each logged step or validation
-evaluation.json  figures, per-class figures and confusion matrix of val and test
-predictions.npz  names, labels and logits of val and test, so that nothing has to read test again
-test_reads.json  when the test split was read, and by what
-mistakes.npz     the most confident mistakes on test (or validation, where test stays unread), as pictures
-split.json       which pictures were cut off for validation and test
-log.txt          what was said
-report.html      all of it for a person
+evaluation.json  figures, per-class figures and confusion matrix of the val and test splits
+predictions.npz  names, labels and logits of the val and test splits, so that nothing has to read test again
+test_reads.json  when the test split was read, and by which command
+mistakes.npz     the most confident mistakes on the test images (on validation where test stays unread)
+split.json       the images that were cut from training for validation and test
+log.txt          every line that was printed, and the details that were not
+report.html      all of this for a reader
 bundle/          the trained model
-checkpoints/     what --resume continues from
+checkpoints/     the states that --resume continues from
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ import math
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -44,19 +44,29 @@ from vitreous.files import (
     write_failure,
     zip_members,
 )
+from vitreous.wording import percent
 
 if TYPE_CHECKING:
     from vitreous.bundle import Bundle
     from vitreous.model.vit import VisionTransformer
 
-Say = Callable[..., None]  # say(line, quiet=False)
+LONGEST_NAME = 80  # characters of a run folder's name
+
+
+class Say(Protocol):
+    """Tells the user a line and logs it; a detail is only logged, unless the user has asked for details."""
+
+    def __call__(self, line: str, detail: bool = False) -> None: ...
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a run's model said of a split.
+    """The model's output on a whole split.
 
-    `names` [N] are those of the images in their source, `labels` int64 [N] the true classes, `logits` float32 [N, C].
+    Attributes:
+        names: str [N], the names of the images in their source.
+        labels: int64 [N], the true classes.
+        logits: float32 [N, C].
     """
 
     names: np.ndarray
@@ -79,11 +89,11 @@ class Mistakes:
     names: np.ndarray
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class Run:
-    """A run folder; each file is read when it is first asked for.
+    """A run folder. Each file is read when it is first needed.
 
-    Every property raises `VitreousError` where its file is missing or damaged.
+    Every property raises `VitreousError` if its file is missing or damaged.
     """
 
     path: Path
@@ -91,9 +101,22 @@ class Run:
     def __init__(self, path: Path | str) -> None:
         object.__setattr__(self, "path", path_of(path))
 
+    def __repr__(self) -> str:
+        return f"<Run {self.path}: {self._status()}>"
+
     def has(self, name: str) -> bool:
         """Whether the run has written its file `name` yet."""
         return (self.path / name).exists()
+
+    def _status(self) -> str:
+        """Status and accuracies in a few words, read anew each time, since a run may be going on."""
+        try:
+            summary = self._json("summary.json")
+        except VitreousError:
+            if self.has("summary.json"):
+                return "summary.json cannot be read"
+            return "not finished" if self.has("recipe.toml") else "not a run folder"
+        return ", ".join([str(summary.get("status", "no status")), *accuracies(summary)])
 
     @cached_property
     def tables(self) -> dict[str, Any]:
@@ -104,7 +127,8 @@ class Run:
             if not self.path.exists():
                 raise VitreousError(f"There is no run folder {self.path}; check the path.") from None
             raise VitreousError(
-                f"{self.path} is not a run folder (it has no recipe.toml); give the folder that training made."
+                f"{self.path} is not a run folder, because it has no recipe.toml; give a folder that `vitreous train` "
+                "has written."
             ) from None
         except (OSError, ValueError, RecursionError) as error:
             raise unreadable(self.path / "recipe.toml", error) from None
@@ -115,26 +139,27 @@ class Run:
 
     @property
     def resolved(self) -> dict[str, Any]:
-        """What was decided when the run started: data, machine, versions."""
+        """Everything that was decided when the run started: data, machine, versions."""
         if "resolved" not in self.tables:
             raise VitreousError(
-                f"{self.path / 'recipe.toml'} has no [resolved] table; give the folder that training made."
+                f"{self.path / 'recipe.toml'} has no [resolved] table, so it is not the record of a run; give a folder "
+                "that `vitreous train` has written."
             )
         return self.tables["resolved"]
 
     @property
     def test_reads(self) -> list[dict[str, Any]]:
-        """Each reading of the test split: `when` (ISO 8601, UTC) and `by` what; empty while it is unread."""
+        """Every read of the test split, as `when` (ISO 8601, UTC) and `by` (the command); empty while it is unread."""
         return read_test_reads(self.path)
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """Figures by name, flat: `val_loss` … `test_ovr_f1`, `parameters`, `train_flops`, …"""
+        """The final figures by name: `val_loss` … `test_ovr_f1`, `parameters`, `train_flops`, …"""
         return self._json("summary.json")
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
-        """Rows of `metrics.csv`, numbers as numbers, empty cells as None."""
+        """The rows of `metrics.csv`. Cells are numbers, and empty cells are None."""
         return read_metrics(self.path / "metrics.csv")
 
     @cached_property
@@ -162,7 +187,7 @@ class Run:
 
     @cached_property
     def predictions(self) -> dict[str, Predictions]:
-        """Predictions for "val" and "test", those of them that the run was judged by."""
+        """The predictions on each split that the run was evaluated on, "val" and "test"."""
         try:
             return _parse_predictions(read_arrays(self.path / "predictions.npz"))
         except FileNotFoundError:
@@ -187,21 +212,22 @@ class Run:
         return self.bundle.model
 
     def predict(self, images: Any) -> np.ndarray:
-        """Most likely class, int64 [N], a position in `classes`.
+        """The most likely class of each image, int64 [N], as a position in `classes`.
 
-        Images: a path, a PIL image, an array, or a list of these, of any size; one gives N = 1.
+        Args:
+            images: a path, a PIL image, an array, or a list of these, of any size. A single image gives N = 1.
         """
         return self.bundle.predict(images)
 
     def predict_proba(self, images: Any) -> np.ndarray:
-        """Probability of each class, float32 [N, C], calibrated on validation; images as for `predict`."""
+        """The probability of each class, float32 [N, C], calibrated on validation; images as for `predict`."""
         return self.bundle.predict_proba(images)
 
     def _json(self, name: str) -> dict[str, Any]:
         try:
             content = json.loads((self.path / name).read_text(encoding="utf-8"))
             if not isinstance(content, dict):
-                raise ValueError("it holds no table")
+                raise ValueError("it is not a JSON object")
             return content
         except FileNotFoundError:
             raise unfinished(self.path, name) from None
@@ -210,10 +236,12 @@ class Run:
 
 
 def load(path: Path | str) -> Run | Bundle:
-    """A run from its folder, or a bundle from its own; both have `predict`, `predict_proba`, `classes` and `model`.
+    """Opens a run folder as a `Run`, or a bundle folder as a `Bundle`.
+
+    Both have `predict`, `predict_proba`, `classes` and `model`.
 
     Raises:
-        VitreousError: `path` is neither, or a bundle that is damaged.
+        VitreousError: `path` is neither, or the bundle is damaged.
     """
     path = path_of(path)
     if (path / "recipe.toml").exists():
@@ -224,29 +252,39 @@ def load(path: Path | str) -> Run | Bundle:
         return load_bundle(path)
     raise VitreousError(
         f"{path} is neither a run folder (it has no recipe.toml) nor a bundle (it has no config.json); "
-        "give the folder that training made, or the bundle/ in it."
+        "give a folder that `vitreous train` has written, or the bundle/ in it."
     )
 
 
+def accuracies(summary: Mapping[str, Any]) -> list[str]:
+    """The accuracies of a summary in words: ["test accuracy 87.5 %", "validation accuracy 88.1 %"]."""
+    splits = {"test_acc": "test", "val_acc": "validation"}
+    return [
+        f"{split} accuracy {percent(summary[key])}"
+        for key, split in splits.items()
+        if isinstance(summary.get(key), int | float)
+    ]
+
+
 def unfinished(path: Path, name: str) -> VitreousError:
-    """The sentence for a file that a run has not written yet."""
-    return VitreousError(f"{path} has no {name}; finish the run with: vitreous train --resume {path}")
+    """The error for a file that a run has not written yet."""
+    return VitreousError(f"{path} has no {name} yet; finish the run with: vitreous train --resume {path}")
 
 
 def unreadable(path: Path, error: Exception) -> VitreousError:
-    """The sentence for a file of a run that is damaged or may not be read."""
+    """The error for a file of a run that is damaged or may not be read."""
     return VitreousError(f"{path} cannot be read ({error}); restore it, or train anew.")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.csv`; numbers as numbers, empty cells as None.
+    """The rows of a `metrics.csv`. Cells are numbers, and empty cells are None.
 
     Raises:
-        VitreousError: it is missing, cannot be read, or is not such a table.
+        VitreousError: the file is missing, cannot be read, or is not such a table.
     """
     try:
         text = path.read_text(encoding="utf-8")
-        lines = text[: text.rfind("\n") + 1].splitlines()  # a line cut short by a crash is no row
+        lines = text[: text.rfind("\n") + 1].splitlines()  # a crash may have cut the last line short
         rows = list(csv.DictReader(lines, strict=True))
         if rows and "step" not in rows[0]:
             raise ValueError("it has no column 'step'")
@@ -255,7 +293,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         if any(not row["step"] for row in rows):
             raise ValueError("a row has no step")
         return [
-            {k: (int(cell) if k == "step" else float(cell)) if cell else None for k, cell in row.items()}
+            {
+                column: (int(cell) if column == "step" else float(cell)) if cell else None
+                for column, cell in row.items()
+            }
             for row in rows
         ]
     except FileNotFoundError:
@@ -264,12 +305,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         raise unreadable(path, error) from None
 
 
-# What reading a damaged file of arrays raises.
+# The errors that a damaged file of arrays can raise.
 DAMAGE = (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, MemoryError, VitreousError)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an `.npz` by their names, read without pickles and within limits; raises one of `DAMAGE`."""
+    """The arrays of an `.npz` by name, read without pickles and within limits; raises one of `DAMAGE`."""
     if not path.exists():
         raise FileNotFoundError(path)
     with open_zip(path) as archive:
@@ -282,7 +323,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def write_predictions(path: Path, predictions: Mapping[str, Predictions]) -> None:
-    """Writes `predictions.npz`: `val_names`, `val_labels`, `val_logits`, and the same of test."""
+    """Writes `predictions.npz`: `val_names`, `val_labels`, `val_logits`, and the same for test."""
     file = BytesIO()
     arrays = {f"{split}_{name}": array for split, p in predictions.items() for name, array in vars(p).items()}
     np.savez_compressed(file, allow_pickle=False, **arrays)
@@ -290,7 +331,7 @@ def write_predictions(path: Path, predictions: Mapping[str, Predictions]) -> Non
 
 
 def _parse_predictions(arrays: Mapping[str, np.ndarray]) -> dict[str, Predictions]:
-    found = {}
+    predictions = {}
     for split in ("val", "test"):
         if f"{split}_logits" not in arrays:
             continue
@@ -305,11 +346,11 @@ def _parse_predictions(arrays: Mapping[str, np.ndarray]) -> dict[str, Prediction
         if not names.shape == labels.shape == logits.shape[:1]:
             raise ValueError(f"the arrays of {split} differ in length")
         if len(labels) and not 0 <= labels.min() <= labels.max() < logits.shape[1]:
-            raise ValueError(f"a label of {split} is no class")
-        found[split] = Predictions(names, labels, logits)
-    if not found:
+            raise ValueError(f"a label of {split} is not a class")
+        predictions[split] = Predictions(names, labels, logits)
+    if not predictions:
         raise ValueError("it holds neither val nor test")
-    return found
+    return predictions
 
 
 def _parse_evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
@@ -339,12 +380,12 @@ def _parse_mistakes(arrays: Mapping[str, np.ndarray], num_classes: int) -> Mista
 
 
 def read_test_reads(path: Path) -> list[dict[str, Any]]:
-    """See `Run.test_reads`; `path` is the run folder."""
+    """`Run.test_reads` of the run folder `path`."""
     file = path / "test_reads.json"
     try:
         reads = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(reads, list) or not all(isinstance(read, dict) for read in reads):
-            raise ValueError("it holds no list of readings")
+            raise ValueError("it is not a list of reads")
         return reads
     except FileNotFoundError:
         return []
@@ -353,26 +394,68 @@ def read_test_reads(path: Path) -> list[dict[str, Any]]:
 
 
 def note_test_read(path: Path, by: str) -> None:
-    """Notes in the run folder `path` that its test split is about to be read, by what."""
+    """Records in the run folder `path` that the command `by` is about to read the test split."""
     read = {"when": datetime.now(UTC).isoformat(timespec="seconds"), "by": by}
     atomic_write(path / "test_reads.json", json.dumps([*read_test_reads(path), read], indent=1) + "\n")
 
 
-@contextmanager
-def created(out: Path | str | None, data: str, recipe: str) -> Iterator[Path]:
-    """The folder of a new run: `out`, or the next `runs/DATA-RECIPE-NNN`.
+def run_name(data: str, recipe: str, seed: int, overrides: Mapping[str, Any] | Iterable[str] = ()) -> str:
+    """The name of a run's folder without its number: DATA-RECIPE[-CHANGES]-seedN.
 
-    Where nothing was begun, since the recipe was not yet written down, every folder made here goes again.
+    CHANGES are the overridden keys with their values, as in "depth6-pool-mean". The budget is not among them. Changes
+    that would make the name longer than `LONGEST_NAME` characters are only counted, as in "depth6-and-3-more".
+
+    Args:
+        overrides: valid ones, as `vitreous.train` takes them.
+    """
+    pairs = (
+        overrides.items()
+        if isinstance(overrides, Mapping)
+        else (override.partition("=")[::2] for override in overrides)
+    )
+    changes = {}
+    for key, value in pairs:
+        section, _, name = str(key).strip().rpartition(".")
+        if section != "budget" and name not in recipes.UNITS:
+            changes[name] = _safe(f"{name}{_name_of(value)}")
+    start, end = _safe(f"{data}-{recipe}"), f"-seed{seed}"
+    room = LONGEST_NAME - len(f"{end}-000")
+    for shown in range(len(changes), -1, -1):
+        hidden = len(changes) - shown
+        more = [] if not hidden else [f"and-{hidden}-more" if shown else f"{hidden}-changes"]
+        name = "-".join([start, *list(changes.values())[:shown], *more])
+        if len(name) <= room:
+            return name + end
+    return name[:room].rstrip("-") + end
+
+
+def _name_of(value: Any) -> str:
+    """The value of an override as a part of a name; words are set off from their key."""
+    if isinstance(value, list | tuple):
+        text = "-".join(map(str, value))
+    else:
+        text = str(value).lower() if isinstance(value, bool) else str(value).strip(" \"'[]")
+    return f"-{text}" if text[:1].isalpha() else text
+
+
+def _safe(name: str) -> str:
+    """`name` with only letters, digits and "._-", so that it is one folder below the current one."""
+    return re.sub(r"[^\w.-]+", "-", name)
+
+
+@contextmanager
+def new_folder(out: Path | str | None, name: str) -> Iterator[Path]:
+    """Makes the folder of a new run: `out`, or the next `runs/NAME-NNN`.
+
+    If the run ends before its recipe.toml is written, every folder made here is removed again.
 
     Raises:
-        VitreousError: `out` is not empty, or nothing can be written there.
+        VitreousError: `out` is not empty, or the folder cannot be written.
     """
     place = Path(out) if out is not None else Path("runs")
     missing = [folder for folder in (place, *place.parents) if not folder.exists()]
     try:
-        path = (
-            _empty(place) if out is not None else _next(place, re.sub(r"[^\w.-]+", "-", f"{data}-{recipe}"))
-        )
+        path = _make_empty(place) if out is not None else _make_numbered(place, name)
     except OSError as error:
         raise write_failure(place, error) from None
     try:
@@ -380,12 +463,12 @@ def created(out: Path | str | None, data: str, recipe: str) -> Iterator[Path]:
     finally:
         if not (path / "recipe.toml").exists():
             (path / "log.txt").unlink(missing_ok=True)
-            with suppress(OSError):  # what is not empty stays
+            with suppress(OSError):  # folders that hold anything else stay
                 for folder in missing if path == place else (path, *missing):
                     folder.rmdir()
 
 
-def _empty(path: Path) -> Path:
+def _make_empty(path: Path) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     if any(path.iterdir()):
         raise VitreousError(
@@ -394,7 +477,7 @@ def _empty(path: Path) -> Path:
     return path
 
 
-def _next(place: Path, prefix: str) -> Path:
+def _make_numbered(place: Path, prefix: str) -> Path:
     place.mkdir(exist_ok=True)
     suffixes = [path.name.removeprefix(f"{prefix}-") for path in place.iterdir()]
     number = max((int(suffix) for suffix in suffixes if suffix.isdecimal()), default=0)
@@ -404,17 +487,17 @@ def _next(place: Path, prefix: str) -> Path:
         try:
             path.mkdir()
             return path
-        except FileExistsError:  # another process took it just now
+        except FileExistsError:  # another process has just taken it
             continue
 
 
 def write_recipe(path: Path, recipe: recipes.Recipe, resolved: Mapping[str, Any]) -> None:
-    """Writes `recipe.toml`, complete, so that the run can be repeated from it alone."""
+    """Writes the complete `recipe.toml`, from which alone the run can be repeated."""
     atomic_write(path / "recipe.toml", recipes.dump({**recipe.tables(), "resolved": resolved}))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON file; numbers that JSON does not know become null."""
+    """Writes a JSON file. NaN and infinities become null, since JSON has no word for them."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -427,22 +510,29 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def log(path: Path) -> Iterator[Say]:
-    """Yields `say(line, quiet=False)`, which prints a line and keeps it in `log.txt`."""
+def log(path: Path, verbose: bool = False) -> Iterator[Say]:
+    """Yields a `Say` that appends to the `log.txt` in `path`.
+
+    Args:
+        verbose: print details too.
+    """
     try:
-        file = (path / "log.txt").open(
-            "ab", buffering=0
-        )  # unbuffered: a full disk is met in `say`, not later
+        # Unbuffered: a full disk is met when a line is written, not later.
+        file = (path / "log.txt").open("ab", buffering=0)
     except OSError as error:
         raise write_failure(path / "log.txt", error) from None
-    with file:
+    warned = False
 
-        def say(line: str, quiet: bool = False) -> None:
-            if not quiet:
-                print(line, flush=True)
-            try:
-                file.write(f"{line}\n".encode(errors="backslashreplace"))
-            except OSError as error:
+    def say(line: str, detail: bool = False) -> None:
+        nonlocal warned
+        if verbose or not detail:
+            print(line, flush=True)
+        try:
+            file.write(f"{line}\n".encode(errors="backslashreplace"))
+        except OSError as error:
+            if not warned:
                 print(f"Warning: {write_failure(path / 'log.txt', error)}", file=sys.stderr)
+            warned = True
 
+    with file:
         yield say

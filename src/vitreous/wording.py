@@ -1,15 +1,26 @@
-"""Numbers as people read them: "1 step", "2,026 steps", "12:30"."""
+"""Numbers in text: "1 step", "2,026 steps", "12:30", "6.5e13", "87.5 %"."""
 
 from __future__ import annotations
 
 
 def count(number: int, noun: str, plural: str = "") -> str:
-    """`number` with its noun: "1 step", "2,026 steps"; `plural` where it takes more than an s."""
+    """`number` with its noun: "1 step", "2,026 steps". `plural` is for nouns that take more than an s."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def duration(seconds: float) -> str:
-    """`seconds` as a clock shows them: "0:07", "12:30", "3:05:00"."""
+    """`seconds` as on a clock: "0:07", "12:30", "3:05:00"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def scientific(number: float, digits: int = 2) -> str:
+    """A large number to `digits` significant digits: "6.5e13", "1e14"."""
+    mantissa, e, exponent = f"{number:.{digits}g}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if e else mantissa
+
+
+def percent(share: float) -> str:
+    """A share from 0 to 1 in percent: "87.5 %"."""
+    return f"{100 * share:.1f} %"

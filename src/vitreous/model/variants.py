@@ -1,98 +1,99 @@
-"""The named sizes of the Vision Transformer, as one literal table that needs no torch.
+"""The options of the Vision Transformer and its named sizes, as tables that need no torch.
 
-To add a variant, add an entry to `VARIANTS`: `tests/test_model.py` then checks it by its being there.
+To add a variant, add an entry to `VARIANTS`; `tests/test_model.py` checks every entry.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from vitreous.errors import VitreousError, unknown
-
-CHOICES: dict[str, tuple[str, ...]] = {
-    "stem": ("linear", "conv"),
-    "pool": ("cls", "mean", "attention"),
-    "pos_embed": ("learned", "sine"),
-    "embed_activation": ("none", "relu"),
-    "init": ("paper", "notebook"),
-}
+from vitreous.settings import check_setting, setting
 
 
 @dataclass(frozen=True)
 class Architecture:
     """Everything about the network that is not derived from the data.
 
-    The defaults are the paper's (arXiv 2010.11929); widths and sizes are counted in channels and pixels,
-    rates are probabilities in [0, 1). Raises `VitreousError` for values that do not fit together.
+    The defaults are those of the paper (arXiv 2010.11929). Each field says what it means and what it may be.
+
+    Raises:
+        VitreousError: a value is out of range, or two values do not fit together.
     """
 
-    patch_size: int
-    embed_dim: int
-    depth: int
-    num_heads: int
-    mlp_dim: int
-    stem: str = (
-        "linear"  # "linear" (the paper's patchify) | "conv" (whitened 2x2, then 3x3 stages with pooling)
+    patch_size: int = setting(help="side of a patch in pixels; a power of 2 for stem=conv", low=1)
+    embed_dim: int = setting(help="width of a token; a multiple of num_heads", low=1)
+    depth: int = setting(help="number of encoder layers", low=1)
+    num_heads: int = setting(help="attention heads in a layer", low=1)
+    mlp_dim: int = setting(help="hidden width of the MLP in a layer", low=1)
+    stem: str = setting(
+        "linear",
+        "patch embedding; linear is the paper's, conv a whitening and 3x3 convolutions",
+        choices=("linear", "conv"),
     )
-    stem_dims: tuple[int, ...] = ()  # widths of the last stages of the conv stem
-    pool: str = "cls"  # "cls" | "mean" | "attention"
-    pos_embed: str = "learned"  # "learned" | "sine"
-    embed_activation: str = "none"  # "none" | "relu"
-    final_norm: bool = True
-    head_hidden: int = 0  # width of a hidden layer in the head; 0 for the plain linear head
-    qkv_bias: bool = True
-    qk_norm: bool = False
-    zero_init: bool = False  # each residual branch starts as zero
-    dropout: float = 0.0  # after the position, and twice in the MLP; never inside the attention
-    drop_path: float = 0.0  # stochastic depth: the last layer's rate; the first layer's is 0
-    norm_eps: float = 1e-6
-    init: str = (
-        "paper"  # "paper" (truncated normal, .02) | "notebook" (torch's own, tokens and position N(0, 1))
+    stem_dims: tuple[int, ...] = setting((), "widths of the last stages of stem=conv, e.g. [28, 96]")
+    pool: str = setting(
+        "cls",
+        "what the head reads; cls is a class token, attention a learned weighted mean of the tokens",
+        choices=("cls", "mean", "attention"),
+    )
+    pos_embed: str = setting(
+        "learned",
+        "position embedding; sine needs an embed_dim that is a multiple of 4",
+        choices=("learned", "sine"),
+    )
+    embed_activation: str = setting(
+        "none", "activation between patch and position embedding", choices=("none", "relu")
+    )
+    final_norm: bool = setting(True, "layer norm after the last layer")
+    head_hidden: int = setting(0, "width of a hidden layer in the head, 0 for none", low=0)
+    qkv_bias: bool = setting(True, "bias in the query, key and value projections")
+    qk_norm: bool = setting(False, "normalise queries and keys")
+    zero_init: bool = setting(False, "start each residual branch at zero")
+    dropout: float = setting(
+        0.0, "dropout probability after the position embedding and in the MLP", low=0, below=1
+    )
+    drop_path: float = setting(
+        0.0, "stochastic depth: probability in the last layer, rising from 0 in the first", low=0, below=1
+    )
+    norm_eps: float = setting(1e-6, "epsilon of the layer norms", above=0)
+    init: str = setting(
+        "paper",
+        "initial weights; paper is a truncated normal of 0.02, notebook is torch's own",
+        choices=("paper", "notebook"),
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stem_dims", tuple(self.stem_dims))  # JSON and TOML know lists only
-        for field, choices in CHOICES.items():
-            if getattr(self, field) not in choices:
-                raise unknown(field, str(getattr(self, field)), choices)
-        for field in ("patch_size", "embed_dim", "depth", "num_heads", "mlp_dim"):
-            if getattr(self, field) < 1:
-                raise VitreousError(f"{field} is {getattr(self, field)}; it must be at least 1.")
-        if self.head_hidden < 0:
-            raise VitreousError(
-                f"head_hidden is {self.head_hidden}; it must be 0 (no hidden layer) or a width."
-            )
-        for field in ("dropout", "drop_path"):
-            if not 0 <= getattr(self, field) < 1:
-                raise VitreousError(f"{field} is {getattr(self, field)}; it must be at least 0 and below 1.")
-        if self.norm_eps <= 0:
-            raise VitreousError(f"norm_eps is {self.norm_eps}; it must be above 0.")
+        object.__setattr__(self, "stem_dims", tuple(self.stem_dims))  # JSON and TOML only have lists
+        for field in dataclasses.fields(self):
+            check_setting(field.name, getattr(self, field.name), field.metadata)
         if self.embed_dim % self.num_heads:
             raise VitreousError(
-                f"embed_dim {self.embed_dim} cannot be shared out among num_heads {self.num_heads}; "
-                "choose an embed_dim that is a multiple of num_heads."
+                f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}; "
+                "choose one that is."
             )
         if self.pos_embed == "sine" and self.embed_dim % 4:
             raise VitreousError(
-                f"embed_dim {self.embed_dim} does not suit pos_embed 'sine'; choose a multiple of 4."
+                f"pos_embed 'sine' needs an embed_dim that is a multiple of 4, not {self.embed_dim}."
             )
         if self.stem == "conv":
             if self.patch_size < 2 or self.patch_size & (self.patch_size - 1):
                 raise VitreousError(
-                    f"patch_size {self.patch_size} does not suit stem 'conv', which halves the picture stage "
-                    "by stage; choose a power of 2 from 2 up."
+                    f"stem 'conv' halves the image in each stage, so patch_size cannot be {self.patch_size}; "
+                    "choose 2, 4, 8 or another power of 2."
                 )
             if not self.stem_dims or min(self.stem_dims) < 1:
                 raise VitreousError(
-                    "stem 'conv' needs stem_dims, the widths of its last stages, such as 48, 128."
+                    "stem 'conv' needs stem_dims, the widths of its last stages, such as [48, 128]."
                 )
         elif self.stem_dims:
-            raise VitreousError("stem_dims belongs to stem 'conv'; leave it out or set stem to 'conv'.")
+            raise VitreousError("stem_dims is for stem 'conv' only; leave it out or set stem to 'conv'.")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """An architecture, with the picture size and number of classes at which it is quoted."""
+    """An architecture, with the image size and number of classes that its published figures are for."""
 
     architecture: Architecture
     image_size: int
@@ -100,7 +101,7 @@ class Variant:
 
 
 def _notebook(depth: int, dropout: float) -> Architecture:
-    """The network of the notebook that this project starts from, its departures from the paper included."""
+    """The network of the notebook that this project started from, with its departures from the paper."""
     return Architecture(
         patch_size=4,
         embed_dim=256,
@@ -117,7 +118,7 @@ def _notebook(depth: int, dropout: float) -> Architecture:
 
 
 VARIANTS: dict[str, Variant] = {
-    # The default of a few minutes: a light convolutional stem, half of the FLOPs left to the encoder.
+    # The default for a few minutes: the light convolutional stem leaves half of the FLOPs to the encoder.
     "compact": Variant(
         Architecture(
             patch_size=4,
@@ -134,23 +135,23 @@ VARIANTS: dict[str, Variant] = {
         image_size=32,
         num_classes=10,
     ),
-    # Plain Vision Transformers for 32x32 pictures.  patch, dim, depth, heads, mlp
+    # Plain Vision Transformers for 32x32 images: patch, dim, depth, heads, mlp.
     "vit-xs4": Variant(Architecture(4, 256, 6, 4, 512), image_size=32, num_classes=10),
     "vit-ti4": Variant(Architecture(4, 192, 12, 3, 768), image_size=32, num_classes=10),
     "vit-s4": Variant(Architecture(4, 384, 12, 6, 1536), image_size=32, num_classes=10),
-    # The paper's, with the two smaller ones that later work added.
+    # The paper's B and L, and the two smaller sizes that later work added.
     "vit-ti16": Variant(Architecture(16, 192, 12, 3, 768), image_size=224, num_classes=1000),
     "vit-s16": Variant(Architecture(16, 384, 12, 6, 1536), image_size=224, num_classes=1000),
     "vit-b16": Variant(Architecture(16, 768, 12, 12, 3072), image_size=224, num_classes=1000),
     "vit-l16": Variant(Architecture(16, 1024, 24, 16, 4096), image_size=224, num_classes=1000),
-    # The notebook's; its CIFAR-10 network had 100 outputs by mistake, and has 10 here.
+    # The notebook's. Its CIFAR-10 network had 100 outputs by mistake; here it has 10.
     "notebook-cifar10": Variant(_notebook(depth=6, dropout=0.2), image_size=32, num_classes=10),
     "notebook-cifar100": Variant(_notebook(depth=24, dropout=0.1), image_size=32, num_classes=100),
 }
 
 
 def variant(name: str) -> Variant:
-    """The variant called `name`; raises `VitreousError` with the nearest name if there is none."""
+    """The variant called `name`; raises `VitreousError` if there is none."""
     if name not in VARIANTS:
         raise unknown("model", name, VARIANTS)
     return VARIANTS[name]

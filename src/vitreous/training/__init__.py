@@ -1,1 +1,1 @@
-"""The Lightning module, its optimizers and schedules, budgets and checkpoints."""
+"""The Lightning module with its optimizer, schedule, budget, checkpoints and loggers."""

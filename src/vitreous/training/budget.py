@@ -1,4 +1,4 @@
-"""When a run ends: its timeline from a budget, kept to while it runs."""
+"""The end of a run: its number of steps from a budget, fitted to the clock while it runs."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from vitreous.recipe import Budget
 from vitreous.training.cost import RunCost
 from vitreous.training.schedule import Timeline
 
-MEASURED_STEPS = 30  # steps whose times make the forecast
-FEW_STEPS = 5  # below which they make none
-TOLERANCE = 0.005  # of the budget, by which a forecast may miss before the rest is fitted again
-REPORT_SECONDS = 2.0  # from the last figure to the end: bundle, pictures, report
-VALIDATION_SHARE = 0.05  # of a training's time
+MEASURED_STEPS = 30  # number of recent steps behind the forecast
+FEW_STEPS = 5  # fewer measured steps make no forecast
+TOLERANCE = 0.005  # share of the budget that a forecast may miss before the remaining steps are fitted again
+REPORT_SECONDS = 2.0  # for the bundle and the report
+VALIDATION_SHARE = 0.05  # of the training time
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Pictures in a step and in each split, and steps in an epoch."""
+    """Number of images in a step and in each evaluated split, and of steps in an epoch."""
 
     batch: int
     steps_per_epoch: int
@@ -34,7 +34,7 @@ class Sizes:
 
 
 def planned_steps(budget: Budget, cost: RunCost, sizes: Sizes) -> int:
-    """How many steps a budget amounts to; a forecast for minutes, exact for all others."""
+    """The number of steps in a budget: a forecast for minutes, exact for all other units."""
     flops, seconds = cost.mean()
     steps = {
         "steps": lambda: budget.amount,
@@ -46,20 +46,21 @@ def planned_steps(budget: Budget, cost: RunCost, sizes: Sizes) -> int:
 
 
 def final_seconds(cost: RunCost, sizes: Sizes) -> float:
-    """Forecast of the time from the last step to the printed test figures."""
+    """Forecast of the seconds from the last step to the printed test figures."""
     return (sizes.val + sizes.test) * cost.full.evaluation_seconds / sizes.batch + REPORT_SECONDS
 
 
 class BudgetKeeper(pl.Callback):
-    """Times the run, fits a budget of minutes as it goes, and stops at the end.
+    """Times the run, fits its length to a budget of minutes, and stops it at the end.
 
     Args:
-        timeline: the run's length, fitted in place and kept in checkpoints.
-        budget: the amount that the run may cost; all but minutes are exact.
-        cost: of its steps.
+        timeline: the run's length, fitted in place and saved in checkpoints.
+        budget: the amount that the run may cost. All units but minutes are exact.
+        cost: of the run's steps.
+        sizes: number of images in a step and in each split.
         began: when the budget's clock started, on `time.monotonic`.
-        recorded: later fits of a run that is repeated, applied at their steps; none is made here then.
-        note: is told of each fit, for the log.
+        recorded: the later fits of a run that is repeated, applied at their steps. No new fits are then made.
+        note: is called with a line for each fit.
     """
 
     def __init__(
@@ -77,66 +78,66 @@ class BudgetKeeper(pl.Callback):
         self.began, self.recorded, self.note = began, list(recorded or ()), note
         fits = budget.unit == "minutes" and recorded is None
         self.deadline = began + 60 * budget.amount if fits else None
-        self.measured_picture_seconds: float | None = None
-        self.recent: deque[tuple[float, float]] = deque(maxlen=MEASURED_STEPS)  # seconds: measured, forecast
+        self.measured_image_seconds: float | None = None
+        self.recent: deque[tuple[float, float]] = deque(maxlen=MEASURED_STEPS)  # (measured, forecast) seconds
         self.flops = 0
-        self.earlier_seconds = self.earlier_total = 0.0  # of processes before this one
+        self.earlier_seconds = self.earlier_total = 0.0  # of earlier processes of this run
         self.started = self.ended = self.mark = self.last_fit = 0.0
         self.validate_every = self._validate_every(0)
 
     def _validate_every(self, step: int) -> int:
-        """Epochs between two validations, so many that the share of validation is kept."""
+        """Epochs from one validation to the next, for which validation takes `VALIDATION_SHARE` of the time."""
         epoch_seconds = self.sizes.steps_per_epoch * self.seconds_ahead(step)
         return max(1, round(self.validation_seconds / (VALIDATION_SHARE * epoch_seconds)))
 
     @property
-    def picture_seconds(self) -> float:
-        """Time to evaluate one picture: of the last validation, or the cost's, scaled as steps have turned out."""
-        if self.measured_picture_seconds is not None:
-            return self.measured_picture_seconds
+    def image_seconds(self) -> float:
+        """Seconds to evaluate one image: measured at the last validation, or the forecast at the current pace."""
+        if self.measured_image_seconds is not None:
+            return self.measured_image_seconds
         return self.cost.full.evaluation_seconds / self.sizes.batch * self.pace
 
     @property
     def validation_seconds(self) -> float:
-        return self.picture_seconds * self.sizes.val
+        return self.image_seconds * self.sizes.val
 
     @property
     def final_seconds(self) -> float:
-        """From the last step to the printed test figures."""
-        return self.picture_seconds * (self.sizes.val + self.sizes.test) + REPORT_SECONDS
+        """Seconds from the last step to the printed test figures."""
+        return self.image_seconds * (self.sizes.val + self.sizes.test) + REPORT_SECONDS
 
     @property
     def train_seconds(self) -> float:
-        """From the first training step to the last so far, validation included, all processes together."""
+        """Seconds from the first training step to the latest, validation included, over all processes of the run."""
         return self.earlier_seconds + self.ended - self.started
 
     @property
     def total_seconds(self) -> float:
-        """From the data being at hand until now, all processes together."""
+        """Seconds from the opened data until now, over all processes of the run."""
         return self.earlier_total + time.monotonic() - self.began
 
     @property
     def step_seconds(self) -> float:
-        """Mean time of the recent steps; 0 before the second."""
+        """Mean seconds of the recent steps; 0 before the second step."""
         return sum(measured for measured, _ in self.recent) / len(self.recent) if self.recent else 0.0
 
     @property
     def pace(self) -> float:
-        """How many times as long as forecast the recent steps took: their median.
+        """Median ratio of measured to forecast seconds of the recent steps.
 
-        Where the forecast was measured it holds until there are a few steps; a guess gives way to the first.
+        A measured forecast stands until a few steps are known. A guessed one is replaced after the first.
         """
         if len(self.recent) < (FEW_STEPS if self.deadline is not None else 1):
             return 1.0
         return statistics.median(measured / max(forecast, 1e-9) for measured, forecast in self.recent)
 
     def seconds_ahead(self, step: int) -> float:
-        """Mean time of a step from `step` to the end, as things go."""
+        """Mean seconds of a step from `step` to the end, at the current pace."""
         return self.cost.mean(self.timeline.fraction(step))[1] * self.pace
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.started = self.ended = self.mark = self.last_fit = time.monotonic()
-        if trainer.global_step >= self.timeline.total:  # resumed when nothing but evaluation was left
+        if trainer.global_step >= self.timeline.total:  # resumed with nothing but the evaluation left
             self._stop(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -145,7 +146,7 @@ class BudgetKeeper(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         now = time.monotonic()
         if self.sizes.val:
-            self.measured_picture_seconds = (now - self.mark) / self.sizes.val
+            self.measured_image_seconds = (now - self.mark) / self.sizes.val
             trainer.check_val_every_n_epoch = self.validate_every = self._validate_every(trainer.global_step)
         self.mark = self.ended = now
 
@@ -167,16 +168,18 @@ class BudgetKeeper(pl.Callback):
 
     def _stop(self, trainer: pl.Trainer) -> None:
         trainer.should_stop = True
-        trainer.limit_val_batches = 0  # Lightning would validate once more; the bundle's own figures follow
+        trainer.limit_val_batches = (
+            0  # Lightning would validate once more, and the bundle is evaluated anyway
+        )
 
     def _fit(self, step: int, now: float) -> None:
-        """Fits the steps that are left to the time that is left, where the forecast misses."""
+        """Fits the remaining steps to the remaining time if the forecast misses it."""
         assert self.deadline is not None
         left = self.deadline - now - self.final_seconds
         if now < self.deadline and len(self.recent) < FEW_STEPS:
-            return  # one slow step at the start says nothing
+            return  # a slow step at the start is no forecast
         if left > 0 and now - self.last_fit < self.budget.amount:
-            return  # a sixtieth of the budget between two looks
+            return  # at most one fit in a sixtieth of the budget
         every = self.validate_every * self.sizes.steps_per_epoch
         validations = self.timeline.total // every - step // every
         per_step = self.seconds_ahead(step)
@@ -188,8 +191,8 @@ class BudgetKeeper(pl.Callback):
         per_step += self.validation_seconds / every
         total = max(step, self.timeline.total - round(missed / per_step)) if per_step else step
         self.note(
-            f"step {step}: {1000 * self.step_seconds:.0f} ms a step, the forecast missed by {missed:+.1f} s, "
-            f"so {self.timeline.total} steps become {total}"
+            f"step {step:,}: at {1000 * self.step_seconds:.0f} ms a step the run would end {abs(missed):.1f} s "
+            f"{'late' if missed > 0 else 'early'}, so {self.timeline.total:,} steps become {total:,}"
         )
         self.timeline.fit(step, total)
 
@@ -199,7 +202,7 @@ class BudgetKeeper(pl.Callback):
         return {"fits": fits, "flops": self.flops, **seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues a run: its length stays as it was last fitted, which makes the rest repeatable."""
+        """Continues a run with its length as last fitted. No more fits are made, so the rest is repeatable."""
         self.timeline.fits[:] = [tuple(fit) for fit in state["fits"]]
         self.recorded = [fit for fit in self.recorded if fit[0] > self.timeline.fits[-1][0]]
         self.earlier_seconds, self.earlier_total = state["train_seconds"], state["total_seconds"]

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole, hashed, resumed to the same bits; and what Ctrl-C does."""
+"""Checkpoints: written whole, hashed, and resumed to the same bits. Ctrl-C stops a run with one."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from vitreous.errors import VitreousError
 from vitreous.files import atomic_write, sha256
 from vitreous.run import Run
 
-KEPT = 2
-PARTS = {"state_dict", "optimizer_states", "loops", "callbacks", "global_step"}  # of every checkpoint of ours
+KEPT = 2  # checkpoints
+PARTS = {"state_dict", "optimizer_states", "loops", "callbacks", "global_step"}  # keys of every checkpoint
 
 
 class WholeFile(TorchCheckpointIO):
-    """Lightning's checkpoints, written whole or not at all, and marked with the run that they belong to.
+    """Writes Lightning's checkpoints whole or not at all, marked with the run that they belong to.
 
     Raises:
-        VitreousError: (in `save_checkpoint`) the disk is full or the place cannot be written.
+        VitreousError: (in `save_checkpoint`) the disk is full, or the file cannot be written.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -41,7 +41,7 @@ class WholeFile(TorchCheckpointIO):
             try:
                 torch.save(checkpoint, file)
             except RuntimeError as error:
-                # torch's writer checks its position after a failed write, and so hides the system's error.
+                # torch's writer fails a second time after a failed write, which hides the system's error.
                 if isinstance(error.__context__, OSError):
                     raise error.__context__ from None
                 raise OSError(str(error).partition("\n")[0]) from error
@@ -50,7 +50,7 @@ class WholeFile(TorchCheckpointIO):
 
 
 def run_mark(folder: Path) -> str | None:
-    """Tells the run in `folder` from all others, by its start, data and request; None if there is no run."""
+    """A hash of start, data and request that identifies the run in `folder`; None if it is not a run."""
     try:
         resolved = Run(folder).resolved
     except VitreousError:
@@ -60,16 +60,15 @@ def run_mark(folder: Path) -> str | None:
 
 
 class CheckpointKeeper(pl.Callback):
-    """Saves the whole state of a run now and then, at its end, and on Ctrl-C or SIGTERM.
+    """Saves the whole state of a run at regular times, at its end, and on Ctrl-C or SIGTERM.
 
-    The first Ctrl-C lets the step in progress finish, saves and stops the run; a second one stops
-    at once, and the run goes on from the checkpoint before. What a killed process left half written in
-    the folder is removed at the next start.
+    The first Ctrl-C finishes the step in progress, saves and stops the run. A second one stops at once, and the run can
+    be resumed from the checkpoint before. Half-written files of a killed process are removed at the next start.
 
     Args:
         folder: `checkpoints/` of the run.
-        every_seconds: time between two checkpoints.
-        say: is told of trouble; a checkpoint that cannot be written does not end a training.
+        every_seconds: time from one checkpoint to the next.
+        say: is called with warnings. A checkpoint that cannot be written does not end the training.
     """
 
     def __init__(
@@ -110,25 +109,25 @@ class CheckpointKeeper(pl.Callback):
             trainer.limit_val_batches = 0  # Lightning would validate before it stops
 
     def save(self, trainer: pl.Trainer) -> None:
-        """Writes `step-N.ckpt` and its hash beside it, then removes all older ones but one."""
+        """Writes `step-N.ckpt` and its hash, then removes all older checkpoints but one."""
         step = trainer.global_step
         path = self.folder / f"step-{step:08d}.ckpt"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             trainer.save_checkpoint(path)
             atomic_write(path.with_suffix(".sha256"), sha256(path) + "\n")
-            # Later steps are not this process's: it passed them over when it began.
+            # Checkpoints of later steps were skipped at the start as unusable, and do not count.
             for old in [old for old in numbered(self.folder) if step_of(old) <= step][:-KEPT]:
                 old.unlink(missing_ok=True)
                 old.with_suffix(".sha256").unlink(missing_ok=True)
         except (OSError, VitreousError) as error:
-            self.say(f"Warning: the checkpoint of step {step} was not written. {error}")
+            self.say(f"Warning: the checkpoint of step {step:,} was not written. {error}")
             remove_leftovers(self.folder)
         self.saved_at, self.saved_step = time.monotonic(), step
 
 
 def numbered(folder: Path) -> list[Path]:
-    """The files in `folder` that are named as checkpoints are, oldest step first."""
+    """The files in `folder` with the name of a checkpoint, oldest step first."""
     return sorted(
         (path for path in folder.glob("step-*.ckpt") if re.fullmatch(r"step-\d+", path.stem)), key=step_of
     )
@@ -140,7 +139,7 @@ def step_of(path: Path) -> int:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what an interrupted writer left: temporary files, and a checkpoint or a hash without the other."""
+    """Removes the remains of a killed process: temporary files, and checkpoints or hashes without their counterpart."""
     leftovers = [
         *folder.glob(".step-*.tmp"),
         *(path for path in numbered(folder) if not path.with_suffix(".sha256").exists()),
@@ -152,38 +151,38 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def newest(folder: Path, say: Callable[[str], None] = print) -> Path | None:
-    """The newest checkpoint in `folder` that its run can continue from, or None.
+    """The newest usable checkpoint in `folder`, or None.
 
-    It says which ones it passes over and why, and that the run starts again if none is left. A file that
-    holds anything but tensors and plain values is never executed.
+    Reports each checkpoint that it skips, with the reason. Code in a file is never executed: only tensors and plain
+    values are read.
     """
     for path in reversed(numbered(folder)):
-        reason = _trouble(path)
+        reason = _unusable(path)
         if reason is None:
             return path
-        say(f"Passing over the checkpoint {path.name}: {reason}.")
-    say("The run has no checkpoint to continue from, so it starts again from its first step.")
+        say(f"Skipping the checkpoint {path.name}, because {reason}.")
+    say("The run has no usable checkpoint, so it starts again from its first step.")
     return None
 
 
-def _trouble(path: Path) -> str | None:
-    """Why no run can continue from the checkpoint `path`, or None."""
+def _unusable(path: Path) -> str | None:
+    """Why no run can continue from the checkpoint `path`, or None if one can."""
     try:
         expected = path.with_suffix(".sha256").read_text(encoding="ascii", errors="replace").strip()
         if sha256(path) != expected:
             return "it is damaged (its content does not match its hash)"
     except FileNotFoundError:
-        return "it has no hash, so it was not written to its end"
+        return "it has no hash, so it is incomplete"
     except OSError as error:
         return f"it cannot be read ({error.strerror or error})"
     try:
         content = torch.load(path, map_location="meta", mmap=True, weights_only=True)
-    except Exception:  # of many types, and all say the same
+    except Exception:  # a foreign file can raise nearly any error
         content = None
     if not isinstance(content, dict) or not content.keys() >= PARTS:
         return "it is not a checkpoint of vitreous"
     if content["global_step"] != step_of(path):
-        return f"it is named otherwise than what it holds, step {content['global_step']}"
+        return f"it is of step {content['global_step']}, which is not the step in its name"
     mark = run_mark(path.parent.parent)
     if content.get("run", mark) != mark:
         return "it belongs to another run"

@@ -1,4 +1,4 @@
-"""The network with its loss, figures, optimizer and schedule, as a LightningModule."""
+"""The LightningModule: the network with its loss, figures, optimizer and schedule."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from vitreous.training.schedule import Timeline, linear, onecycle, phase_at, pha
 
 
 class Classifier(pl.LightningModule):
-    """Trains a `VisionTransformer` by a recipe, in `vitreous.train` and in a Trainer of your own.
+    """Trains a `VisionTransformer` by a recipe, in `vitreous.train` or in a Lightning Trainer of your own.
 
-    Batches are dictionaries as `ImageData` makes them, or pairs of (images, labels). It logs
-    `train_loss` and, over whole splits, each of `vitreous.metrics.FIGURES` as `val_…` and `test_…`.
+    A batch is a dictionary from `ImageData`, or a pair (images [B, 3, H, W], labels [B]). The module logs `train_loss`
+    and, over whole splits, each of `vitreous.metrics.FIGURES` as `val_…` and `test_…`.
 
     Args:
-        model: the network; moved and trained in place.
+        model: the network, moved and trained in place.
         recipe: its optimizer, schedule and training sections are used.
         timeline: the run's length in steps; by default the Trainer's own estimate.
         seed: of dropout and stochastic depth, together with the step.
@@ -54,13 +54,13 @@ class Classifier(pl.LightningModule):
         self.figures = SplitMetrics(model.num_classes)
 
     @classmethod
-    def load_from_checkpoint(  # type: ignore[override]  # Lightning's cannot make a network
+    def load_from_checkpoint(  # type: ignore[override]  # Lightning's version cannot build a network
         cls, checkpoint_path: Path | str, map_location: str | torch.device = "cpu"
     ) -> Classifier:
-        """The classifier of a checkpoint that it was saved in, with the recipe, sizes and weights of then.
+        """The classifier that was saved in a checkpoint, with its recipe, sizes and weights.
 
         Raises:
-            VitreousError: there is no such file, or it is no checkpoint of a `Classifier`.
+            VitreousError: the file does not exist, or it is not a checkpoint of a `Classifier`.
         """
         path = path_of(checkpoint_path)
         try:
@@ -74,15 +74,15 @@ class Classifier(pl.LightningModule):
             classifier.load_state_dict(checkpoint["state_dict"])
         except FileNotFoundError:
             raise VitreousError(f"There is no checkpoint {path}; check the path.") from None
-        except Exception as error:  # on others' bytes torch's reader raises nearly anything
+        except Exception as error:  # torch's reader can raise nearly any error on a foreign file
             reason = " ".join(str(error).split())[:200]
             raise VitreousError(
-                f"{path} is damaged or no checkpoint of a vitreous Classifier ({reason}); give another."
+                f"{path} is damaged or not a checkpoint of a vitreous Classifier ({reason}); give another file."
             ) from None
         return classifier.to(map_location)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, num_classes] of normalised pictures [B, 3, H, W]."""
+        """Logits [B, num_classes] of normalised images [B, 3, H, W]."""
         return self.model(images)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -91,16 +91,16 @@ class Classifier(pl.LightningModule):
         assert self.timeline is not None
         side = self.phases[phase_at(self.phases, self.timeline.fraction(self.global_step))].side
         images = resized(images, side)
-        # An epoch's last, smaller batch is not worth compiling for.
+        # Compiling again for an epoch's last, smaller batch does not pay.
         stance = "default" if len(labels) == self.recipe.training.batch_size else "force_eager"
-        # The keys stay until the end of the step: a checkpointed block runs again in the backward pass.
+        # The keys stay until the end of the step, because a checkpointed block runs again in the backward pass.
         samples = batch["index"] if "index" in batch else torch.arange(len(labels), device=self.device)
         key_noise(self.model, self.seed, self.global_step, samples)
         generator = counted_generator(self.seed, self.global_step, self.device)
         with generator, torch.compiler.set_stance(stance):
             logits = self(images)
         loss = self._loss(logits.float(), labels)
-        if "share" in batch:  # pictures mixed of two
+        if "share" in batch:  # mixup or cutmix
             other, share = self._loss(logits.float(), batch["other"]), batch["share"]
             loss = share * loss + (1 - share) * other
         loss = loss.mean()
@@ -108,7 +108,7 @@ class Classifier(pl.LightningModule):
         return loss
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy of each picture, [B]."""
+        """Cross-entropy of each image, [B]."""
         smoothing = self.recipe.training.label_smoothing
         return F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
 
@@ -123,7 +123,7 @@ class Classifier(pl.LightningModule):
         return self._logits(batch if isinstance(batch, Tensor) else named(batch)["image"])
 
     def _logits(self, images: Tensor) -> Tensor:
-        """In float32 whatever the Trainer's precision, as every figure is, and not compiled."""
+        """Logits in float32 at any precision of the Trainer, and not compiled, since every figure is float32."""
         device = self.device.type
         available = torch.amp.is_autocast_available(device)  # not on "meta"
         full = torch.autocast(device, enabled=False) if available else nullcontext()
@@ -145,12 +145,12 @@ class Classifier(pl.LightningModule):
         self.log_dict(self.figures.compute().named(stage), prog_bar=True)
 
     def setup(self, stage: str) -> None:
-        """Refuses a Trainer that would change the weights' type: they are float32, as every figure is."""
+        """Refuses a Trainer whose precision would change the type of the weights, which is float32."""
         precision = self.trainer.precision
         if precision not in ("32-true", "bf16-mixed", "16-mixed"):
             raise VitreousError(
-                f"This Trainer's precision is {precision}, and a Classifier's weights stay float32; "
-                'give it precision="bf16-mixed" or "32-true".'
+                f"This Trainer's precision is {precision}, but the weights of a Classifier stay float32; "
+                'give the Trainer precision="bf16-mixed" or "32-true".'
             )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -161,10 +161,10 @@ class Classifier(pl.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         assert self.timeline is not None
         optimizer = cast("torch.optim.Optimizer", self.optimizers())
-        set_rates(optimizer, self.recipe, self.timeline, self.global_step)
+        set_learning_rates(optimizer, self.recipe, self.timeline, self.global_step)
         for group in optimizer.param_groups:
             name = "muon_learning_rate" if group.get("muon") else "learning_rate"
-            # A tensor on the CPU, since Lightning would send a number to the device, and wait for it in each step.
+            # A tensor on the CPU, because Lightning would copy a number to the device and wait for it in each step.
             self.log(name, torch.tensor(group["lr"]))
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -177,12 +177,12 @@ class Classifier(pl.LightningModule):
 
 
 def named(batch: Any) -> dict[str, Any]:
-    """A batch as `ImageData` makes it: itself, or made of a pair (images, labels)."""
+    """The batch as a dictionary, also if it is a pair (images, labels)."""
     return batch if isinstance(batch, dict) else {"image": batch[0], "label": batch[1]}
 
 
 class TimedTimeline(Timeline):
-    """The timeline of a Trainer with `max_time`: as far as its clock or its steps have come, whichever is further."""
+    """The timeline of a Trainer with `max_time`: the larger of the elapsed shares of its time and of its steps."""
 
     def __init__(self, timer: Timer, steps: int) -> None:
         super().__init__([(0, steps)])
@@ -194,7 +194,7 @@ class TimedTimeline(Timeline):
 
 
 def trainers_timeline(trainer: pl.Trainer) -> Timeline:
-    """What a Trainer says of its own length; raises `VitreousError` where it says nothing."""
+    """The timeline that follows from a Trainer's own limits; raises `VitreousError` if it has none."""
     steps = trainer.estimated_stepping_batches
     known = 0 < steps < math.inf
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
@@ -203,7 +203,7 @@ def trainers_timeline(trainer: pl.Trainer) -> Timeline:
         return TimedTimeline(timers[0], int(steps) if known else 2**31)
     if not known:
         raise VitreousError(
-            "This Trainer has no end, and the learning rate's schedule needs one; "
+            "This Trainer has no end, but the learning rate's schedule needs one; "
             "give it max_epochs, max_steps or max_time."
         )
     return Timeline([(0, int(steps))])
@@ -212,10 +212,10 @@ def trainers_timeline(trainer: pl.Trainer) -> Timeline:
 def make_optimizer(
     model: VisionTransformer, section: OptimizerSection, *, bf16: bool
 ) -> torch.optim.Optimizer:
-    """AdamW on everything, or Muon on the matrices of stem and encoder and AdamW on the rest.
+    """AdamW for all parameters, or Muon for the matrices of stem and encoder and AdamW for the rest.
 
-    With `bf16` Muon's products are in that type, as those of the network are. On an accelerated network native kernels
-    do Muon's steps, too.
+    With `bf16`, Muon's products are in bfloat16, like those of the network. For an accelerated network, native kernels
+    compute Muon's steps too.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     betas = (section.beta1, section.beta2)
@@ -225,7 +225,7 @@ def make_optimizer(
             lr=section.learning_rate,
             betas=betas,
             weight_decay=section.weight_decay,
-            fused=all(p.device.type != "meta" for p in trained.values()),  # torch refuses to fuse there
+            fused=all(p.device.type != "meta" for p in trained.values()),  # the fused form has no meta device
         )
     else:
         matrices = {
@@ -249,8 +249,10 @@ def make_optimizer(
     return optimizer
 
 
-def set_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, timeline: Timeline, step: int) -> None:
-    """Sets learning rate (and OneCycle's beta1) for `step`, a pure function of it and the timeline."""
+def set_learning_rates(
+    optimizer: torch.optim.Optimizer, recipe: Recipe, timeline: Timeline, step: int
+) -> None:
+    """Sets the learning rates (and OneCycle's beta1) of `step`, a pure function of the step and the timeline."""
     total = timeline.total
     position = timeline.fraction(step) * total
     warmup = recipe.schedule.warmup

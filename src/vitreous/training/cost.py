@@ -1,4 +1,4 @@
-"""What training steps cost: FLOPs counted on a network without memory, seconds measured on a twin."""
+"""The cost of training steps: FLOPs counted on the `meta` device, seconds measured on a copy of the network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vitreous.recipe import Recipe
 from vitreous.training.classifier import make_optimizer
 from vitreous.training.schedule import phases
 
-GUESSED_SPEED = 1e11  # FLOPs a second of what has not been measured; the first steps correct it
+GUESSED_SPEED = 1e11  # FLOP/s before anything is measured; the first steps correct it
 SHORT_SECONDS = 2.0  # a step shorter than this is timed twice
 
 
@@ -26,9 +26,9 @@ class StepCost:
     """The cost of one step of a batch.
 
     Attributes:
-        flops: of forward, backward and the optimizer's products, a multiply-add as two.
-        seconds: not compiled; a guess from the FLOPs until `measure_seconds`.
-        evaluation_seconds: of the forward pass alone, as evaluation does it; a third of that guess.
+        flops: of the forward and backward pass and the optimizer's products, a multiply-add counted as two.
+        seconds: of a step that is not compiled; a guess from the FLOPs unless `measure_seconds` measured it.
+        evaluation_seconds: of the forward pass in evaluation; unless measured, a third of the guess.
     """
 
     flops: int
@@ -38,21 +38,21 @@ class StepCost:
 
 @dataclass(frozen=True)
 class RunCost:
-    """The cost of a run's steps, phase by phase: `parts` holds (until which share of the steps, cost of one)."""
+    """The cost of a run's steps, phase by phase: `parts` holds (share of the steps at its end, cost of a step)."""
 
     parts: tuple[tuple[float, StepCost], ...]
 
     @property
     def full(self) -> StepCost:
-        """Of a step on images of full size."""
+        """The cost of a step on images of full size."""
         return self.parts[-1][1]
 
     def at(self, fraction: float) -> StepCost:
-        """Of the step at that share of the run."""
+        """The cost of the step at the share `fraction` of the run."""
         return next((cost for until, cost in self.parts if fraction < until), self.full)
 
     def mean(self, start: float = 0.0) -> tuple[float, float]:
-        """FLOPs and seconds of a step, on average from the share `start` of the run to its end."""
+        """Mean FLOPs and seconds of a step, from the share `start` of the run to its end."""
         flops = seconds = 0.0
         began = start
         for until, cost in self.parts:
@@ -63,21 +63,21 @@ class RunCost:
 
 
 def count_cost(recipe: Recipe, image_size: int, num_classes: int, batch_size: int) -> RunCost:
-    """The cost of a recipe's steps, its FLOPs counted on the plain network on the `meta` device.
+    """The cost of a recipe's steps, with FLOPs counted on the plain network on the `meta` device.
 
-    So the count is instant and exact, and depends on neither machine nor backend.
+    The count is instant and exact, and depends on neither machine nor backend. The seconds are guesses.
     """
     with torch.device("meta"):
-        # In evaluation mode, which multiplies the same matrices and draws no noise.
+        # Evaluation mode has the same products and needs no random numbers.
         network = VisionTransformer(recipe.model, image_size, num_classes).eval()
-    network.set_attention("explicit")  # the counter knows every one of its products
+    network.set_attention("explicit")  # the counter knows all its products
     parts = []
     for phase in phases(recipe.schedule, image_size):
         images = torch.empty(batch_size, 3, phase.side, phase.side, device="meta")
         labels = torch.empty(batch_size, dtype=torch.int64, device="meta")
         with FlopCounterMode(display=False) as counter:
             forward_loss(network, images, labels, bf16=False).backward()
-            if recipe.optimizer.name == "muon":  # AdamW has no products, and its fused form no meta device
+            if recipe.optimizer.name == "muon":  # AdamW has no products
                 make_optimizer(network, recipe.optimizer, bf16=False).step()
         network.zero_grad()
         seconds = counter.get_total_flops() / GUESSED_SPEED
@@ -88,16 +88,16 @@ def count_cost(recipe: Recipe, image_size: int, num_classes: int, batch_size: in
 def measure_seconds(
     cost: RunCost, network: VisionTransformer, recipe: Recipe, batch_size: int, device: str, *, bf16: bool
 ) -> RunCost:
-    """The cost with its seconds measured by real steps of `network`, which is trained on noise and of no more use."""
+    """The cost with measured seconds. Trains `network` on noise, so it cannot be used afterwards."""
     network = network.to(device).train()
     optimizer = make_optimizer(network, recipe.optimizer, bf16=bf16)
     parts = []
     with torch.random.fork_rng(devices=[device] if device == "cuda" else []):
         for phase, (until, step) in zip(phases(recipe.schedule, network.image_size), cost.parts, strict=True):
             images = torch.randn(batch_size, 3, phase.side, phase.side, device=device)
-            images = images.contiguous(memory_format=torch.channels_last)  # as augmentation leaves them
+            images = images.contiguous(memory_format=torch.channels_last)  # the layout after augmentation
             labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
-            seconds = _step_seconds(network, optimizer, images, labels, bf16)  # the first warms up
+            seconds = _step_seconds(network, optimizer, images, labels, bf16)  # a warm-up
             if seconds < SHORT_SECONDS:
                 seconds = min(_step_seconds(network, optimizer, images, labels, bf16) for _ in range(2))
             parts.append((until, dataclasses.replace(step, seconds=seconds)))
@@ -122,7 +122,7 @@ def _step_seconds(
 
 
 def forward_loss(network: VisionTransformer, images: Tensor, labels: Tensor, *, bf16: bool) -> Tensor:
-    """Cross-entropy of a batch, under autocast if `bf16`."""
+    """Mean cross-entropy of a batch, under autocast if `bf16`."""
     if not bf16:
         return F.cross_entropy(network(images), labels)
     with torch.autocast(images.device.type, torch.bfloat16):

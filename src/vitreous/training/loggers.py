@@ -1,4 +1,4 @@
-"""Where figures go while training: `metrics.csv` always, TensorBoard and Weights & Biases on request."""
+"""Loggers of the figures during training: `metrics.csv` always, TensorBoard and Weights & Biases on request."""
 
 from __future__ import annotations
 
@@ -21,20 +21,22 @@ from vitreous.metrics import FIGURES
 from vitreous.run import read_metrics
 
 LOGGERS = ("csv", "tensorboard", "wandb")
-RATES = ("learning_rate", "muon_learning_rate")  # AdamW's, and that of Muon where it trains the matrices
-COLUMNS = ("step", "epoch", "seconds", *RATES, "train_loss", *(f"val_{name}" for name in FIGURES))
-HISTOGRAM_STEPS = 100  # between two sets of histograms
+LEARNING_RATES = ("learning_rate", "muon_learning_rate")  # of AdamW, and of Muon if it trains the matrices
+COLUMNS = ("step", "epoch", "seconds", *LEARNING_RATES, "train_loss", *(f"val_{name}" for name in FIGURES))
+HISTOGRAM_STEPS = 100  # from one set of histograms to the next
 HISTOGRAM_BINS = 64
 
 
 class MetricsCsv(Logger):
-    """`metrics.csv`: one row for each logged step or validation, empty cells where nothing was logged.
+    """Writes `metrics.csv`: one row for each logged step or validation, with empty cells for values not logged.
+
+    A row that cannot be written, as on a full disk, is left out. The first one gives a warning on standard error.
 
     Args:
-        path: of the file; its rows up to `start_step` are kept. Later rows are discarded; those steps run again.
-            A later row that cannot be written (a full disk) is left out, with a warning for the first one on stderr.
-        seconds: the run's training clock.
-        steps_per_epoch: for the `epoch` column, a fraction.
+        path: the file. Its rows up to `start_step` are kept. Later rows are discarded; those steps run again.
+        seconds: returns the training time so far.
+        steps_per_epoch: for the `epoch` column, which holds fractions.
+        start_step: the step that the run continues from.
 
     Raises:
         VitreousError: the file is damaged, or cannot be read or written at the start.
@@ -49,11 +51,13 @@ class MetricsCsv(Logger):
         try:
             kept = [row for row in read_metrics(path) if row["step"] <= start_step] if path.exists() else []
         except VitreousError as error:
-            raise VitreousError(f"{error} Or delete it: the run then goes on without its rows.") from None
+            raise VitreousError(f"{error} Or delete it, and the run goes on without its rows.") from None
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
-        writer.writerows([{k: "" if v is None else v for k, v in row.items()} for row in kept])
+        writer.writerows(
+            {column: "" if value is None else value for column, value in row.items()} for row in kept
+        )
         atomic_write(path, text.getvalue())
 
     @property
@@ -65,7 +69,7 @@ class MetricsCsv(Logger):
         return ""
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """The recipe stands in the run folder already."""
+        """Does nothing, since the recipe is in the run folder."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         known = {
@@ -73,7 +77,7 @@ class MetricsCsv(Logger):
         }
         if not known or step is None:
             return
-        done = step + 1  # Lightning counts the step in progress, a person those that are done
+        done = step + 1  # Lightning gives the index of the step, from 0
         row = {
             "step": done,
             "epoch": round(done / self.steps_per_epoch, 4),
@@ -85,14 +89,14 @@ class MetricsCsv(Logger):
         except OSError as error:
             if not self.warned:
                 print(
-                    f"Warning: the figures of step {done} were not written; training goes on, and later rows are "
-                    f"still tried. {write_failure(self.path, error)}",
+                    f"Warning: the figures of step {done:,} were not written. Training goes on and tries to write "
+                    f"later rows. {write_failure(self.path, error)}",
                     file=sys.stderr,
                 )
             self.warned = True
 
     def _append(self, row: Mapping[str, float]) -> None:
-        """Adds the whole row or, with an OSError, nothing: later rows would run on from a part of it."""
+        """Adds the whole row or, with an OSError, nothing, since a later row would be glued to a part of it."""
         size = self.path.stat().st_size
         try:
             with self.path.open("a", encoding="utf-8", newline="") as file:
@@ -103,9 +107,9 @@ class MetricsCsv(Logger):
 
 
 class TensorBoard(TensorBoardLogger):
-    """TensorBoard, with one file of events for each process.
+    """TensorBoard with a single event file for each process.
 
-    Lightning closes the file when training ends; the last figures would then begin a second one.
+    Lightning closes the file at the end of training, and the final figures would then start a second one.
     """
 
     def finalize(self, status: str) -> None:
@@ -113,13 +117,13 @@ class TensorBoard(TensorBoardLogger):
 
 
 class Wandb(WandbLogger):
-    """Weights & Biases, with histograms of all parameters and gradients every 100 steps.
+    """Weights & Biases with histograms of all parameters and gradients every 100 steps.
 
-    Its own `watch` would slow training down: a network with forward hooks runs in torch, not on the native kernels.
+    Its own `watch` would slow training down, because a network with forward hooks cannot run on the native kernels.
     """
 
     def log_histograms(self, model: nn.Module, step: int) -> None:
-        """Logs them at `step`, before the optimizer's step, if it is their turn."""
+        """Logs histograms before the optimizer's step, if `step` is a multiple of `HISTOGRAM_STEPS`."""
         if step % HISTOGRAM_STEPS:
             return
         import wandb
@@ -129,7 +133,7 @@ class Wandb(WandbLogger):
             for kind, values in (("parameters", parameter.detach()), ("gradients", parameter.grad)):
                 if values is None:
                     continue
-                finite = values[values.isfinite()].float().cpu().numpy()  # no histogram holds NaN
+                finite = values[values.isfinite()].float().cpu().numpy()  # histograms cannot hold NaN
                 if finite.size:
                     counts, edges = np.histogram(finite, HISTOGRAM_BINS)
                     histograms[f"{kind}/{name}"] = wandb.Histogram(
@@ -139,7 +143,7 @@ class Wandb(WandbLogger):
 
 
 def check_logger(name: str) -> None:
-    """Raises `VitreousError` where there is no logger called `name`, or it cannot be used.
+    """Raises `VitreousError` if the logger `name` is unknown or cannot be used.
 
     On a terminal, Weights & Biases may ask for its key.
     """
@@ -165,7 +169,7 @@ def check_logger(name: str) -> None:
 
 
 def extra_logger(name: str, folder: Path, config: Mapping[str, Any]) -> Logger | None:
-    """The logger called `name` beside the CSV, writing into the run's folder.
+    """The logger `name`, which writes into the run's folder; None for "csv", which is always written.
 
     Raises:
         VitreousError: Weights & Biases cannot be reached.
@@ -177,7 +181,7 @@ def extra_logger(name: str, folder: Path, config: Mapping[str, Any]) -> Logger |
 
         logger = Wandb(project="vitreous", name=folder.name, save_dir=folder, config=dict(config))
         try:
-            _ = logger.experiment  # begins the run
+            _ = logger.experiment  # starts its run
         except wandb.Error as error:
             raise VitreousError(
                 f"--logger wandb cannot be used ({str(error).rstrip('.')}); mend that, "
@@ -188,7 +192,7 @@ def extra_logger(name: str, folder: Path, config: Mapping[str, Any]) -> Logger |
 
 
 def finish(loggers: Iterable[Logger], figures: Mapping[str, float], step: int) -> None:
-    """Hands over a run's last figures and ends what has to be ended."""
+    """Logs a run's final figures and closes the loggers."""
     for logger in loggers:
         if isinstance(logger, TensorBoard):  # for its table of hyperparameters against figures
             logger.log_hyperparams(logger.hparams, dict(figures), step)

@@ -1,10 +1,9 @@
 """Muon for matrices and convolutions, AdamW for the rest, as one optimizer.
 
-Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) replaces the momentum of a
-weight matrix by the nearest semi-orthogonal matrix, found with five Newton-Schulz steps. Matrices
-of one shape go through them as one batched product; or, on a CPU, each on a core of its own in a
-kernel of ours. One optimizer rather than two, since Lightning steps, counts and saves one without
-further ado.
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) replaces the momentum of a weight matrix by
+roughly the nearest semi-orthogonal matrix, which five Newton-Schulz steps compute. In torch, matrices of the same shape
+are multiplied as a batch. On a CPU, a native kernel can process each matrix on a core of its own. Both methods are in
+one optimizer, because Lightning steps, counts and saves a single one without extra code.
 """
 
 from __future__ import annotations
@@ -20,16 +19,19 @@ from torch.optim.adamw import adamw
 from vitreous.native.build import MIN_WIDTH
 from vitreous.native.ops import muon_step
 
-# Coefficients of the odd polynomial a x + b x^3 + c x^5: steepest at zero while singular values stay near 1.
+# Coefficients of a x + b x^3 + c x^5 for singular values x: steep at 0, while values near 1 stay near 1.
 A, B, C = 3.4445, -4.7750, 2.0315
 STEPS = 5
 
 
 def orthogonalize(matrices: Tensor, steps: int = STEPS) -> Tensor:
-    """Nearest semi-orthogonal matrices, roughly: singular values end between 0.7 and 1.2.
+    """Roughly the nearest semi-orthogonal matrices, with singular values between 0.7 and 1.2.
 
     Args:
-        matrices: [K, M, N], any float type; computed in the type that is given.
+        matrices: [K, M, N], of any float type, which is also the type of the products.
+
+    Returns:
+        [K, M, N], of the same type.
     """
     tall = matrices.size(-2) > matrices.size(-1)
     x = matrices.mT if tall else matrices
@@ -40,8 +42,8 @@ def orthogonalize(matrices: Tensor, steps: int = STEPS) -> Tensor:
     return x.mT if tall else x
 
 
-def _takes(matrix: Tensor) -> bool:
-    """Whether our kernel knows such a matrix: it is given an address, and reads no less than a register."""
+def _is_supported(matrix: Tensor) -> bool:
+    """Whether the native kernel can process the matrix: contiguous float32 of at least a register's width."""
     plain = matrix.device.type == "cpu" and matrix.dtype == torch.float32 and matrix.is_contiguous()
     return plain and matrix.numel() >= MIN_WIDTH
 
@@ -50,12 +52,14 @@ class Muon(torch.optim.Optimizer):
     """Muon on parameters of two and more dimensions, AdamW on all others.
 
     Args:
-        matrices: parameters for Muon; a convolution [O, I, h, w] counts as a matrix [O, I*h*w].
+        matrices: parameters for Muon. A convolution [O, I, h, w] counts as a matrix [O, I*h*w].
         others: parameters for AdamW (biases, norms, positions, the head).
-        muon_learning_rate: scaled for each matrix by sqrt(max(1, rows / columns)).
-        dtype: type of the Newton-Schulz products; bfloat16 is enough where it is fast.
-        native: whether our own kernel for CPUs takes Muon's steps where it knows the matrices; it is then to be had
-            for `dtype`.
+        learning_rate, betas: of AdamW.
+        weight_decay: decoupled, for all parameters.
+        muon_learning_rate: multiplied for each matrix by sqrt(max(1, rows / columns)).
+        momentum: of Muon, Nesterov's.
+        dtype: type of the Newton-Schulz products; bfloat16 is precise enough.
+        native: use the native kernel for the matrices that it supports. The kernels must be available for `dtype`.
     """
 
     def __init__(
@@ -84,7 +88,7 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One step of both; `closure` computes the loss and its gradients, as in torch's own optimizers."""
+        """One step for all parameters; `closure` computes loss and gradients, as in torch's own optimizers."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -101,10 +105,10 @@ class Muon(torch.optim.Optimizer):
             if "momentum" not in self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
         buffers = [self.state[p]["momentum"] for p in params]
-        if self.native and all(map(_takes, (*params, *buffers))):
-            rates = (group["lr"], group["momentum"], group["weight_decay"])
+        if self.native and all(map(_is_supported, (*params, *buffers))):
+            settings = (group["lr"], group["momentum"], group["weight_decay"])
             bf16 = self.dtype == torch.bfloat16
-            muon_step(params, grads, buffers, *rates, bf16, STEPS, (A, B, C))
+            muon_step(params, grads, buffers, *settings, bf16, STEPS, (A, B, C))
             return
         torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
         nesterov = torch._foreach_lerp(grads, buffers, group["momentum"])
@@ -120,7 +124,7 @@ class Muon(torch.optim.Optimizer):
                 params[i].add_(matrix.view_as(params[i]), alpha=-scale)
 
     def _adamw(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        """AdamW (Loshchilov & Hutter, arXiv 1711.05101), as one kernel of torch's for all parameters."""
+        """AdamW (Loshchilov & Hutter, arXiv 1711.05101) by torch's fused kernel, for all parameters at once."""
         grads = [p.grad for p in params if p.grad is not None]
         for p in params:
             if "step" not in self.state[p]:

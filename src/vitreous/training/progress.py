@@ -1,4 +1,4 @@
-"""Progress of a training, and silence for Lightning's own remarks."""
+"""The progress line of a training, and a filter for Lightning's own messages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Progress(pl.Callback):
     """Shows loss, time left, images/s, position and the last validation's figures while training.
 
     Args:
-        keeper: knows the timeline and the time of a step.
+        keeper: has the timeline and the time of a step.
         stream: standard error by default.
     """
 
@@ -33,7 +33,7 @@ class Progress(pl.Callback):
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step, total = trainer.global_step, self.keeper.timeline.total
-        # The loss is read only where it is shown, since reading it waits for the device.
+        # The loss is read only when it is shown, because reading it waits for the device.
         if not self.line.due() and step < total and not trainer.should_stop:
             return
         per_step = self.keeper.step_seconds
@@ -55,7 +55,7 @@ class Progress(pl.Callback):
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Keeps Lightning's own remarks, made for people who write Trainers, out of what users read."""
+    """Hides Lightning's own messages, which address the authors of Trainers, not users."""
     logger = logging.getLogger("pytorch_lightning")
     level = logger.level
     logger.setLevel(logging.ERROR)

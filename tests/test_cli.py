@@ -512,4 +512,4 @@ def test_the_table_of_options_is_what_train_takes_and_what_its_help_says() -> No
 
 def test_an_option_of_one_patch_is_described(capsys: Capture) -> None:
     assert run("model vit-b16 --image-size 16") == 0
-    assert "of 16 x 16" in capsys.readouterr().out
+    assert "images of 16 x 16" in capsys.readouterr().out

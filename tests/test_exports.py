@@ -1,4 +1,4 @@
-"""A trained network is a plain module: what PyTorch's tools make of it gives the same logits."""
+"""A trained network is a plain module: exports and transforms by PyTorch's tools give the same logits."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ PATHS = [("compact", "explicit"), ("compact", "fused"), ("plain", "explicit"), (
 
 @pytest.fixture(params=[*PATHS, ("padded", "explicit")], ids="-".join)
 def model(request: pytest.FixtureRequest, tmp_path: Path) -> VisionTransformer:
-    """As a bundle gives it."""
+    """A network that was loaded from a bundle."""
     name, attention = request.param
     torch.manual_seed(0)
-    made = VisionTransformer(NETWORKS[name], SIZE, 5)
-    for parameter in made.parameters():
-        nn.init.normal_(parameter, std=0.2)  # layers that begin at zero would say nothing
-    bundle = Bundle(made, tuple("abcde"), (0.4, 0.5, 0.6), (0.2, 0.2, 0.3), Preprocess(SIZE))
+    saved = VisionTransformer(NETWORKS[name], SIZE, 5)
+    for parameter in saved.parameters():
+        nn.init.normal_(parameter, std=0.2)  # layers that start at zero would hide differences
+    bundle = Bundle(saved, tuple("abcde"), (0.4, 0.5, 0.6), (0.2, 0.2, 0.3), Preprocess(SIZE))
     save_bundle(bundle, tmp_path / "bundle")
     loaded = load_bundle(tmp_path / "bundle")
-    loaded.logits(np.zeros((2, SIZE, SIZE, 3), np.uint8))  # predicting leaves nothing behind
+    loaded.logits(np.zeros((2, SIZE, SIZE, 3), np.uint8))  # predicting must leave the model plain
     assert type(loaded.model) is VisionTransformer and not loaded.model.training
     loaded.model.set_attention(attention)
     return loaded.model
@@ -63,38 +63,38 @@ def logits(model: VisionTransformer, images: Tensor) -> Tensor:
 
 @pytest.fixture
 def batches() -> list[Tensor]:
-    """Of other sizes than that which an export saw."""
+    """Batches of other sizes than the one that was exported."""
     generator = torch.Generator().manual_seed(2)
     return [torch.randn(n, 3, SIZE, SIZE, generator=generator) for n in (1, 2, 7)]
 
 
 @torch.no_grad()
 def test_torch_export(model: VisionTransformer, images: Tensor, batches: list[Tensor]) -> None:
-    batch = torch.export.Dim("batch", min=1, max=1000)
-    program = torch.export.export(model, (images,), dynamic_shapes=({0: batch},))
+    batch_size = torch.export.Dim("batch", min=1, max=1000)
+    program = torch.export.export(model, (images,), dynamic_shapes=({0: batch_size},))
     file = io.BytesIO()
     torch.export.save(program, file)
     file.seek(0)
-    again = torch.export.load(file).module()
-    for each in (images, *batches):
-        torch.testing.assert_close(again(each), model(each), **TOLERANCE)
+    loaded = torch.export.load(file).module()
+    for batch in (images, *batches):
+        torch.testing.assert_close(loaded(batch), model(batch), **TOLERANCE)
 
 
 @torch.no_grad()
 def test_jit_trace(model: VisionTransformer, images: Tensor, batches: list[Tensor]) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # sizes are checked while tracing only
+        warnings.simplefilter("error", torch.jit.TracerWarning)
         traced = torch.jit.trace(model, images)
     file = io.BytesIO()
     torch.jit.save(traced, file)
     file.seek(0)
-    again = torch.jit.load(file)
-    for each in (images, *batches):
-        torch.testing.assert_close(again(each), model(each), **TOLERANCE)
+    loaded = torch.jit.load(file)
+    for batch in (images, *batches):
+        torch.testing.assert_close(loaded(batch), model(batch), **TOLERANCE)
 
 
 def run_onnx(path: Path, images: Tensor) -> np.ndarray:
-    """By onnxruntime, or where that is not installed by ONNX's own reference."""
+    """Runs the model in onnxruntime or, if that is not installed, in ONNX's reference implementation."""
     try:
         from onnxruntime import InferenceSession
     except ImportError:
@@ -117,10 +117,13 @@ def test_onnx(
         names["dynamic_axes"] = {"images": {0: "batch"}, "logits": {0: "batch"}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        warnings.simplefilter("error", torch.jit.TracerWarning)
         torch.onnx.export(model, (images,), tmp_path / "model.onnx", dynamo=dynamo, verbose=False, **names)
     onnx.checker.check_model(str(tmp_path / "model.onnx"))
-    for each in (images, *batches):
-        np.testing.assert_allclose(run_onnx(tmp_path / "model.onnx", each), model(each).numpy(), **TOLERANCE)
+    for batch in (images, *batches):
+        np.testing.assert_allclose(
+            run_onnx(tmp_path / "model.onnx", batch), model(batch).numpy(), **TOLERANCE
+        )
 
 
 def test_every_module_calls_its_hooks(model: VisionTransformer, images: Tensor, logits: Tensor) -> None:
@@ -128,7 +131,7 @@ def test_every_module_calls_its_hooks(model: VisionTransformer, images: Tensor, 
     for name, module in model.named_modules():
         module.register_forward_hook(lambda *_, name=name: called.append(name))
     torch.testing.assert_close(model(images), logits)
-    # The blocks are a list, and the linear stem takes its convolution's weight for a matrix product.
+    # The blocks are a list, and the linear stem uses its convolution's weight in a matrix product.
     assert {name for name, _ in model.named_modules()} - set(called) <= {"blocks", "patch_embed.proj"}
 
 
@@ -139,7 +142,7 @@ def test_vmap(model: VisionTransformer, images: Tensor, logits: Tensor) -> None:
 
 
 def test_saliency(model: VisionTransformer, images: Tensor) -> None:
-    """The gradient of the input, against finite differences in float64."""
+    """The gradient of the image agrees with finite differences in float64."""
     image = images[:1].clone().requires_grad_()
     model(image)[0, 2].backward()
     assert image.grad is not None
@@ -154,27 +157,25 @@ def test_saliency(model: VisionTransformer, images: Tensor) -> None:
 
 
 def test_per_image_gradients(model: VisionTransformer, images: Tensor) -> None:
-    """What explanation and influence methods use: `grad` under `vmap`, of the weights."""
+    """Gradients of the weights by `grad` under `vmap`, as methods for explanation and influence use them."""
     weights = {name: p.detach() for name, p in model.named_parameters()}
 
     def loss(weights: dict[str, Tensor], image: Tensor) -> Tensor:
         return torch.func.functional_call(model, weights, image[None])[0, 1]
 
-    found = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, images)
+    per_image = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, images)
+    head_bias = "head.bias" if "head.bias" in weights else "head.2.bias"
     for i, image in enumerate(images):
         model.zero_grad()
         model(image[None])[0, 1].backward()
-        torch.testing.assert_close(found["head.bias"][i] if "head.bias" in found else found["head.2.bias"][i],
-                                   (model.head.bias if "head.bias" in found else model.head[2].bias).grad)  # fmt: skip
-        torch.testing.assert_close(
-            found["blocks.0.mlp.fc1.weight"][i], model.blocks[0].mlp.fc1.weight.grad, rtol=1e-3, atol=1e-5
-        )
+        for name, tolerance in ((head_bias, {}), ("blocks.0.mlp.fc1.weight", {"rtol": 1e-3, "atol": 1e-5})):
+            torch.testing.assert_close(per_image[name][i], model.get_parameter(name).grad, **tolerance)
 
 
 def test_a_deepcopy_shares_nothing(model: VisionTransformer, images: Tensor, logits: Tensor) -> None:
     twin = copy.deepcopy(model)
-    own = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    assert not own & {tensor.data_ptr() for tensor in (*twin.parameters(), *twin.buffers())}
+    pointers = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    assert not pointers & {tensor.data_ptr() for tensor in (*twin.parameters(), *twin.buffers())}
     with torch.no_grad():
         for parameter in twin.parameters():
             parameter.zero_()
@@ -183,8 +184,8 @@ def test_a_deepcopy_shares_nothing(model: VisionTransformer, images: Tensor, log
 
 @torch.no_grad()
 def test_pickling(model: VisionTransformer, images: Tensor, logits: Tensor) -> None:
-    again = pickle.loads(pickle.dumps(model))
-    assert torch.equal(again(images), logits) and type(again) is VisionTransformer
+    copied = pickle.loads(pickle.dumps(model))
+    assert torch.equal(copied(images), logits) and type(copied) is VisionTransformer
     file = io.BytesIO()
     torch.save(model, file)
     file.seek(0)

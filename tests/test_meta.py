@@ -1,6 +1,6 @@
-"""Everything on the training path with all tensors on `meta`: finds what is made on the wrong device, without a GPU.
+"""Runs the training path with all tensors on `meta`: finds tensors on the wrong device without a GPU.
 
-A tensor on `meta` has a shape and a type but no values, so nothing may depend on values either.
+A tensor on `meta` has a shape and a dtype but no values, so these tests also fail where code depends on values.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ META = torch.device("meta")
 
 
 class OnMeta(TorchDispatchMode):
-    """Fails at the operator that takes or makes a tensor anywhere else."""
+    """Fails at an operator that reads or creates a tensor on another device."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.nonzero.default:  # how many there are depends on values: say all
+        if func is torch.ops.aten.nonzero.default:  # the number depends on values: assume all elements
             return torch.empty(args[0].numel(), args[0].ndim, dtype=torch.int64, device=META)
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves((args, kwargs, out)):
             if isinstance(tensor, Tensor) and tensor.device != META:
-                raise AssertionError(f"{func} meets a tensor {list(tensor.shape)} on {tensor.device}")
+                raise AssertionError(f"{func} uses a tensor {list(tensor.shape)} on {tensor.device}")
         return out
 
 
-def test_the_watch_finds_what_it_should() -> None:
+def test_the_mode_finds_tensors_on_the_cpu() -> None:
     on_meta = torch.empty(3, device=META)
     with OnMeta():
         on_meta + 1
@@ -51,9 +51,9 @@ def test_the_watch_finds_what_it_should() -> None:
         for wrong in (lambda: torch.ones(3), lambda: torch.arange(3), lambda: torch.tensor([1.0, 2.0])):
             with pytest.raises(AssertionError, match="cpu"):
                 wrong()
-    here = torch.ones(())
+    on_cpu = torch.ones(())
     with OnMeta(), pytest.raises(AssertionError, match="cpu"):
-        on_meta * here
+        on_meta * on_cpu
 
 
 MODES = pytest.mark.parametrize("mode", [nullcontext, OnMeta])
@@ -73,8 +73,8 @@ AUGMENTATIONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def test_every_operation_is_tried() -> None:
-    """Each key of a recipe's [augment] is a field of one name in `Augment`, and among those tried together."""
+def test_every_augmentation_is_tested() -> None:
+    """Each key of a recipe's [augment] is a field of `Augment` with the same name, and part of the case "all"."""
     keys = {field.name for field in dataclasses.fields(recipes.AugmentSection)}
     assert keys == {field.name for field in dataclasses.fields(Augment)} - {"fill", "seed"}
     assert keys == AUGMENTATIONS["all"].keys()
@@ -96,11 +96,11 @@ def data() -> ImageData:
 @pytest.mark.parametrize("options", AUGMENTATIONS.values(), ids=AUGMENTATIONS)
 def test_augmentation(data: ImageData, options: dict[str, Any]) -> None:
     data.augment = Augment(**options, fill=data.store.mean)
-    here = next(iter(data.train_dataloader()))
-    expected = data.on_after_batch_transfer(here, 0)
-    there = on_meta(here)
+    cpu_batch = next(iter(data.train_dataloader()))
+    expected = data.on_after_batch_transfer(cpu_batch, 0)
+    meta_batch = on_meta(cpu_batch)
     with OnMeta():
-        batch = data.on_after_batch_transfer(there, 0)
+        batch = data.on_after_batch_transfer(meta_batch, 0)
     assert batch.keys() == expected.keys()
     for name, value in expected.items():
         if isinstance(value, Tensor):
@@ -145,7 +145,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 def test_a_step_of_training(
     data: ImageData, tiny: dict[str, Any], mode: Any, attention: str, optimizer: str, network: str
 ) -> None:
-    """Of small images, then of full size: noise, loss of mixed images, both optimizers, twice."""
+    """Two steps, on small images and at full size, with noise and mixed images, for both optimizers."""
     overrides = {
         **tiny["overrides"], "depth": 2, "optimizer.name": optimizer, "label_smoothing": 0.1,
         "schedule.small_sides": [0.5], "schedule.small_until": [0.5],
@@ -170,7 +170,7 @@ def test_a_step_of_training(
             set_learning_rates(stepper, recipe, timeline, step)
             loss = classifier.training_step(data.on_after_batch_transfer(batch, 0), step)
             loss.backward()
-        # torch's own AdamW is not fused on meta, and then counts its steps on the CPU.
+        # On meta, torch's AdamW is not fused and keeps its step count on the CPU.
         with mode() if optimizer == "muon" else nullcontext():
             stepper.step()
             stepper.zero_grad()
@@ -181,7 +181,7 @@ def test_a_step_of_training(
 
 
 @MODES
-def test_a_pair_of_images_and_labels(tiny: dict[str, Any], mode: Any) -> None:
+def test_a_step_on_a_plain_pair_of_images_and_labels(tiny: dict[str, Any], mode: Any) -> None:
     recipe = recipes.load("default", {**tiny["overrides"], "dropout": 0.1, "drop_path": 0.1})
     classifier = Classifier(
         VisionTransformer(recipe.model, SIDE, CLASSES), recipe, timeline=Timeline([(0, 1)])

@@ -1,4 +1,4 @@
-"""The network's parts against closed forms and literal lists, and every variant against the same contract."""
+"""The network's parts against closed forms and literal lists, and the same checks for every variant."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def tiny(image_size: int = 8, num_classes: int = 5, **options: Any) -> VisionTra
     return VisionTransformer(Architecture(**TINY | options), image_size, num_classes)
 
 
-def shaken(model: VisionTransformer) -> VisionTransformer:
-    """Every weight moved, so that zero-initialised layers let signals and gradients through."""
+def perturbed(model: VisionTransformer) -> VisionTransformer:
+    """Adds noise to every weight, because layers that start at zero pass no signals and gradients."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -80,7 +80,7 @@ def test_flops_of_vit_b16_by_hand() -> None:
     assert describe("vit-b16")["flops"] == expected
 
 
-def test_counting_flops_leaves_the_model_alone() -> None:
+def test_counting_flops_does_not_change_the_model() -> None:
     model = tiny()
     model.set_attention("fused")
     assert count_flops(model, image_size=16) > count_flops(model) == count_flops(model, image_size=8)
@@ -88,10 +88,9 @@ def test_counting_flops_leaves_the_model_alone() -> None:
 
 
 def test_half_of_the_compact_network_is_encoder() -> None:
-    whole, without = create_model("compact"), create_model("compact", depth=1)
-    a_block = parameters(whole.blocks[0])
-    assert 4 * a_block > parameters(whole) / 2
-    assert (count_flops(whole) - count_flops(without)) / 3 * 4 > count_flops(whole) / 2
+    model, one_block = create_model("compact"), create_model("compact", depth=1)
+    assert 4 * parameters(model.blocks[0]) > parameters(model) / 2
+    assert (count_flops(model) - count_flops(one_block)) / 3 * 4 > count_flops(model) / 2
 
 
 def test_the_table_of_variants_needs_no_torch() -> None:
@@ -106,7 +105,9 @@ def test_the_table_of_variants_needs_no_torch() -> None:
 def test_every_variant_trains_in_every_parameter(name: str) -> None:
     torch.manual_seed(0)
     architecture = dataclasses.replace(VARIANTS[name].architecture, depth=2)
-    model = shaken(VisionTransformer(architecture, image_size=2 * architecture.patch_size + 1, num_classes=3))
+    model = perturbed(
+        VisionTransformer(architecture, image_size=2 * architecture.patch_size + 1, num_classes=3)
+    )
     side = model.image_size
     model.init_from_data(torch.randn(4, 3, side, side))
     logits = model(torch.randn(2, 3, side, side).to(memory_format=torch.channels_last))
@@ -145,7 +146,7 @@ def test_create_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "named"),
+    ("options", "message"),
     [
         ({"pool": "clss"}, "'cls'"),
         ({"num_heads": 3}, "num_heads 3"),
@@ -160,13 +161,13 @@ def test_create_model() -> None:
         ({"head_hidden": -1}, "head_hidden"),
     ],
 )
-def test_bad_architectures_are_refused_by_name(options: dict[str, Any], named: str) -> None:
-    with pytest.raises(VitreousError, match=named):
+def test_bad_architectures_are_refused_by_name(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(VitreousError, match=message):
         Architecture(**TINY | options)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 8, 9), (2, 1, 8, 8), (3, 8, 8), (2, 3, 4, 4)])
-def test_pictures_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(VitreousError, match=r"\[B, 3, 8, 8\]"):
         tiny()(torch.randn(shape))
 
@@ -176,7 +177,7 @@ def test_an_architecture_survives_json() -> None:
     assert Architecture(**json.loads(json.dumps(dataclasses.asdict(architecture)))) == architecture
 
 
-# Names, which are timm's
+# State dict: the names of timm
 
 
 def test_state_dict_names_and_shapes() -> None:
@@ -208,7 +209,7 @@ def test_state_dict_names_and_shapes() -> None:
     assert {name: list(tensor.shape) for name, tensor in tiny(drop_path=0.1).state_dict().items()} == expected
 
 
-def test_optional_parts_have_their_names() -> None:
+def test_names_of_optional_parts() -> None:
     plain = set(tiny().state_dict())
     assert set(tiny(pos_embed="sine").state_dict()) == plain
     assert set(tiny(pool="mean").state_dict()) == plain - {"cls_token"}
@@ -227,37 +228,37 @@ def test_optional_parts_have_their_names() -> None:
 
 def test_patch_order() -> None:
     B, C, S, P = 2, 3, 6, 2
-    pictures = torch.arange(B * C * S * S).reshape(B, C, S, S)
-    patches = patchify(pictures, P)
+    images = torch.arange(B * C * S * S).reshape(B, C, S, S)
+    patches = patchify(images, P)
     assert patches.shape == (B, 9, C * P * P)
     for n in range(9):
         for c in range(C):
             for row in range(P):
                 for column in range(P):
-                    expected = pictures[:, c, (n // 3) * P + row, (n % 3) * P + column]
+                    expected = images[:, c, (n // 3) * P + row, (n % 3) * P + column]
                     assert torch.equal(patches[:, n, (c * P + row) * P + column], expected)
 
 
 def test_patch_embedding_is_the_strided_convolution() -> None:
     embed = tiny().double().patch_embed
-    pictures = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    torch.testing.assert_close(embed(pictures), embed.proj(pictures).flatten(2).mT)
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(embed(images), embed.proj(images).flatten(2).mT)
 
 
 def test_padding_is_zeros_at_the_bottom_and_on_the_right() -> None:
     odd, even = tiny(image_size=10), tiny(image_size=12)
     assert odd.pos_embed.shape == (1, 10, 16)
     odd.load_state_dict(even.state_dict())
-    picture = torch.randn(2, 3, 10, 10)
+    image = torch.randn(2, 3, 10, 10)
     padded = torch.zeros(2, 3, 12, 12)
-    padded[:, :, :10, :10] = picture
-    torch.testing.assert_close(odd(picture), even(padded))
+    padded[:, :, :10, :10] = image
+    torch.testing.assert_close(odd(image), even(padded))
 
 
 @pytest.mark.parametrize(
     "options", [{}, {"pool": "mean"}, {**CONV, "patch_size": 2}], ids=["cls", "mean", "conv"]
 )
-def test_positions_of_another_size_lie_between_the_models_own(options: dict[str, Any]) -> None:
+def test_positions_of_another_size_are_interpolated(options: dict[str, Any]) -> None:
     model = tiny(image_size=16, **options)
     own = model.pos_embed.detach()
     first, grid = model.num_tokens - model.grid**2, model.grid
@@ -294,13 +295,13 @@ def test_sine_position() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"qk_norm": True}], ids=["plain", "qk_norm"])
 def test_attention_paths_agree(options: dict[str, Any]) -> None:
-    model = shaken(tiny(**options)).double()
-    pictures = torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    model = perturbed(tiny(**options)).double()
+    images = torch.randn(3, 3, 8, 8, dtype=torch.float64)
     results = []
     for path in ("explicit", "fused"):
         model.set_attention(path)
         model.zero_grad()
-        logits = model(pictures)
+        logits = model(images)
         logits.square().sum().backward()
         results.append([logits, *(p.grad for p in model.parameters())])
     for explicit, fused in zip(*results, strict=True):
@@ -311,14 +312,14 @@ def test_attention_paths_agree(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("path", ["explicit", "fused"])
 def test_attention_maps(path: str) -> None:
-    """Rows sum to 1, and each layer's map applied to its values gives what that layer's attention put out."""
-    model = shaken(tiny(qk_norm=True)).double().eval()
+    """Rows sum to 1, and each layer's map times its values gives the output of that layer's attention."""
+    model = perturbed(tiny(qk_norm=True)).double().eval()
     model.set_attention(path)
     seen: list[tuple[Tensor, Tensor]] = []
     for block in model.blocks:
         block.attn.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
-    pictures = torch.randn(3, 3, 8, 8, dtype=torch.float64)
-    maps = model.attention_maps(pictures)
+    images = torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    maps = model.attention_maps(images)
     assert maps.shape == (2, 3, 2, 5, 5) and (maps >= 0).all()
     torch.testing.assert_close(maps.sum(dim=-1), torch.ones(2, 3, 2, 5, dtype=torch.float64))
     assert len(seen) == 2
@@ -332,30 +333,42 @@ def test_pooling() -> None:
     tokens = torch.randn(3, 4, 16)
     torch.testing.assert_close(tiny(pool="mean").pool(tokens), tokens.sum(dim=1) / 4)
     assert torch.equal(tiny(pool="cls").pool(tokens), tokens[:, 0])
-    model = shaken(tiny(pool="attention"))
+    model = perturbed(tiny(pool="attention"))
     scores = torch.einsum("bnd,d->bn", tokens, model.attn_pool.weight[0]).exp()
     expected = torch.einsum("bn,bnd->bd", scores / scores.sum(dim=1, keepdim=True), tokens)
     torch.testing.assert_close(model.pool(tokens), expected)
 
 
-# Noise and starting values
+# Noise and initial weights
 
 
-def test_dropout_stands_where_the_origin_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    widths: list[tuple[int, float, bool]] = []
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_dropout_acts_on_tokens_hidden_units_and_mlp_output(attention: str) -> None:
+    """After the positions and twice in the MLP, never inside the attention."""
+    rate, tokens = 0.25, torch.randn(400, 5, 16)
+    model = perturbed(tiny(dropout=rate)).train()
+    model.set_attention(attention)
+    attn, mlp = model.blocks[0].attn, model.blocks[0].mlp
 
-    def record(module: Dropout, x: Tensor) -> Tensor:
-        widths.append((x.shape[-1], module.rate, module.training))
-        return x
+    embedded = model.embed(torch.randn(400, 3, 8, 8))
+    assert (embedded == 0).float().mean().item() == pytest.approx(rate, abs=0.02)
+    assert torch.equal(attn(tokens), attn.eval()(tokens))
 
-    monkeypatch.setattr(Dropout, "forward", record)
-    model = tiny(dropout=0.25)
-    for path in ("explicit", "fused"):
-        widths.clear()
-        model.set_attention(path)
-        model(torch.randn(2, 3, 8, 8))
-        # After the position; then in each layer after GELU (24 wide) and after the second linear layer.
-        assert widths == [(16, 0.25, True)] + 2 * [(24, 0.25, True), (16, 0.25, True)]
+    # With these weights, each output of the MLP is the number of its token's hidden units that dropout kept.
+    weights = {
+        "fc1.weight": torch.zeros(24, 16),
+        "fc1.bias": torch.full((24,), 3.0),
+        "fc2.weight": torch.full((16, 24), (1 - rate) ** 2 / float(F.gelu(torch.tensor(3.0)))),
+        "fc2.bias": torch.zeros(16),
+    }
+    mlp.load_state_dict(weights)
+    units = mlp(tokens).detach().flatten(0, 1)  # [400 * 5, 16]
+    kept = units.amax(dim=1, keepdim=True)
+    assert (units == 0).float().mean().item() == pytest.approx(rate, abs=0.02)  # dropout of the output
+    assert torch.equal(units[units != 0], kept.expand_as(units)[units != 0])
+    torch.testing.assert_close(kept, kept.round(), atol=1e-3, rtol=0)
+    assert kept.mean().item() == pytest.approx(24 * (1 - rate), abs=0.3)  # dropout of the 24 hidden units
+    assert kept.std().item() == pytest.approx((24 * rate * (1 - rate)) ** 0.5, rel=0.1)
 
 
 def test_drop_path() -> None:
@@ -364,13 +377,13 @@ def test_drop_path() -> None:
     x = torch.ones(20_000, 2, 3)
     y = drop(x)
     assert set(y.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
-    assert (y == y[:, :1, :1]).all(), "a picture's branch is kept or left out as a whole"
+    assert (y == y[:, :1, :1]).all(), "an image's branch is kept or dropped as a whole"
     assert abs(y.mean() - 1) < 4 * math.sqrt(0.25 / 0.75 / 20_000)
     assert drop.eval()(x) is x
     assert drop.train()(x.bfloat16()).dtype == torch.bfloat16
 
 
-def test_the_two_branches_of_a_layer_are_left_out_apart() -> None:
+def test_the_two_branches_of_a_layer_are_dropped_independently() -> None:
     model = tiny(depth=2, drop_path=0.5).train()
     with keyed_noise(model, 1, 2, torch.arange(4000)):
         masks = [
@@ -378,7 +391,7 @@ def test_the_two_branches_of_a_layer_are_left_out_apart() -> None:
             for block in model.blocks
             for drop in (block.drop_path1, block.drop_path2)
         ]
-    correlated = np.corrcoef(torch.stack(masks[2:]).numpy())  # of the last layer, whose rate is 0.5
+    correlated = np.corrcoef(torch.stack(masks[2:]).numpy())  # the last layer, whose rate is 0.5
     assert abs(correlated[0, 1]) < 5 / 4000**0.5
 
 
@@ -386,7 +399,7 @@ def test_drop_path_rises_over_the_depth() -> None:
     model = tiny(depth=5, drop_path=0.2)
     rates = [block.drop_path1.rate.item() for block in model.blocks]
     assert rates == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
-    model.double()  # a changed dtype of the model does not matter
+    model.double()  # the dtype of `rate` does not affect the output's
     assert model(torch.randn(2, 3, 8, 8, dtype=torch.float64)).dtype == torch.float64
 
 
@@ -411,7 +424,7 @@ def test_notebook_initialisation() -> None:
     assert model.pos_embed.std().item() == pytest.approx(1, rel=0.05)
     assert model.cls_token is not None and model.cls_token.std().item() == pytest.approx(1, rel=0.2)
     for linear in (attn.proj, model.blocks[0].mlp.fc1, model.blocks[0].mlp.fc2, model.patch_embed.proj):
-        bound = 1 / math.sqrt(linear.weight[0].numel())  # torch's own
+        bound = 1 / math.sqrt(linear.weight[0].numel())  # torch's default
         assert 0.98 * bound < linear.weight.abs().max() <= bound
 
 
@@ -426,16 +439,19 @@ def test_zero_init_makes_each_block_the_identity() -> None:
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.2, 0.5])
-def test_dropout_leaves_out_its_rate_and_keeps_the_mean(rate: float) -> None:
+def test_dropout_zeroes_its_rate_and_keeps_the_mean(rate: float) -> None:
     dropout = Dropout(rate)
     torch.manual_seed(1)
     x = torch.ones(300, 1001, requires_grad=True)
     y = dropout(x)
     count = y.numel()
-    share = (y == 0).float().mean().item()
-    assert abs(share - rate) < 5 * (rate * (1 - rate) / count) ** 0.5
+    dropped = (y == 0).float().mean().item()
+    assert abs(dropped - rate) < 5 * (rate * (1 - rate) / count) ** 0.5
     torch.testing.assert_close(y[y != 0], torch.full_like(y[y != 0], 1 / (1 - rate)))
-    rows, columns = (y == 0).float().mean(1), (y == 0).float().mean(0)  # nothing is favoured
+    rows, columns = (
+        (y == 0).float().mean(1),
+        (y == 0).float().mean(0),
+    )  # no row or column is dropped more often
     assert rows.std() < 1.2 * (rate * (1 - rate) / 1001) ** 0.5
     assert columns.std() < 1.2 * (rate * (1 - rate) / 300) ** 0.5
     y.sum().backward()
@@ -447,19 +463,19 @@ def test_dropout_leaves_out_its_rate_and_keeps_the_mean(rate: float) -> None:
     assert torch.equal(dropout.eval()(x), x)
 
 
-def test_dropout_is_a_sound_operator() -> None:
+def test_opcheck_of_dropout() -> None:
     torch.library.opcheck(_keep_mask, (torch.tensor([7, -1, 2**30], dtype=torch.int32), 5, 2**31))
 
 
-def test_dropout_is_the_hash_that_it_says() -> None:
+def test_dropout_follows_its_documented_hash() -> None:
     keys = torch.tensor([0, 7, -1, -(2**31)], dtype=torch.int32)
-    found = keep_mask(keys, 50_000, 0.3).numpy()
+    kept = keep_mask(keys, 50_000, 0.3).numpy()
     with np.errstate(over="ignore"):
         x = np.arange(50_000, dtype=np.uint32) * np.uint32(0x9E3779B1) + keys.numpy().view(np.uint32)[:, None]
         x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
         x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
-    assert np.array_equal(found, x ^ (x >> np.uint32(16)) >= int(0.3 * 2**32))
-    correlated = np.corrcoef(found) - np.eye(4)  # of one key and another
+    assert np.array_equal(kept, x ^ (x >> np.uint32(16)) >= int(0.3 * 2**32))
+    correlated = np.corrcoef(kept) - np.eye(4)  # masks of different keys are uncorrelated
     assert abs(correlated).max() < 5 / 50_000**0.5
 
 
@@ -467,19 +483,19 @@ def test_dropout_is_the_hash_that_it_says() -> None:
 def test_noise_is_a_function_of_the_sample(attention: str) -> None:
     model = tiny(dropout=0.2, drop_path=0.3).train()
     model.set_attention(attention)
-    pictures, samples = torch.randn(6, 3, 8, 8), torch.tensor([9, 2, 70_000, 4, 0, 5])
+    images, samples = torch.randn(6, 3, 8, 8), torch.tensor([9, 2, 70_000, 4, 0, 5])
     state = torch.get_rng_state()
 
     def logits(some: list[int], seed: int = 1, step: int = 2) -> Tensor:
         with keyed_noise(model, seed, step, samples[some]):
-            return model(pictures[some])
+            return model(images[some])
 
     together = logits([0, 1, 2, 3, 4, 5])
     torch.testing.assert_close(logits([4, 1, 2]), together[[4, 1, 2]])
-    for other in (logits([0, 1, 2, 3, 4, 5], seed=2), logits([0, 1, 2, 3, 4, 5], step=3), model(pictures)):
+    for other in (logits([0, 1, 2, 3, 4, 5], seed=2), logits([0, 1, 2, 3, 4, 5], step=3), model(images)):
         assert not torch.allclose(other, together, atol=1e-4)
     torch.set_rng_state(state)
-    model(pictures)  # the caller's generator is not touched inside
+    model(images)  # keyed noise must not advance the caller's generator
     drawn = torch.get_rng_state()
     torch.set_rng_state(state)
     logits([0, 1])
@@ -490,7 +506,7 @@ def test_noise_is_a_function_of_the_sample(attention: str) -> None:
 # The convolutional stem
 
 
-def test_whitening_makes_patches_white() -> None:
+def test_whitening_decorrelates_patches() -> None:
     torch.manual_seed(0)
     rough = torch.randn(64, 3, 17, 17)
     smooth = F.avg_pool2d(rough, 2, 1) @ torch.diag(torch.linspace(1, 3, 16))  # neighbours are correlated
@@ -518,20 +534,20 @@ def test_conv_stem_has_a_stage_for_each_halving(patch_size: int, widths: list[in
     assert model.embed(torch.randn(2, 3, side, side)).shape == (2, 5, 16)
 
 
-def test_conv_stem_takes_whole_tokens_of_what_the_whitening_leaves() -> None:
+def test_conv_stem_drops_the_remainder_that_fills_no_token() -> None:
     model = tiny(image_size=32, pool="mean", **CONV)
     assert model.num_tokens == 49
-    picture = torch.randn(1, 3, 32, 32)
-    other = picture.clone()
-    other[:, :, 31:] += 1  # only the last tokens and, over the last 3x3, their neighbours see it
-    changed = (model.embed(picture) != model.embed(other)).any(dim=2).view(7, 7)
+    image = torch.randn(1, 3, 32, 32)
+    other = image.clone()
+    other[:, :, 31:] += 1  # reaches the last tokens and, through the last 3x3 convolution, their neighbours
+    changed = (model.embed(image) != model.embed(other)).any(dim=2).view(7, 7)
     assert not changed[:5].any()
     with pytest.raises(VitreousError, match="too small for stem 'conv'"):
         tiny(image_size=4, **CONV)
 
 
 def test_conv_stem_step_by_step() -> None:
-    stem = shaken(tiny(image_size=9, **CONV).double()).patch_embed
+    stem = perturbed(tiny(image_size=9, **CONV).double()).patch_embed
     assert isinstance(stem, ConvStem)
 
     def stage(x: Tensor, layer: ConvStage, halve: bool) -> Tensor:
@@ -541,24 +557,24 @@ def test_conv_stem_step_by_step() -> None:
         x = (x - mean) / (variance + 1e-6).sqrt()
         return F.gelu(x * layer.norm.weight[:, None, None] + layer.norm.bias[:, None, None])
 
-    pictures = torch.randn(2, 3, 9, 9, dtype=torch.float64)
-    x = F.gelu(F.conv2d(pictures, stem.whiten.weight))
+    images = torch.randn(2, 3, 9, 9, dtype=torch.float64)
+    x = F.gelu(F.conv2d(images, stem.whiten.weight))
     for layer in stem.stages:
         x = stage(x, layer, halve=True)
     x = x + stage(x, stem.mix, halve=False)
     tokens = torch.einsum("bcij,dc->bijd", x, stem.proj.weight[:, :, 0, 0]) + stem.proj.bias
-    torch.testing.assert_close(stem(pictures), tokens.reshape(2, 4, 16))
+    torch.testing.assert_close(stem(images), tokens.reshape(2, 4, 16))
 
 
-# Machines
+# Precision and compilation
 
 
 def test_bfloat16_autocast() -> None:
-    model = shaken(create_model("compact", depth=1))
-    pictures = torch.randn(2, 3, 32, 32)
-    expected = model(pictures)
+    model = perturbed(create_model("compact", depth=1))
+    images = torch.randn(2, 3, 32, 32)
+    expected = model(images)
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(model(pictures).float(), expected, atol=0.05, rtol=0.05)
+        torch.testing.assert_close(model(images).float(), expected, atol=0.05, rtol=0.05)
 
 
 def test_one_compiled_block_serves_all_layers() -> None:
@@ -580,14 +596,14 @@ def test_one_compiled_block_serves_all_layers() -> None:
 @pytest.mark.slow
 def test_compiled_equals_eager() -> None:
     torch._dynamo.reset()
-    model = shaken(tiny(drop_path=0.1, qk_norm=True)).eval()
-    pictures = torch.randn(2, 3, 8, 8)
+    model = perturbed(tiny(drop_path=0.1, qk_norm=True)).eval()
+    images = torch.randn(2, 3, 8, 8)
     results = []
     for compiled in (False, True):
         for block in model.blocks if compiled else []:
             block.compile()
         model.zero_grad()
-        logits = model(pictures)
+        logits = model(images)
         logits.square().sum().backward()
         results.append([logits, *(p.grad for p in model.parameters())])
     for eager, compiled_result in zip(*results, strict=True):

@@ -1,4 +1,4 @@
-"""The kernels as operators: declared as torch wants them, safe whatever they are given, built and kept with care."""
+"""The native kernels as torch operators: their declarations, their checks of arguments, and how they are compiled."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vitreous.native import build, ops
 
 pytestmark = pytest.mark.skipif(isinstance(build.load_kernels(torch.float32), str), reason="no C++ compiler")
 
-B, N, D, H, M = 3, 18, 40, 2, 56  # widths that no register divides
+B, N, D, H, M = 3, 18, 40, 2, 56  # widths that are not multiples of a register's
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 both = pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
 
@@ -63,7 +63,7 @@ def filled(weights: list[Tensor | None]) -> list[Tensor]:
     return [torch.empty(0) if w is None else w for w in weights]
 
 
-# ---- declared as torch wants them
+# ---- declarations
 
 
 @both
@@ -71,11 +71,11 @@ def test_opcheck_of_the_encoder(bf16: bool) -> None:
     torch.manual_seed(0)
     for weights in (layer() + layer(), layer(bias=False, norms=False) * 2):
         x = torch.randn(B, N, D, requires_grad=True)
-        given = (x, filled(weights), some_keys(), 0.3, 5, H, 1e-6, bf16)
-        torch.library.opcheck(torch.ops.vitreous.encode.default, (*given, True))
+        arguments = (x, filled(weights), some_keys(), 0.3, 5, H, 1e-6, bf16)
+        torch.library.opcheck(torch.ops.vitreous.encode.default, (*arguments, True))
         plain = [w.detach() for w in filled(weights)]
-        kept = torch.ops.vitreous.encode(x.detach(), plain, *given[2:], True)[1]
-        backward = (torch.randn(B, 5, D), kept, plain, given[2], 0.3, N, H, bf16)
+        kept = torch.ops.vitreous.encode(x.detach(), plain, *arguments[2:], True)[1]
+        backward = (torch.randn(B, 5, D), kept, plain, arguments[2], 0.3, N, H, bf16)
         torch.library.opcheck(torch.ops.vitreous.encode_backward.default, backward)
 
 
@@ -83,8 +83,8 @@ def test_opcheck_of_the_encoder(bf16: bool) -> None:
 def test_opcheck_of_the_pooling(bf16: bool) -> None:
     torch.manual_seed(0)
     x, norm, query = torch.randn(B, N, D), torch.randn(2, D), torch.randn(1, D)
-    given = [t.clone().requires_grad_() for t in (x, norm[0], norm[1], query)]
-    torch.library.opcheck(torch.ops.vitreous.pool.default, (*given, 1e-6, bf16))
+    arguments = [t.clone().requires_grad_() for t in (x, norm[0], norm[1], query)]
+    torch.library.opcheck(torch.ops.vitreous.pool.default, (*arguments, 1e-6, bf16))
     kept = torch.ops.vitreous.pool(x, norm[0], norm[1], query, 1e-6, bf16)[1]
     backward = (torch.randn(B, D), x, kept, norm[0].clone(), norm[1].clone(), query, bf16)
     torch.library.opcheck(torch.ops.vitreous.pool_backward.default, backward)
@@ -95,8 +95,8 @@ def test_opcheck_of_the_stem(bf16: bool) -> None:
     torch.manual_seed(0)
     x, weights = torch.randn(B, 3, 13, 13), stem_weights()
     position = torch.randn(1, 9, D, requires_grad=True)
-    for place in (position, None):
-        torch.library.opcheck(torch.ops.vitreous.stem.default, (x, place, weights, 1e-6, bf16))
+    for optional_position in (position, None):
+        torch.library.opcheck(torch.ops.vitreous.stem.default, (x, optional_position, weights, 1e-6, bf16))
     plain = [w.detach() for w in weights]
     kept = torch.ops.vitreous.stem(x, None, plain, 1e-6, bf16)[1]
     for placed in (True, False):
@@ -106,12 +106,12 @@ def test_opcheck_of_the_stem(bf16: bool) -> None:
 
 @both
 def test_opcheck_of_muon(bf16: bool) -> None:
-    given = (matrices(), matrices(), matrices(), 0.02, 0.95, 0.1, bf16, 5, list(COEFFICIENTS))
-    torch.library.opcheck(torch.ops.vitreous.muon_step.default, given)
+    arguments = (matrices(), matrices(), matrices(), 0.02, 0.95, 0.1, bf16, 5, list(COEFFICIENTS))
+    torch.library.opcheck(torch.ops.vitreous.muon_step.default, arguments)
 
 
-def test_gradients_are_those_of_finite_differences() -> None:
-    """In every argument at once, along a random direction: the operators know where each gradient belongs."""
+def test_gradients_agree_with_finite_differences() -> None:
+    """For each argument along its gradient: shows that each gradient belongs to its argument."""
     torch.manual_seed(0)
     x, weights, keys = torch.randn(B, N, D, requires_grad=True), layer() + layer(), some_keys()
     stem_in, position = torch.randn(B, 3, 13, 13), torch.randn(1, 9, D, requires_grad=True)
@@ -136,7 +136,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
         upstream = torch.randn_like(run(*arguments))
         grads = torch.autograd.grad((run(*arguments) * upstream).sum(), arguments)
         for i, (argument, grad) in enumerate(zip(arguments, grads, strict=True)):
-            step = 2e-3 * F.normalize(grad, dim=None)  # the steepest way: least noise
+            step = 2e-3 * F.normalize(grad, dim=None)  # the steepest direction has the least noise
             ends = [
                 [a.detach() + sign * step if j == i else a.detach() for j, a in enumerate(arguments)]
                 for sign in (1, -1)
@@ -147,38 +147,37 @@ def test_gradients_are_those_of_finite_differences() -> None:
             assert grad.shape == argument.shape
 
 
-def test_without_gradients_nothing_is_kept() -> None:
+def test_nothing_is_kept_without_a_backward_pass() -> None:
     torch.manual_seed(0)
     x, weights = torch.randn(B, N, D), [w.detach() for w in filled(layer() * 3)]
-    found = [
+    (out, kept), (out_only, empty) = (
         torch.ops.vitreous.encode(x, weights, None, 0.0, 5, H, 1e-6, False, keep) for keep in (True, False)
-    ]
-    assert torch.equal(found[0][0], found[1][0])
-    assert found[0][1].numel() > 0 and found[1][1].numel() == 0
+    )
+    assert torch.equal(out, out_only)
+    assert kept.numel() > 0 and empty.numel() == 0
 
 
-def test_weights_in_another_memory_order_work() -> None:
+def test_memory_order_of_weights_and_images_does_not_matter() -> None:
     torch.manual_seed(0)
     x, weights = torch.randn(B, N, D), layer()
-    turned = [None if w is None else w.detach().t().contiguous().t() if w.ndim == 2 else w for w in weights]
-    expected, found = (ops.encode(x, w, None, 0.0, N, H, 1e-6, False) for w in (weights, turned))
-    assert not turned[0].is_contiguous() and torch.equal(expected, found)
+    columns = [None if w is None else w.detach().t().contiguous().t() if w.ndim == 2 else w for w in weights]
+    by_rows, by_columns = (ops.encode(x, w, None, 0.0, N, H, 1e-6, False) for w in (weights, columns))
+    assert not columns[0].is_contiguous() and torch.equal(by_rows, by_columns)
     images, stem = torch.randn(2, 3, 14, 14), stem_weights()
     crop, last = images[:, :, 1:, 1:], images[:, :, 1:, 1:].contiguous(memory_format=torch.channels_last)
-    found = [ops.stem(x, None, stem, 1e-6, False) for x in (crop.contiguous(), crop, last)]
-    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    expected, *others = (ops.stem(x, None, stem, 1e-6, False) for x in (crop.contiguous(), crop, last))
+    assert all(torch.equal(expected, tokens) for tokens in others)
 
 
-# ---- safe whatever they are given
+# ---- checks of arguments
 
 
 def calls() -> dict[str, tuple[list[Tensor | None], list[int], list[float]]]:
-    """For each kernel a call that is right: tensors, sizes, numbers."""
-    K, fc = D // H, filled(layer() + layer())
-    fc = [w.detach() for w in fc]
+    """A valid call of each kernel: tensors, sizes, numbers."""
+    K, layers = D // H, [w.detach() for w in filled(layer() + layer())]
     kept_sizes = [ops.kept_bytes(4, (B, N, H, K, M), tokens, True) for tokens in (N, 5)]
     kept = torch.zeros(sum(kept_sizes), dtype=torch.uint8)
-    x, short, flat = torch.randn(B, N, D), torch.randn(B, 5, D), torch.zeros(sum(w.numel() for w in fc))
+    x, short, flat = torch.randn(B, N, D), torch.randn(B, 5, D), torch.zeros(sum(w.numel() for w in layers))
     encoder = [2, 2, 5, B, N, H, K, M, 2**31]
     stem = [w.detach() for w in stem_weights()]
     stem_kept = torch.zeros(ops.stem_kept_bytes(4, B, 13, [20, 36, 36])[0], dtype=torch.uint8)
@@ -187,8 +186,8 @@ def calls() -> dict[str, tuple[list[Tensor | None], list[int], list[float]]]:
     norm = torch.randn(3, D).unbind()
     matrix = torch.randn(8, 9)
     return {
-        "encoder": ([x, short, some_keys(), *fc, kept], encoder, [1e-6, 1.5]),
-        "encoder_backward": ([short, x, some_keys(), *fc, kept, flat], encoder, [1.5]),
+        "encoder": ([x, short, some_keys(), *layers, kept], encoder, [1e-6, 1.5]),
+        "encoder_backward": ([short, x, some_keys(), *layers, kept, flat], encoder, [1.5]),
         "pool": ([x, torch.zeros(B, D), torch.zeros(B, N, 3), *norm], [B, N, D], [1e-6]),
         "pool_backward": (
             [torch.randn(B, D), torch.zeros(B, N, D), x, torch.zeros(B, N, 3), *norm, torch.zeros(3, D)],
@@ -209,7 +208,10 @@ def calls() -> dict[str, tuple[list[Tensor | None], list[int], list[float]]]:
     }
 
 
-OPTIONAL = {"stem": {3}, "stem_backward": {13}}  # besides the encoder's, which are looked at below
+OPTIONAL = {
+    "stem": {3},
+    "stem_backward": {13},
+}  # positions of the optional tensors; those of the encoder are below
 
 
 @pytest.mark.parametrize("name", calls())
@@ -229,16 +231,18 @@ def test_arguments_that_contradict_each_other_are_refused(name: str) -> None:
 
     for i, tensor in enumerate(tensors):
         assert tensor is not None
-        refused(instead(tensors, i, tensor.flatten()[:-1].clone()), sizes)  # too small
+        refused(
+            instead(tensors, i, tensor.flatten()[:-1].clone()), sizes
+        )  # one element too few, then too many
         refused(instead(tensors, i, torch.cat([tensor.flatten(), tensor.flatten()[:1]])), sizes)
         for dtype in {torch.float64, torch.bfloat16, torch.int32, torch.uint8} - {tensor.dtype}:
             refused(instead(tensors, i, tensor.to(dtype)), sizes)
         optional = OPTIONAL.get(name, set())
         if name.startswith("encoder"):
-            optional = {3 + layer + 2 for layer in (0, 16)}  # qkv's bias
+            optional = {3 + first + 2 for first in (0, 16)}  # the bias of qkv in each layer
         if i not in optional:
             refused(instead(tensors, i, None), sizes)
-    # Strides may be smaller, the number of steps, and the threshold anything.
+    # These sizes have many valid values: dropout's threshold, the number of steps, strides.
     free = {"encoder": {8}, "encoder_backward": {8}, "muon": {1}, "stem": {7, 8, 9, 10}}.get(name, set())
     for i in range(len(sizes)):
         for value in (sizes[i] + 1, sizes[i] - 1, 2 * sizes[i], -sizes[i], 0, 2**31, 2**40, 2**62, -(2**63)):
@@ -249,21 +253,21 @@ def test_arguments_that_contradict_each_other_are_refused(name: str) -> None:
     refused(tensors[:-1], sizes)
     refused([*tensors, tensors[0]], sizes)
     refused(tensors, sizes, [*numbers, 1.0])
-    build.call(name, torch.float32, tensors, sizes, numbers)  # and this is right
+    build.call(name, torch.float32, tensors, sizes, numbers)  # the valid call still works
 
 
 def test_widths_below_a_register_are_refused() -> None:
     for tokens, width, heads, hidden in ((15, 32, 2, 16), (16, 30, 2, 16), (16, 34, 2, 16), (16, 32, 2, 15)):
         shapes: list[Any] = [(3 * width, width), (width, width), 3 * width, width, width, width, 0, 0, 0, 0]
         shapes += [(hidden, width), (width, hidden), hidden, width, width, width]
-        with pytest.raises(ValueError, match="cannot work with these sizes"):
+        with pytest.raises(ValueError, match="does not support these sizes"):
             weights = [torch.zeros(s) for s in shapes]
             ops.encode(torch.zeros(2, tokens, width), weights, None, 0.0, tokens, heads, 1e-6, True)
 
 
-def test_operators_refuse_in_a_sentence() -> None:
+def test_operators_say_what_is_wrong() -> None:
     x, weights = torch.randn(B, N, D), layer()
-    with pytest.raises(ValueError, match="tensor 1 of another type"):
+    with pytest.raises(ValueError, match="tensor 1 with the wrong dtype"):
         ops.encode(x.double(), weights, None, 0.0, N, H, 1e-6, False)
     with pytest.raises(ValueError, match="tensor 3"):
         ops.encode(x, weights, some_keys(2), 0.1, N, H, 1e-6, False)
@@ -271,27 +275,27 @@ def test_operators_refuse_in_a_sentence() -> None:
         ops.encode(x, weights[:-1], None, 0.0, N, H, 1e-6, False)
     with pytest.raises(ValueError, match="dropout rate"):
         ops.encode(x, weights, some_keys(1), 1.0, N, H, 1e-6, False)
-    with pytest.raises(ValueError, match="missing"):  # a norm of q without its bias
+    with pytest.raises(ValueError, match="missing"):  # q's norm has no bias
         ops.encode(x, [*weights[:7], None, *weights[8:]], None, 0.0, N, H, 1e-6, False)
-    with pytest.raises(ValueError, match="missing"):  # of one layer only
+    with pytest.raises(ValueError, match="missing"):  # only one layer has norms of q and k
         ops.encode(x, [*weights, *layer(norms=False)], None, 0.0, N, H, 1e-6, False)
     images, stem = torch.randn(2, 3, 13, 13), stem_weights()
-    with pytest.raises(ValueError, match="no gradients for pictures"):
+    with pytest.raises(ValueError, match="no gradients for images"):
         ops.stem(images.clone().requires_grad_(), None, stem, 1e-6, False)
     with pytest.raises(ValueError, match="values in tensor 5"):
         ops.stem(images, None, [stem[0].abs(), *stem[1:]], 1e-6, False)
     with pytest.raises(ValueError, match="at least one head"):
         ops.encode(x, weights, None, 0.0, N, 0, 1e-6, False)
-    for wanted in (-1, 0, N + 1):
-        with pytest.raises(ValueError, match=f"1 to {N} wanted tokens"):
-            ops.encode(x, weights, None, 0.0, wanted, H, 1e-6, False)
+    for out_tokens in (-1, 0, N + 1):
+        with pytest.raises(ValueError, match=f"1 to {N} out_tokens"):
+            ops.encode(x, weights, None, 0.0, out_tokens, H, 1e-6, False)
     with pytest.raises(ValueError, match="fc1"):
         ops.encode(x, [*weights[:10], torch.tensor(1.0), *weights[11:]], None, 0.0, N, H, 1e-6, False)
     for shape in ((2, 12, 32, 8), (2, 3, 13, 12), (2, 1, 13, 13)):
-        with pytest.raises(ValueError, match="pictures"):
+        with pytest.raises(ValueError, match="images"):
             ops.stem(torch.randn(shape), None, stem, 1e-6, False)
     for side in (0, 1, 4):
-        with pytest.raises(ValueError, match="larger pictures"):
+        with pytest.raises(ValueError, match="larger images"):
             ops.stem(torch.randn(2, 3, side, side), None, stem, 1e-6, False)
     for i in (0, 1, 3):
         with pytest.raises(ValueError, match="four-dimensional"):
@@ -311,14 +315,13 @@ from vitreous.errors import VitreousError
 from vitreous.native import ops
 torch.set_num_threads(2)
 weights = [torch.randn(4096, 1024) for _ in range(4)]
-step = lambda: ops.muon_step(weights, weights, [w.clone() for w in weights], 0.1, 0.9, 0.0, {bf16}, 1, (1.0, 0.0, 0.0))
 small = [torch.randn(16, 16)]
-ops.muon_step(small, small, small, 0.1, 0.9, 0.0, {bf16}, 1, (1.0, 0.0, 0.0))  # threads are there
+ops.muon_step(small, small, small, 0.1, 0.9, 0.0, False, 1, (1.0, 0.0, 0.0))  # starts the threads
 averages = [w.clone() for w in weights]
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 30_000_000,) * 2)
 try:
-    ops.muon_step(weights, weights, averages, 0.1, 0.9, 0.0, {bf16}, 1, (1.0, 0.0, 0.0))
+    ops.muon_step(weights, weights, averages, 0.1, 0.9, 0.0, False, 1, (1.0, 0.0, 0.0))
 except VitreousError as error:
     print(error)
 """
@@ -326,27 +329,26 @@ except VitreousError as error:
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
 def test_a_failed_allocation_inside_a_parallel_region_is_an_error() -> None:
-    script = OUT_OF_MEMORY.format(bf16=False)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "not enough memory" in done.stdout
+    result = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "ran out of memory" in result.stdout
 
 
 def test_the_driver_for_the_sanitizers_passes(tmp_path: Path) -> None:
-    """Without them: sizes that lie, allocations that fail one by one, the bound on private copies of sums."""
-    here = Path(__file__).with_name("native") / "driver.cpp"
+    """Even without sanitizers, it tests wrong sizes, failed allocations, and the limit on private copies of sums."""
+    source = Path(__file__).with_name("native") / "driver.cpp"
     flags = ["-O0", "-march=native", "-fopenmp", "-std=c++17", "-fno-strict-aliasing", f"-I{build.FOLDER}"]
     driver = tmp_path / "driver"
-    subprocess.run([str(build.cpp_compiler()), *flags, str(here), "-o", str(driver)], check=True)
-    done = subprocess.run([str(driver)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
+    subprocess.run([str(build.cpp_compiler()), *flags, str(source), "-o", str(driver)], check=True)
+    result = subprocess.run([str(driver)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
 
 
-# ---- dropout by sample
+# ---- dropout per sample
 
 
 def kept_elements(keys: Tensor, count: int, rate: float) -> np.ndarray:
-    """[B, count]: Wellons' lowbias32 of each element's place in its sample, in numpy."""
+    """Dropout's mask [B, count] in numpy: Chris Wellons' lowbias32 of each element's position in its sample."""
     x = np.arange(count, dtype=np.uint32) * np.uint32(0x9E3779B1) + keys.numpy().view(np.uint32)[:, None]
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
         x = (x ^ (x >> np.uint32(shift))) * np.uint32(factor)
@@ -354,9 +356,9 @@ def kept_elements(keys: Tensor, count: int, rate: float) -> np.ndarray:
 
 
 @both
-@pytest.mark.parametrize("wanted", [N, 2])
-def test_dropout_is_a_hash_of_the_samples_key_and_the_elements_place(bf16: bool, wanted: int) -> None:
-    """An MLP whose hidden units are constant, and copied to the output: what is not zero passed both sites."""
+@pytest.mark.parametrize("out_tokens", [N, 2])
+def test_dropout_is_a_hash_of_the_samples_key_and_the_elements_position(bf16: bool, out_tokens: int) -> None:
+    """With constant hidden units that are copied to the output, an output is not zero if both dropouts keep it."""
     width, keys, rate = 40, some_keys(1, 5), 0.3
     shapes: list[Any] = [
         (120, 40),
@@ -375,24 +377,23 @@ def test_dropout_is_a_hash_of_the_samples_key_and_the_elements_place(bf16: bool,
     ]
     weights = [None if s is None else torch.zeros(s) for s in shapes]
     weights[12], weights[11] = torch.full((56,), 3.0), torch.eye(40, 56)
-    out = ops.encode(torch.zeros(5, N, width), weights, keys, rate, wanted, 2, 1e-6, bf16)
-    inside = kept_elements(keys[0, 0], wanted * 56, rate).reshape(5, wanted, 56)[:, :, :width]
-    after = kept_elements(keys[0, 1], wanted * width, rate).reshape(5, wanted, width)
-    found = out.numpy()
-    assert np.array_equal(found != 0, inside & after)
+    out = ops.encode(torch.zeros(5, N, width), weights, keys, rate, out_tokens, 2, 1e-6, bf16).numpy()
+    inside = kept_elements(keys[0, 0], out_tokens * 56, rate).reshape(5, out_tokens, 56)[:, :, :width]
+    after = kept_elements(keys[0, 1], out_tokens * width, rate).reshape(5, out_tokens, width)
+    assert np.array_equal(out != 0, inside & after)
     value = float(F.gelu(torch.tensor(3.0))) / 0.7**2
-    np.testing.assert_allclose(found[found != 0], value, rtol=1e-2 if bf16 else 1e-5)
+    np.testing.assert_allclose(out[out != 0], value, rtol=1e-2 if bf16 else 1e-5)
 
 
 @both
 def test_a_samples_result_does_not_depend_on_its_batch(bf16: bool) -> None:
     torch.manual_seed(0)
     x, weights, keys = torch.randn(7, N, D), layer() + layer(), some_keys(2, 7)
-    whole = ops.encode(x, weights, keys, 0.3, N, H, 1e-6, bf16)
-    chosen = torch.tensor([4, 1, 6])
-    part = ops.encode(x[chosen], weights, keys[:, :, chosen], 0.3, N, H, 1e-6, bf16)
-    assert torch.equal(whole[chosen], part)
-    assert not torch.equal(whole, ops.encode(x, weights, None, 0.3, N, H, 1e-6, bf16))
+    batch = ops.encode(x, weights, keys, 0.3, N, H, 1e-6, bf16)
+    some = torch.tensor([4, 1, 6])
+    small_batch = ops.encode(x[some], weights, keys[:, :, some], 0.3, N, H, 1e-6, bf16)
+    assert torch.equal(batch[some], small_batch)
+    assert not torch.equal(batch, ops.encode(x, weights, None, 0.3, N, H, 1e-6, bf16))
 
 
 # ---- threads
@@ -422,16 +423,16 @@ def test_gradients_of_many_threads_are_exact_and_repeat() -> None:
     exact = torch.autograd.grad((out * upstream).sum(), (exact_x, exact_norm))
     first, second = grads(), grads()
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    for found, truth in zip(first, exact, strict=True):
-        assert (found - truth).norm() < 1e-5 * truth.norm()
+    for result, truth in zip(first, exact, strict=True):
+        assert (result - truth).norm() < 1e-5 * truth.norm()
 
 
-# ---- built and kept with care
+# ---- compilation and storage
 
 
 @pytest.fixture
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder for kernels, which are compiled fast rather than made fast."""
+    """An empty folder for kernels, which are compiled without optimization to save time."""
     monkeypatch.setenv("VITREOUS_DATA", str(tmp_path / "data"))
     monkeypatch.setattr(build, "FLAGS", tuple("-O0" if flag == "-O3" else flag for flag in build.FLAGS))
     build.load_kernels.cache_clear()
@@ -447,29 +448,29 @@ def test_the_folder_follows_vitreous_data_and_is_private(own_folder: Path) -> No
     assert build.kernels_dir() == own_folder
     assert isinstance(build.load_kernels(torch.float32), ctypes.CDLL)
     assert own_folder.stat().st_mode & 0o777 == 0o700
-    (made,) = libraries(own_folder)
-    changed = made.stat().st_ino
+    (library,) = libraries(own_folder)
+    inode = library.stat().st_ino
     build.load_kernels.cache_clear()
     build.load_kernels(torch.float32)
-    assert libraries(own_folder) == [made] and made.stat().st_ino == changed  # not compiled again
+    assert libraries(own_folder) == [library] and library.stat().st_ino == inode  # not compiled again
 
 
-@pytest.mark.parametrize("damage", ["cut short", "altered", "another's link"])
+@pytest.mark.parametrize("damage", ["truncated", "altered", "link"])
 def test_a_damaged_library_is_compiled_again(own_folder: Path, damage: str, tmp_path: Path) -> None:
     command = [str(build.cpp_compiler()), *build.FLAGS]
     own_folder.mkdir(parents=True)
-    made = build._compile(own_folder, build._key(command[0], command), command)  # never loaded
-    whole = made.read_bytes()
-    if damage == "cut short":
-        made.write_bytes(whole[: len(whole) // 2])
+    library = build._compile(own_folder, build._key(command[0], command), command)  # never loaded
+    content = library.read_bytes()
+    if damage == "truncated":
+        library.write_bytes(content[: len(content) // 2])
     elif damage == "altered":
-        made.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        library.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     else:
-        made.rename(tmp_path / "elsewhere.so")
-        made.symlink_to(tmp_path / "elsewhere.so")
+        library.rename(tmp_path / "elsewhere.so")
+        library.symlink_to(tmp_path / "elsewhere.so")
     assert isinstance(build.load_kernels(torch.float32), ctypes.CDLL)
-    (found,) = libraries(own_folder)
-    assert found.stem.endswith(build._digest(found)) and not found.is_symlink()
+    (new,) = libraries(own_folder)
+    assert new.stem.endswith(build._digest(new)) and not new.is_symlink()
 
 
 def test_two_processes_may_compile_at_once(own_folder: Path) -> None:
@@ -483,18 +484,18 @@ def test_two_processes_may_compile_at_once(own_folder: Path) -> None:
     processes = [
         subprocess.Popen([sys.executable, "-c", script], stdin=pipe, stdout=pipe, text=True) for _ in range(2)
     ]
-    for process in processes:  # both are ready when both wait for a line
+    for process in processes:  # both have started once both wait for a line
         assert process.stdin is not None
         process.stdin.write("\n")
         process.stdin.flush()
-    told = [process.communicate()[0] for process in processes]
-    assert all(text.startswith("<CDLL") for text in told)
+    outputs = [process.communicate()[0] for process in processes]
+    assert all(output.startswith("<CDLL") for output in outputs)
     assert all(path.stem.endswith(build._digest(path)) for path in libraries(own_folder))
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows runs no such script")
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows cannot run the script")
 @pytest.mark.parametrize(
-    ("told", "reason"),
+    ("stderr", "reason"),
     [
         ("", "exit status 3"),
         ("Killed", "Killed"),
@@ -505,20 +506,20 @@ def test_two_processes_may_compile_at_once(own_folder: Path) -> None:
         ("ld: cannot find -lomp\nclang: error: linker command failed (use -v)", "ld: cannot find -lomp"),
     ],
 )
-def test_a_compiler_that_fails_is_quoted(
-    own_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str, reason: str
+def test_the_message_quotes_the_compilers_error(
+    own_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stderr: str, reason: str
 ) -> None:
     compiler = tmp_path / "c++"
-    compiler.write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{told}\nEND\nexit 3\n")
+    compiler.write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{stderr}\nEND\nexit 3\n")
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
-    found = str(build.load_kernels(torch.float32))
-    assert found.startswith(f"{compiler} could not compile them ({reason}")
+    message = str(build.load_kernels(torch.float32))
+    assert message.startswith(f"{compiler} could not compile the kernels ({reason}")
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has other rights")
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has other permissions")
 def test_libraries_that_others_could_write_are_compiled_again(own_folder: Path) -> None:
-    """As an earlier version left the folder under a umask of 002."""
+    """Earlier versions created such a folder under a umask of 002."""
     own_folder.mkdir(parents=True)
     planted = own_folder / "planted"
     subprocess.run(
@@ -526,19 +527,19 @@ def test_libraries_that_others_could_write_are_compiled_again(own_folder: Path) 
     )
     command = [str(build.cpp_compiler()), *build.FLAGS]
     key = build._key(command[0], command)
-    planted = planted.rename(own_folder / f"{key}-{build._digest(planted)}.so")  # a name that would be loaded
+    planted = planted.rename(own_folder / f"{key}-{build._digest(planted)}.so")  # this name would be loaded
     assert build._find(own_folder, key) == planted
-    (own_folder / "7a45abd7d30a08e707c6.so").write_bytes(b"of an earlier version")
-    (own_folder / "notes.so").write_bytes(b"of somebody else")
+    (own_folder / "7a45abd7d30a08e707c6.so").write_bytes(b"from an earlier version")
+    (own_folder / "notes.so").write_bytes(b"not a kernel")
     own_folder.chmod(0o775)
     kernels = build.load_kernels(torch.float32)
     assert isinstance(kernels, ctypes.CDLL) and hasattr(kernels, "encoder")
     assert own_folder.stat().st_mode & 0o777 == 0o700
-    made, other = libraries(own_folder)
-    assert made != planted and other.name == "notes.so"
+    library, other = libraries(own_folder)
+    assert library != planted and other.name == "notes.so"
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has other rights")
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has other permissions")
 def test_a_folder_of_another_user_is_not_trusted(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own_folder.mkdir(parents=True)
     monkeypatch.setattr(os, "geteuid", lambda: own_folder.stat().st_uid + 1)
@@ -547,7 +548,7 @@ def test_a_folder_of_another_user_is_not_trusted(own_folder: Path, monkeypatch: 
         ops.pool(torch.zeros(1, 16, 16), *torch.zeros(3, 16).unbind(), 1e-6, False)
 
 
-def test_what_was_not_used_for_long_is_removed(own_folder: Path) -> None:
+def test_libraries_that_were_not_used_for_long_are_removed(own_folder: Path) -> None:
     own_folder.mkdir(parents=True)
     old, new = (own_folder / f"{digit * 32}-{digit * 32}.so" for digit in "01")
     other = own_folder / "thesis.txt"

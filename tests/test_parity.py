@@ -1,4 +1,4 @@
-"""The network against two that others wrote: logits and gradients, in float64."""
+"""Compares the network with two independent implementations: logits and gradients in float64."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOLERANCE = 1e-9
 
 
 def randomised(model: VisionTransformer) -> VisionTransformer:
-    """Every weight drawn anew, so that no zero or one at the start hides a term."""
+    """Draws every weight at random, because an initial zero or one could hide a term."""
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -27,8 +27,8 @@ def randomised(model: VisionTransformer) -> VisionTransformer:
     return model
 
 
-def gradients(model: nn.Module, pictures: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    output = model(pictures)
+def gradients(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    output = model(images)
     logits = getattr(output, "logits", output)
     F.cross_entropy(logits, labels).backward()
     return logits.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -58,23 +58,23 @@ def test_equals_hugging_face(tmp_path: Path, path: str, qkv_bias: bool) -> None:
     )
 
     def theirs(state: dict[str, Tensor], folder: Path) -> nn.Module:
-        """Through a checkpoint file, as a user would: it also checks that no name is missing or left over."""
+        """Loads a state through a checkpoint file, as a user would, and checks that all names match."""
         config.save_pretrained(folder)
         save_file(to_huggingface(state), folder / "model.safetensors", metadata={"format": "pt"})
-        # Not "eager": its softmax always runs in float32.
+        # "sdpa", because the softmax of "eager" always runs in float32.
         model, report = transformers.ViTForImageClassification.from_pretrained(
             folder, dtype=torch.float64, output_loading_info=True, attn_implementation="sdpa"
         )
         assert not report["missing_keys"] and not report["unexpected_keys"]
         return model
 
-    pictures, labels = torch.randn(5, 3, 12, 12, dtype=torch.float64), torch.tensor([0, 3, 6, 1, 1])
-    logits, grads = gradients(ours, pictures, labels)
+    images, labels = torch.randn(5, 3, 12, 12, dtype=torch.float64), torch.tensor([0, 3, 6, 1, 1])
+    logits, grads = gradients(ours, images, labels)
     expected_logits, expected_grads = gradients(
-        theirs(ours.state_dict(), tmp_path / "weights"), pictures, labels
+        theirs(ours.state_dict(), tmp_path / "weights"), images, labels
     )
     assert (logits - expected_logits).abs().max() < TOLERANCE
-    # Our gradients, renamed as if they were weights, must be theirs name by name.
+    # The gradients, renamed like weights, must agree name by name.
     renamed = theirs(grads, tmp_path / "gradients").state_dict()
     assert renamed.keys() == expected_grads.keys()
     for name, expected in expected_grads.items():
@@ -86,8 +86,8 @@ def test_only_plain_models_convert_to_hugging_face() -> None:
         to_huggingface({"head.0.weight": torch.zeros(1)})
 
 
-class Origin(nn.Module):
-    """The notebook's network from torch's own parts: ReLU after the embedding, no final norm, hidden head."""
+class NotebookNetwork(nn.Module):
+    """The notebook's network, built from torch's modules: ReLU after the embedding, no final norm, hidden head."""
 
     def __init__(
         self, patch: int, side: int, dim: int, depth: int, heads: int, mlp: int, hidden: int
@@ -111,7 +111,7 @@ class Origin(nn.Module):
 
 
 @pytest.mark.parametrize("path", ["explicit", "fused"])
-def test_equals_the_origin(path: str) -> None:
+def test_equals_the_notebooks_network(path: str) -> None:
     architecture = Architecture(
         patch_size=4,
         embed_dim=24,
@@ -126,7 +126,7 @@ def test_equals_the_origin(path: str) -> None:
     )
     ours = randomised(VisionTransformer(architecture, image_size=12, num_classes=100).double())
     ours.set_attention(path)
-    origin = Origin(patch=4, side=12, dim=24, depth=3, heads=4, mlp=40, hidden=20).double()
+    reference = NotebookNetwork(patch=4, side=12, dim=24, depth=3, heads=4, mlp=40, hidden=20).double()
 
     pairs = {"cls": "cls_token", "position": "pos_embed"}
     for kind in ("weight", "bias"):
@@ -144,24 +144,23 @@ def test_equals_the_origin(path: str) -> None:
             }
     state = ours.state_dict()
     assert sorted(pairs.values()) == sorted(state)
-    like = origin.state_dict()
-    origin.load_state_dict(
-        {theirs: state[name].reshape(like[theirs].shape) for theirs, name in pairs.items()}
-    )
+    shapes = {name: tensor.shape for name, tensor in reference.state_dict().items()}
+    reference.load_state_dict({theirs: state[name].reshape(shapes[theirs]) for theirs, name in pairs.items()})
 
-    pictures, labels = torch.randn(5, 3, 12, 12, dtype=torch.float64), torch.tensor([0, 3, 60, 1, 99])
-    logits, grads = gradients(ours, pictures, labels)
-    expected_logits, expected_grads = gradients(origin, pictures, labels)
+    images, labels = torch.randn(5, 3, 12, 12, dtype=torch.float64), torch.tensor([0, 3, 60, 1, 99])
+    logits, grads = gradients(ours, images, labels)
+    expected_logits, expected_grads = gradients(reference, images, labels)
     assert (logits - expected_logits).abs().max() < TOLERANCE
     for theirs, expected in expected_grads.items():
         assert (grads[pairs[theirs]].reshape(expected.shape) - expected).abs().max() < TOLERANCE, theirs
     assert len(expected_grads) == len(grads) == len(pairs)
 
 
-def test_origin_has_its_parameter_counts() -> None:
-    """The reference of this file is the origin's network at its full size too."""
+def test_the_reference_has_the_notebooks_parameter_counts() -> None:
+    """The reference in this file is the notebook's network at full size too."""
     with torch.device("meta"):
         counts = [
-            sum(p.numel() for p in Origin(4, 32, 256, depth, 8, 512, 512).parameters()) for depth in (24, 6)
+            sum(p.numel() for p in NotebookNetwork(4, 32, 256, depth, 8, 512, 512).parameters())
+            for depth in (24, 6)
         ]
     assert counts == [12_862_820, 3_374_948]

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs the driver under the sanitizers, for both types of activations: `make test-native`. Says what cannot run here.
+# Runs the driver under the sanitizers for both types of activations (`make test-native`), and says which cannot run here.
 set -eu
 here=$(dirname "$0")
 source="$here/../../src/vitreous/native"
@@ -7,7 +7,7 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 flags="-O1 -g -march=native -std=c++17 -fno-strict-aliasing -fopenmp -Wno-psabi -I$source"
 
-can() { # whether this compiler has this sanitizer and OpenMP
+can() { # compiler, sanitizer: whether the compiler has the sanitizer and OpenMP
     command -v "$1" >/dev/null || return 1
     echo 'int main() {
 #pragma omp parallel
@@ -24,20 +24,20 @@ run() { # name, compiler, flags
     done
 }
 
-found=""
+sanitized=""
 for compiler in ${CXX:-} g++ clang++; do
     if can "$compiler" address,undefined; then
         run "AddressSanitizer and UndefinedBehaviorSanitizer" "$compiler" \
             "-fsanitize=address,undefined -fno-sanitize-recover=all"
-        found=yes
+        sanitized=yes
         break
     fi
 done
-[ -n "$found" ] || echo "== not run: AddressSanitizer and UndefinedBehaviorSanitizer (no compiler has them with OpenMP)"
+[ -n "$sanitized" ] || echo "== not run: AddressSanitizer and UndefinedBehaviorSanitizer (no compiler has them with OpenMP)"
 
-# GCC's OpenMP runtime is opaque to ThreadSanitizer, which then reports races that do not exist. LLVM's explains itself
-# through the tool Archer (Debian: clang and libomp-dev). Archer recommends ignore_noninstrumented_modules, which would
-# ignore our own calls of memcpy too: vectors are read and written by them, and TSan sees no other access that wide.
+# ThreadSanitizer cannot see the synchronization in GCC's OpenMP runtime and reports races that do not exist. LLVM's runtime
+# reports its synchronization through the tool Archer (Debian: clang and libomp-dev). Archer's documentation recommends
+# ignore_noninstrumented_modules, but that would also ignore the kernels' memcpy calls, which load and store all vectors.
 archer=$(find /usr/lib /usr/local/lib /opt -name libarcher.so 2>/dev/null | head -n 1)
 echo "called_from_lib:libomp" >"$scratch/suppressions"
 export OMP_TOOL_LIBRARIES="$archer" TSAN_OPTIONS="suppressions=$scratch/suppressions halt_on_error=1"

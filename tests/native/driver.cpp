@@ -1,5 +1,6 @@
 // Runs every kernel forward and backward without Python, for the sanitizers (`make test-native`): several shapes,
-// widths that no register divides, one and three threads, sizes that lie, and allocations that fail one by one.
+// widths that are not multiples of a register's, one and three threads, wrong arguments, and failed allocations, one by
+// one.
 
 #include <cstdio>
 #include <cstdlib>
@@ -10,7 +11,7 @@
 
 #include "kernels.cpp"
 
-// ---- allocations that fail, unless the sanitizer brings an allocator of its own
+// ---- an allocator that can fail, unless the sanitizer has its own allocator
 
 #if defined(__has_feature)
 #if __has_feature(thread_sanitizer)
@@ -33,7 +34,7 @@ void operator delete(void *memory) noexcept { std::free(memory); }
 void operator delete(void *memory, size_t) noexcept { std::free(memory); }
 #endif
 
-// ---- a call: tensors by name, in order
+// ---- a call of a kernel, with its arguments in order
 
 using Kernel = int64_t (*)(const Tensor *, int64_t, const int64_t *, int64_t, const double *, int64_t);
 using Floats = std::vector<float>;
@@ -79,24 +80,24 @@ static double distance(const Floats &a, const Floats &b) {
     return std::sqrt(difference / size);
 }
 
-// Sizes and tensors that contradict each other are refused.
-static void check_lies(const Call &call) {
+// The kernel refuses sizes and tensors that contradict each other.
+static void check_wrong_arguments(const Call &call) {
     for (size_t i = 0; i < call.tensors.size(); i++) {
         if (!call.tensors[i].address) continue;
-        Call lie = call;
-        lie.tensors[i].elements--;
-        expect(lie.run() % 8 == BAD_ELEMENTS, call.name + ": a tensor too small");
-        lie.tensors[i].elements++, lie.tensors[i].type += 1;
-        expect(lie.run() % 8 == BAD_TYPE, call.name + ": a tensor of another type");
+        Call wrong = call;
+        wrong.tensors[i].elements--;
+        expect(wrong.run() % 8 == BAD_ELEMENTS, call.name + ": a tensor too small");
+        wrong.tensors[i].elements++, wrong.tensors[i].type += 1;
+        expect(wrong.run() % 8 == BAD_TYPE, call.name + ": a tensor of another type");
     }
     for (int64_t value : {int64_t(-1), int64_t(1) << 30, INT64_MAX, INT64_MIN}) {
-        Call lie = call;
-        for (int64_t &size : lie.sizes) size = value;
-        expect(lie.run() != FINE, call.name + ": sizes that lie");
+        Call wrong = call;
+        for (int64_t &size : wrong.sizes) size = value;
+        expect(wrong.run() != FINE, call.name + ": wrong sizes");
     }
 }
 
-// Each allocation fails once; the kernel says so every time, and works again afterwards.
+// Each allocation fails once. The kernel reports each failure, and works again afterwards.
 static void check_allocations([[maybe_unused]] const Call &call) {
 #if OWN_ALLOCATOR
     int64_t count = 0;
@@ -106,16 +107,17 @@ static void check_allocations([[maybe_unused]] const Call &call) {
         bool reached = allocations > count;
         fails_at = -1;
         if (!reached) {
-            expect(code == FINE, call.name + ": fails without a failed allocation");
+            expect(code == FINE, call.name + ": fails though no allocation failed");
             break;
         }
-        expect(code == OUT_OF_MEMORY, call.name + ": a failed allocation goes unnoticed");
+        expect(code == OUT_OF_MEMORY, call.name + ": a failed allocation is not reported");
     }
-    expect(count > 0, call.name + ": allocates nothing?");
+    expect(count > 0, call.name + ": no allocation was tested");
 #endif
 }
 
-// Runs `make_calls(outputs)` with one thread and with three, twice. `exact` outputs do not depend on the threads.
+// Runs the calls of `prepare(outputs)` with one thread and twice with three. `exact` outputs must not depend on the
+// number of threads; `sums` may, but must repeat for the same number.
 struct Outputs {
     std::map<std::string, Floats> exact, sums;
 };
@@ -131,41 +133,43 @@ static void check(const std::string &name, const std::function<std::vector<Call>
             for (auto &[key, values] : *group) expect(finite(values), name + ": " + key + " is not finite");
         if (i == 1)
             for (const Call &call : calls)
-                if (call.name != "muon") check_lies(call), check_allocations(call);
+                if (call.name != "muon") check_wrong_arguments(call), check_allocations(call);
         if (i == 2) break;
     }
-    for (auto &[key, values] : results[0].exact) expect(values == results[2].exact[key], name + ": " + key);
+    for (auto &[key, values] : results[0].exact)
+        expect(values == results[2].exact[key], name + ": " + key + " depends on the threads");
     for (auto &[key, values] : results[0].sums) {
-        expect(distance(values, results[2].sums[key]) < 1e-4, name + ": " + key + " by other threads");
-        if (name != "muon") expect(results[1].sums[key] == results[2].sums[key], name + ": " + key + " once more");
+        expect(distance(values, results[2].sums[key]) < 1e-4, name + ": " + key + " depends on the number of threads");
+        if (name != "muon")
+            expect(results[1].sums[key] == results[2].sums[key], name + ": " + key + " does not repeat");
     }
     std::printf("%s: done\n", name.c_str());
 }
 
-static void check_encoder(int64_t B, int64_t N, int64_t H, int64_t K, int64_t M, int64_t wanted, bool extras,
+static void check_encoder(int64_t B, int64_t N, int64_t H, int64_t K, int64_t M, int64_t out_tokens, bool extras,
                           uint32_t threshold) {
     const Sizes s{B, N, H, K, M, H * K};
     const int64_t layers = 2;
-    Floats x = random_floats(B * N * s.D), dout = random_floats(B * wanted * s.D);
+    Floats x = random_floats(B * N * s.D), dout = random_floats(B * out_tokens * s.D);
     std::vector<int32_t> keys(layers * 2 * B);
     for (int32_t &key : keys) key = int32_t(generator());
     std::vector<Floats> weights;
     int64_t total = 0;
     for (int64_t i = 0; i < layers * FIELDS; i++) {
-        const Shape each = shape(i % FIELDS, s);
-        weights.push_back(random_floats(each.optional && !extras ? 0 : each.rows * each.columns, 0.2f));
+        const Shape size = shape(i % FIELDS, s);
+        weights.push_back(random_floats(size.optional && !extras ? 0 : size.rows * size.columns, 0.2f));
         total += weights.back().size();
     }
     Cutter count(nullptr);
-    for (int64_t i = 0; i < layers; i++) Kept(count, s, i + 1 == layers ? wanted : N, extras);
+    for (int64_t i = 0; i < layers; i++) Kept(count, s, i + 1 == layers ? out_tokens : N, extras);
     std::vector<uint8_t> kept;
     std::string name = "encoder " + std::to_string(s.D) + (extras ? " with" : " without") + " optional weights";
     check(name, [&](Outputs &outputs) {
         kept.assign(count.bytes, 0xff);
-        Floats &out = outputs.exact["out"] = unwritten(B * wanted * s.D);
+        Floats &out = outputs.exact["out"] = unwritten(B * out_tokens * s.D);
         Floats &dx = outputs.exact["dx"] = unwritten(B * N * s.D);
         Floats &gradients = outputs.sums["gradients"] = unwritten(total);
-        const std::vector<int64_t> sizes{layers, layers, wanted, B, N, H, K, M, threshold};
+        const std::vector<int64_t> sizes{layers, layers, out_tokens, B, N, H, K, M, threshold};
         Call forward{"encoder", encoder, sizes, {1e-6, 1.25}, {}};
         Call backward{"encoder_backward", encoder_backward, sizes, {1.25}, {}};
         forward.add(x), forward.add(out), backward.add(dout), backward.add(dx);
@@ -186,8 +190,8 @@ static void check_pool(int64_t B, int64_t N, int64_t D) {
         Floats &out = outputs.exact["out"] = unwritten(B * D), &dx = outputs.exact["dx"] = unwritten(B * N * D);
         Floats &gradients = outputs.sums["gradients"] = unwritten(3 * D);
         Call forward{"pool", pool, {B, N, D}, {1e-6}, {}}, backward{"pool_backward", pool_backward, {B, N, D}, {}, {}};
-        for (Floats *each : {&x, &out, &kept, &norm, &bias, &query}) forward.add(*each);
-        for (Floats *each : {&dout, &dx, &x, &kept, &norm, &bias, &query, &gradients}) backward.add(*each);
+        for (Floats *tensor : {&x, &out, &kept, &norm, &bias, &query}) forward.add(*tensor);
+        for (Floats *tensor : {&dout, &dx, &x, &kept, &norm, &bias, &query, &gradients}) backward.add(*tensor);
         return std::vector<Call>{forward, backward};
     });
 }
@@ -244,7 +248,7 @@ static void check_muon() {
             call.add(outputs.exact["momentum " + std::to_string(i)] = Floats(size));
             call.add(grads[i]);
         }
-        if (omp_get_max_threads() == 3) { // on copies, as a step changes its weights
+        if (omp_get_max_threads() == 3) { // on copies, because a step changes its weights
             Call copy = call;
             std::vector<Floats> copies;
             for (size_t i = 0; i < call.tensors.size(); i++)
@@ -252,7 +256,7 @@ static void check_muon() {
                     copies.emplace_back(call.tensors[i].elements, 1.0f);
                     copy.tensors[i].address = int64_t(copies.back().data());
                 }
-            check_lies(copy), check_allocations(copy);
+            check_wrong_arguments(copy), check_allocations(copy);
         }
         return std::vector<Call>{call};
     });
@@ -262,11 +266,11 @@ static void check_split() {
     for (int64_t threads = 1; threads <= 200; threads++)
         for (int64_t count : {1, 7, 1000}) {
             const std::vector<int64_t> bounds = split_work(count, threads, MAX_SUM_COPIES);
-            expect(bounds.size() <= 24 + 1, "more copies than were promised");
+            expect(bounds.size() <= 24 + 1, "more copies of sums than the limit");
             expect(bounds.front() == 0 && bounds.back() == count && std::is_sorted(bounds.begin(), bounds.end()),
-                   "work that nobody does");
-            if (threads <= MAX_SUM_COPIES / 3) // as many pieces as without a bound
-                expect(bounds == split_work(count, threads, 3 * threads), "fewer pieces than could be");
+                   "pieces do not cover the work");
+            if (threads <= MAX_SUM_COPIES / 3) // the limit does not matter yet
+                expect(bounds == split_work(count, threads, 3 * threads), "fewer pieces than without the limit");
         }
 }
 
@@ -275,13 +279,13 @@ int main() {
     check_encoder(3, 17, 2, 20, 56, 17, true, 0);
     check_encoder(5, 16, 3, 16, 40, 16, false, 1u << 30);
     check_encoder(4, 33, 1, 18, 17, 1, true, 1u << 31);
-    check_encoder(2, 170, 2, 16, 32, 2, false, 0); // more tokens than rows are worked on at a time
+    check_encoder(2, 170, 2, 16, 32, 2, false, 0); // more tokens than CHUNK_ROWS
     check_pool(3, 5, 40);
     check_pool(7, 17, 16);
     check_stem(3, 13, 40, {20, 36, 36}, true);
     check_stem(2, 12, 17, {17, 17}, false);
     check_stem(2, 18, 33, {16, 35, 21, 21}, true);
     check_muon();
-    std::printf(failures ? "%d failures\n" : "all well\n", failures);
+    std::printf(failures ? "%d failures\n" : "no failures\n", failures);
     return failures != 0;
 }

@@ -1,1 +1,1 @@
-"""The network: `vit.py` reads as the paper, `variants.py` is the table of named sizes."""
+"""The network. Read `vit.py` beside the paper; `variants.py` is the table of named sizes."""

@@ -1,8 +1,8 @@
-"""Noise in training: dropout of single numbers, and stochastic depth, which leaves out whole residual branches.
+"""Noise in training: dropout of single elements, and stochastic depth, which drops whole residual branches.
 
-With keys (`key_noise`) it is a function of (seed, step, sample, module, element), by one hash for torch and for the
-kernels of `vitreous.native`; so neither the size of a batch nor the number of processes changes it. Elsewhere each
-module draws its keys from torch's generator.
+With keys (`key_noise`), the noise is a function of (seed, step, sample, module, element). Torch and the native kernels
+compute it with the same hash, and neither the batch size nor the number of processes changes it. Without keys, each
+module draws them from torch's generator.
 
 Letters in the shape comments: B batch, E elements of a sample.
 """
@@ -18,12 +18,17 @@ from torch import Tensor, nn
 
 from vitreous.counted import random_bits, shift_right
 
-SIGN = -(2**31)
-CHUNK = 2**17  # elements hashed at a time: they stay in a core's cache, which makes it several times faster
+SIGN_BIT = -(2**31)
+CHUNK = (
+    2**17
+)  # elements hashed at a time: they fit into a core's cache, which makes hashing several times faster
 
 
 class Dropout(nn.Module):
-    """Dropout (Srivastava et al., 2014) at `rate`: a share of all elements is zeroed, the others scaled up."""
+    """Dropout (Srivastava et al., 2014): zeroes each element with probability `rate`, scales the rest by 1/(1-rate).
+
+    `rate` is in [0, 1). Does nothing in eval mode.
+    """
 
     keys: Tensor | None = None
 
@@ -34,34 +39,39 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0:
             return x
-        kept = keep_mask(keys_of(self, x), math.prod(x.shape[1:]), self.rate).view(x.shape)
+        kept = keep_mask(noise_keys(self, x), math.prod(x.shape[1:]), self.rate).view(x.shape)
         return torch.where(kept, x * (1 / (1 - self.rate)), 0.0)
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (arXiv 1603.09382): a residual branch is left out at random, sample by sample."""
+    """Stochastic depth (arXiv 1603.09382): drops a residual branch [B, N, D] with probability `rate` per sample.
+
+    Kept branches are scaled by 1/(1-rate). Does nothing in eval mode.
+    """
 
     rate: Tensor
     keys: Tensor | None = None
 
     def __init__(self, rate: float) -> None:
         super().__init__()
-        # A tensor, not a number, so that one compiled block serves all layers.
+        # With a tensor instead of a number, one compiled block serves all layers.
         self.register_buffer("rate", torch.tensor(rate), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
-        uniform = shift_right(lowbias32(keys_of(self, x)), 8) * 2.0**-24  # [B], the bits that a float32 holds
+        uniform = (
+            shift_right(lowbias32(noise_keys(self, x)), 8) * 2.0**-24
+        )  # [B], in [0, 1): the 24 bits a float32 holds
         kept = (uniform >= self.rate).view(-1, 1, 1)
         return x * (kept / (1 - self.rate)).to(x.dtype)
 
 
 @contextmanager
 def keyed_noise(model: nn.Module, seed: int, step: int, samples: Tensor) -> Iterator[None]:
-    """Inside, the noise of `model` is a function of (seed, step, sample, module, element); see `key_noise`.
+    """Context in which the model's noise is a function of (seed, step, sample, module, element); see `key_noise`.
 
-    What else a model may draw from torch's generator is a function of (seed, step), as in `counted_generator`.
+    Anything else that the model draws from torch's generator is a function of (seed, step); see `counted_generator`.
     """
     key_noise(model, seed, step, samples)
     try:
@@ -72,64 +82,69 @@ def keyed_noise(model: nn.Module, seed: int, step: int, samples: Tensor) -> Iter
 
 
 def key_noise(model: nn.Module, seed: int, step: int, samples: Tensor) -> None:
-    """Gives each of the model's noisy modules its keys, until `free_noise`.
+    """Gives the model's dropout and stochastic-depth modules their keys, which stay until `free_noise`.
 
-    They are to stay for the backward pass, in which a checkpointed block runs again.
+    Free them after the backward pass only: it runs checkpointed blocks again, and they need the same noise.
 
     Args:
-        seed, step: any int; the step from 0.
+        seed: any int.
+        step: counted from 0.
         samples: int64 [B], on the model's device: each sample's position in its split.
     """
-    sites = noisy_modules(model)
-    # [B, sites], the lower half of the bits; most networks have no noise, and pay nothing for it.
-    keys = random_bits(seed, step, samples, len(sites)).int().unbind(1) if sites else ()
-    for site, own in zip(sites, keys, strict=True):
-        site.keys = own
+    modules = noisy_modules(model)
+    # int() keeps the lower 32 bits. Networks without noise skip the hash.
+    keys = random_bits(seed, step, samples, len(modules)).int().unbind(1) if modules else ()
+    for module, module_keys in zip(modules, keys, strict=True):
+        module.keys = module_keys
 
 
 def free_noise(model: nn.Module) -> None:
-    """Takes the keys away: each forward pass draws its own from torch's generator again."""
-    for site in noisy_modules(model):
-        site.keys = None
+    """Removes the keys: each forward pass draws new ones from torch's generator again."""
+    for module in noisy_modules(model):
+        module.keys = None
 
 
 def noisy_modules(model: nn.Module) -> list[Dropout | DropPath]:
+    """The modules that draw noise, in the order of `model.modules()`."""
     return [m for m in model.modules() if isinstance(m, DropPath) or (isinstance(m, Dropout) and m.rate)]
 
 
 @contextmanager
 def counted_generator(seed: int, step: int, device: torch.device) -> Iterator[None]:
-    """Inside, torch's generators of CPU and device begin at (seed, step); the caller's are left as they were."""
-    begin = (seed * 0x9E3779B1 + step) % 2**64
+    """Context in which torch's generators of CPU and `device` start at (seed, step).
+
+    On leaving it, the caller's generators are as they were.
+    """
+    state = (seed * 0x9E3779B1 + step) % 2**64
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(begin)
+        torch.default_generator.manual_seed(state)
         if device.type == "cuda":
-            torch.cuda.manual_seed(begin)
+            torch.cuda.manual_seed(state)
         yield
 
 
-def keys_of(site: Dropout | DropPath, x: Tensor) -> Tensor:
-    """Keys of a module's noise, int32 [B]: those of `key_noise`, else drawn."""
-    if site.keys is not None:
-        return site.keys
-    return torch.randint(SIGN, -SIGN, (x.shape[0],), dtype=torch.int32, device=x.device)
+def noise_keys(module: Dropout | DropPath, x: Tensor) -> Tensor:
+    """Keys of a module's noise for a batch x, int32 [B]: from `key_noise`, or drawn now."""
+    if module.keys is not None:
+        return module.keys
+    return torch.randint(SIGN_BIT, -SIGN_BIT, (x.shape[0],), dtype=torch.int32, device=x.device)
 
 
 def keep_mask(keys: Tensor, elements: int, rate: float) -> Tensor:
-    """Which elements dropout keeps, bool [B, E], for keys int32 [B]: those whose hash is at least rate · 2³²."""
+    """The elements that dropout keeps, bool [B, E], for keys int32 [B]: those with a hash of at least rate · 2³²."""
     return _keep_mask(keys, elements, int(rate * 2**32))
 
 
 @torch.library.custom_op("vitreous::keep_mask", mutates_args=())
 def _keep_mask(keys: Tensor, elements: int, threshold: int) -> Tensor:
-    """An operator, so that compilation leaves the loop alone."""
-    place = torch.arange(elements, dtype=torch.int32, device=keys.device) * (0x9E3779B1 - 2**32)
+    """`keep_mask` as a custom operator, because torch.compile would unroll the loop."""
+    counter = torch.arange(elements, dtype=torch.int32, device=keys.device) * (0x9E3779B1 - 2**32)
     rows = max(1, CHUNK // max(elements, 1)) if keys.device.type == "cpu" else max(1, len(keys))
     kept = torch.empty(len(keys), elements, dtype=torch.bool, device=keys.device)
     for start in range(0, len(keys), rows):
-        hashed = lowbias32(keys[start : start + rows, None] + place)
-        # As unsigned numbers: with the sign bit of both turned, signed ones compare alike.
-        torch.ge(hashed.bitwise_xor_(SIGN), threshold + SIGN, out=kept[start : start + rows])
+        hashed = lowbias32(keys[start : start + rows, None] + counter)
+        # An unsigned comparison: flipping the sign bit on both sides lets signed numbers compare like unsigned ones.
+        torch.ge(hashed.bitwise_xor_(SIGN_BIT), threshold + SIGN_BIT, out=kept[start : start + rows])
     return kept
 
 
@@ -139,7 +154,7 @@ def _(keys: Tensor, elements: int, threshold: int) -> Tensor:
 
 
 def lowbias32(x: Tensor) -> Tensor:
-    """C. Wellons' hash of 32 bits, on int32 whose products wrap around."""
+    """Chris Wellons' 32-bit hash `lowbias32`, element by element on int32, whose products wrap around."""
     x = (x ^ shift_right(x, 16)) * 0x7FEB352D
     x = (x ^ shift_right(x, 15)) * (0x846CA68B - 2**32)
     return x ^ shift_right(x, 16)

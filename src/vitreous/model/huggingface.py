@@ -1,4 +1,4 @@
-"""The weights of a plain VisionTransformer under the names of Hugging Face's `ViTForImageClassification`."""
+"""Renames the weights of the paper's network to those of Hugging Face's `ViTForImageClassification`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import Tensor
 
 from vitreous.errors import VitreousError
 
-# Our names (patterns) and theirs, as a checkpoint file has them; ".weight" or ".bias" follows on both sides.
+# Patterns of vitreous's names, and the names in a checkpoint of transformers. Both are followed by ".weight" or
+# ".bias". "{}" stands for query, key and value, which are one matrix here and three there.
 RENAMES = {
     r"cls_token": r"vit.embeddings.cls_token",
     r"pos_embed": r"vit.embeddings.position_embeddings",
@@ -26,22 +27,28 @@ RENAMES = {
 
 
 def to_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Renames the `state_dict()` of a plain model: linear stem, class token, final norm, linear head.
+    """Renames the `state_dict()` of a model with linear stem, class token, final norm and linear head.
 
-    Saved as `model.safetensors` beside a `ViTConfig`, `ViTForImageClassification.from_pretrained` reads it.
-    Raises `VitreousError` for a weight that network has no place for.
+    Saved as `model.safetensors` beside a `ViTConfig`, the result can be read by
+    `ViTForImageClassification.from_pretrained`.
+
+    Raises:
+        VitreousError: that network has no such weight.
     """
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        for ours, theirs in RENAMES.items():
-            if match := re.fullmatch(rf"{ours}(?P<kind>\.weight|\.bias|)", name):
-                places, kind = match.expand(theirs), match["kind"]
+        for pattern, template in RENAMES.items():
+            if match := re.fullmatch(rf"{pattern}(?P<kind>\.weight|\.bias|)", name):
+                target, kind = match.expand(template), match["kind"]
                 break
         else:
-            raise VitreousError(f"Hugging Face's ViT has no place for {name!r}; only plain models convert.")
-        if "{}" in places:
-            for place, third in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
-                renamed[places.format(place) + kind] = third.clone()
+            raise VitreousError(
+                f"Hugging Face's ViT has no weight for {name!r}; only models with a linear stem, class token, final "
+                "norm and linear head convert."
+            )
+        if "{}" in target:
+            for part, third in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+                renamed[target.format(part) + kind] = third.clone()
         else:
-            renamed[places + kind] = tensor
+            renamed[target + kind] = tensor
     return renamed

@@ -1,6 +1,6 @@
-"""The convolutional stem for small data: what the linear patch embedding is to the paper's network.
+"""The convolutional stem for small data, which takes the place of the paper's linear patch embedding.
 
-Letters in the shape comments: B batch, S side, C channels, G tokens along a side, N = G², D embed_dim.
+Letters in the shape comments: B batch, S image side, C channels, G tokens along a side, N = G² tokens, D embed_dim.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from vitreous.errors import VitreousError
 from vitreous.model.variants import Architecture
 
-WHITENING_EPS = 5e-4  # on pictures of unit variance: keeps near-flat directions from being blown up
+WHITENING_EPS = 5e-4  # added to variances of images with unit variance: near-flat directions are not blown up
 
 
 class ConvStem(nn.Module):
-    """Local mixing before the encoder: a frozen whitening, then 3x3 convolutions that each halve the picture.
+    """A frozen whitening, then 3x3 convolutions that each halve the image: [B, 3, S, S] to tokens [B, N, D].
 
-    Nothing is padded that need not be: of 32 pixels the whitening leaves 31, two stages 15 and 7, so there are 49
-    tokens and not 64. That is a quarter less work for the same accuracy a step (`docs/log.md`).
+    The whitening does not pad. It turns 32 pixels into 31 and two stages turn those into 15 and 7, so the encoder
+    gets 49 tokens instead of 64: a quarter less work for the same accuracy per step (`docs/log.md`).
 
-    log2(patch_size) stages; `stem_dims` are the widths of the last ones. Where patch_size asks for more, each
-    earlier stage has half the width of the next (at least 16); where for fewer, the first widths fall away.
+    The stem has log2(patch_size) stages, and `stem_dims` are the widths of the last ones. If it is too short, each
+    earlier stage gets half the width of the next, at least 16. If it is too long, its first widths are not used.
     """
 
     def __init__(self, a: Architecture) -> None:
@@ -46,7 +46,10 @@ class ConvStem(nn.Module):
 
 
 class ConvStage(nn.Module):
-    """3x3 convolution, pooling, layer norm over the channels, GELU."""
+    """3x3 convolution, pooling, layer norm over the channels, GELU: [B, in_dim, S, S] to [B, out_dim, S', S'].
+
+    S' is S / 2, rounded down, with max pooling, and S without.
+    """
 
     def __init__(self, in_dim: int, out_dim: int, a: Architecture, pool: nn.Module) -> None:
         super().__init__()
@@ -60,7 +63,10 @@ class ConvStage(nn.Module):
 
 
 class Whitening(nn.Module):
-    """A frozen 2x2 convolution to 24 channels: the patches' 12 principal directions, and their negatives."""
+    """A frozen 2x2 convolution, [B, 3, S, S] to [B, 24, S - 1, S - 1].
+
+    Its channels are the 12 principal directions of 2x2 patches, scaled to unit variance, and their negatives.
+    """
 
     weight: Tensor
 
@@ -75,21 +81,23 @@ class Whitening(nn.Module):
 
     @torch.no_grad()
     def fit(self, images: Tensor) -> None:
-        """Whitens patches of `images`, float [B, 3, S, S] normalised; directions without variance stay finite.
+        """Fits the directions to the 2x2 patches of normalised images, float [B, 3, S, S].
+
+        Directions without variance get a finite weight.
 
         Raises:
-            VitreousError: a pixel is not finite, as after division by a standard deviation of zero.
+            VitreousError: a pixel is not finite, for example after normalisation by a standard deviation of zero.
         """
         patches = images.unfold(2, 2, 1).unfold(3, 2, 1)  # [B, 3, S - 1, S - 1, 2, 2]
         patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, 12).double()
-        covariance = patches.mT @ patches / len(patches)  # of no patches, NaN
+        covariance = patches.mT @ patches / len(patches)  # NaN if there are no patches
         if not covariance.isfinite().all():
             raise VitreousError(
-                "The network cannot be fitted to these training images, since a channel has the same value in every "
-                "pixel; give images that differ."
+                "The whitening cannot be fitted: a channel has the same value in every pixel of the training images; "
+                "use images that differ."
             )
         variances, directions = torch.linalg.eigh(covariance)
-        # Rounding takes variances below zero where values are large; ordinary ones are far above the limit.
+        # With large pixel values, rounding can make a variance negative. Ordinary variances are far above the limit.
         scale = (variances + WHITENING_EPS).clamp(min=WHITENING_EPS / 2).sqrt()
         whitening = (directions / scale).mT.reshape(12, 3, 2, 2)
         self.weight.copy_(torch.cat([whitening, -whitening]))

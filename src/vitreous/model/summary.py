@@ -1,4 +1,4 @@
-"""A model described layer by layer, for people and programs."""
+"""Describes a model layer by layer, as text for people and as JSON values for programs."""
 
 from __future__ import annotations
 
@@ -15,26 +15,32 @@ from vitreous.model.vit import VisionTransformer
 
 
 def describe(name: str, num_classes: int | None = None, image_size: int | None = None) -> dict[str, Any]:
-    """What the variant `name` is made of, as plain JSON values; nothing is allocated, so any size is instant.
+    """The layers, parameters and FLOPs of the variant `name`, as JSON values. No weights are allocated.
 
-    Each of `layers` has its `output` shape for one picture (without the batch dimension) and its number of
-    trained `parameters`; the encoder's equal blocks stand once, with `times`. `parameters` and `flops` (one
-    picture forward, a multiply-add as two) are the whole model's. Raises `VitreousError` for an unknown
-    name.
+    Args:
+        num_classes, image_size: the variant's own by default; `image_size` in pixels.
+
+    Returns:
+        `layers`: for each, the `output` shape for one image without the batch dimension, the number of trained
+        `parameters`, and `times`, how often it occurs; the encoder's equal blocks are listed once. `parameters` and
+        `flops` are the whole model's. FLOPs are those of one forward pass of one image; a multiply-add counts as two.
+
+    Raises:
+        VitreousError: the name is unknown, or a size cannot work.
     """
-    chosen = variant(name)
+    default = variant(name)
     return describe_architecture(
         name,
-        chosen.architecture,
-        chosen.image_size if image_size is None else image_size,
-        chosen.num_classes if num_classes is None else num_classes,
+        default.architecture,
+        default.image_size if image_size is None else image_size,
+        default.num_classes if num_classes is None else num_classes,
     )
 
 
 def describe_architecture(
     name: str, architecture: Architecture, image_size: int, num_classes: int
 ) -> dict[str, Any]:
-    """As `describe`, of any architecture."""
+    """Like `describe`, for any architecture; `name` is only its title."""
     with torch.device("meta"):
         model = VisionTransformer(architecture, image_size, num_classes).eval()
     return {
@@ -48,22 +54,21 @@ def describe_architecture(
 
 
 def count_flops(model: VisionTransformer, image_size: int | None = None) -> int:
-    """FLOPs of one forward pass of one picture, a multiply-add counted as two.
+    """FLOPs of one forward pass of one image, by default of the model's `image_size`; a multiply-add counts as two.
 
-    Counted on a twin without memory, by the explicit attention path, so that it is instant, leaves `model`
-    alone and misses no product.
+    Runs a copy on the `meta` device, which computes nothing, with explicit attention, whose products are all counted.
     """
     with torch.device("meta"):
         twin = VisionTransformer(model.architecture, image_size or model.image_size, model.num_classes).eval()
         twin.set_attention("explicit")
-        picture = torch.zeros(1, 3, twin.image_size, twin.image_size)
+        image = torch.zeros(1, 3, twin.image_size, twin.image_size)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        twin(picture)
+        twin(image)
     return counter.get_total_flops()
 
 
 def render(description: dict[str, Any]) -> str:
-    """The text of `describe`'s result: a table of layers, then `parameters` and `flops`."""
+    """The result of `describe` as text: a table of layers, then `parameters` and `flops`."""
     rows = [("layer", "times", "output", "parameters each")]
     for layer in description["layers"]:
         output = " x ".join(str(length) for length in layer["output"])
@@ -72,18 +77,18 @@ def render(description: dict[str, Any]) -> str:
     size = description["image_size"]
     return "\n".join(
         [
-            f"{description['name']}: {description['num_classes']} classes, pictures of {size} x {size}",
+            f"{description['name']}: {description['num_classes']} classes, images of {size} x {size}",
             "",
             *(f"{a:<{width[0]}}  {b:>{width[1]}}  {c:<{width[2]}}  {d:>{width[3]}}" for a, b, c, d in rows),
             "",
             f"parameters  {description['parameters']:,}",
-            f"flops       {description['flops']:,}  (one picture forward, a multiply-add counted as two)",
+            f"flops       {description['flops']:,}  (one image forward, a multiply-add counted as two)",
         ]
     )
 
 
 def _layers(model: VisionTransformer) -> list[dict[str, Any]]:
-    """The parts that hold weights, in the order in which one picture runs through them."""
+    """The modules that hold weights, in the order in which an image passes through them."""
     layers: list[dict[str, Any]] = []
 
     def add(name: str, times: int, output: Tensor, weights: Iterable[Tensor]) -> None:
@@ -99,7 +104,7 @@ def _layers(model: VisionTransformer) -> list[dict[str, Any]]:
             elif isinstance(child, ConvStem | nn.Sequential):
                 watch(f"{prefix}{name}.", child)
             elif child.state_dict():
-                # The loop's variables as defaults, so that each hook keeps its own.
+                # The defaults bind the loop's current values to this hook.
                 child.register_forward_hook(
                     lambda module, _, output, name=prefix + name, times=times: add(
                         name, times, output, module.parameters()

@@ -70,30 +70,30 @@ class Architecture:
             check_setting(field.name, getattr(self, field.name), field.metadata)
         if self.embed_dim % self.num_heads:
             raise VitreousError(
-                f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}; "
-                "choose one that is."
+                f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}; "
+                "choose an embed_dim that is a multiple of num_heads."
             )
         if self.pos_embed == "sine" and self.embed_dim % 4:
             raise VitreousError(
-                f"pos_embed 'sine' needs an embed_dim that is a multiple of 4, not {self.embed_dim}."
+                f"pos_embed 'sine' needs an embed_dim that is a multiple of 4, not {self.embed_dim}; change one."
             )
         if self.stem == "conv":
             if self.patch_size < 2 or self.patch_size & (self.patch_size - 1):
                 raise VitreousError(
                     f"stem 'conv' halves the image in each stage, so patch_size cannot be {self.patch_size}; "
-                    "choose 2, 4, 8 or another power of 2."
+                    "choose a power of 2, at least 2."
                 )
             if not self.stem_dims or min(self.stem_dims) < 1:
                 raise VitreousError(
-                    "stem 'conv' needs stem_dims, the widths of its last stages, such as [48, 128]."
+                    "stem 'conv' needs stem_dims, the widths of its last stages; set them, for example to 48, 128."
                 )
         elif self.stem_dims:
-            raise VitreousError("stem_dims is for stem 'conv' only; leave it out or set stem to 'conv'.")
+            raise VitreousError("stem_dims applies only to stem 'conv'; leave it out or set stem to 'conv'.")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """An architecture, with the image size and number of classes that its published figures are for."""
+    """An architecture with its default image size in pixels and number of classes."""
 
     architecture: Architecture
     image_size: int
@@ -101,7 +101,7 @@ class Variant:
 
 
 def _notebook(depth: int, dropout: float) -> Architecture:
-    """The network of the notebook that this project started from, with its departures from the paper."""
+    """The network of the notebook that this project is based on, including its departures from the paper."""
     return Architecture(
         patch_size=4,
         embed_dim=256,
@@ -118,7 +118,7 @@ def _notebook(depth: int, dropout: float) -> Architecture:
 
 
 VARIANTS: dict[str, Variant] = {
-    # The default for a few minutes: the light convolutional stem leaves half of the FLOPs to the encoder.
+    # The default for trainings of a few minutes. Its convolutional stem is light: the encoder gets half of the FLOPs.
     "compact": Variant(
         Architecture(
             patch_size=4,
@@ -135,23 +135,23 @@ VARIANTS: dict[str, Variant] = {
         image_size=32,
         num_classes=10,
     ),
-    # Plain Vision Transformers for 32x32 images: patch, dim, depth, heads, mlp.
+    # Plain Vision Transformers for 32x32 images.  patch, dim, depth, heads, mlp
     "vit-xs4": Variant(Architecture(4, 256, 6, 4, 512), image_size=32, num_classes=10),
     "vit-ti4": Variant(Architecture(4, 192, 12, 3, 768), image_size=32, num_classes=10),
     "vit-s4": Variant(Architecture(4, 384, 12, 6, 1536), image_size=32, num_classes=10),
-    # The paper's B and L, and the two smaller sizes that later work added.
+    # The paper's sizes B and L, and the smaller Ti and S of later work (DeiT, arXiv 2012.12877).
     "vit-ti16": Variant(Architecture(16, 192, 12, 3, 768), image_size=224, num_classes=1000),
     "vit-s16": Variant(Architecture(16, 384, 12, 6, 1536), image_size=224, num_classes=1000),
     "vit-b16": Variant(Architecture(16, 768, 12, 12, 3072), image_size=224, num_classes=1000),
     "vit-l16": Variant(Architecture(16, 1024, 24, 16, 4096), image_size=224, num_classes=1000),
-    # The notebook's. Its CIFAR-10 network had 100 outputs by mistake; here it has 10.
+    # The notebook's networks. Its CIFAR-10 network had 100 outputs by mistake; this one has 10.
     "notebook-cifar10": Variant(_notebook(depth=6, dropout=0.2), image_size=32, num_classes=10),
     "notebook-cifar100": Variant(_notebook(depth=24, dropout=0.1), image_size=32, num_classes=100),
 }
 
 
 def variant(name: str) -> Variant:
-    """The variant called `name`; raises `VitreousError` if there is none."""
+    """The variant `name`. Raises `VitreousError`, which suggests the nearest name, if there is none."""
     if name not in VARIANTS:
         raise unknown("model", name, VARIANTS)
     return VARIANTS[name]

@@ -1,7 +1,7 @@
-"""The Vision Transformer of "An Image is Worth 16x16 Words" (arXiv 2010.11929), read top-down.
+"""The Vision Transformer of "An Image is Worth 16x16 Words" (arXiv 2010.11929), to be read top-down.
 
-Around the paper's network stand a few options for small data, each a field of `Architecture`.
-Names and shapes in the state dict are those of timm's `VisionTransformer`.
+Each field of `Architecture` beyond the paper is an option for small data. The state dict has the names and shapes
+of timm's `VisionTransformer`.
 
 Letters in the shape comments: B batch, S image side, P patch side, G tokens along a side, N tokens, D embed_dim,
 H heads, K = D / H width of a head, C channels.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from operator import index  # a size as a plain int; torch.jit warns if Python compares a traced size
 from typing import Any, cast
 
 import torch
@@ -28,43 +29,42 @@ ATTENTION = ("explicit", "fused")
 def create_model(
     name: str, *, image_size: int | None = None, num_classes: int | None = None, **overrides: Any
 ) -> VisionTransformer:
-    """A fresh model of the variant `name`, at its quoted sizes unless others are given.
+    """An untrained model of the variant `name`.
 
-    `overrides` replace fields of its `Architecture`. Raises `VitreousError` for unknown names and bad values.
+    `image_size` (pixels) and `num_classes` default to the variant's, and `overrides` replace fields of its
+    `Architecture`. Raises `VitreousError` for an unknown name and for values that do not fit together.
     """
-    chosen = variant(name)
-    known = [field.name for field in dataclasses.fields(Architecture)]
+    default = variant(name)
+    fields = [field.name for field in dataclasses.fields(Architecture)]
     for key in overrides:
-        if key not in known:
-            raise unknown("model option", key, known)
+        if key not in fields:
+            raise unknown("model option", key, fields)
     return VisionTransformer(
-        dataclasses.replace(chosen.architecture, **overrides),
-        chosen.image_size if image_size is None else image_size,
-        chosen.num_classes if num_classes is None else num_classes,
+        dataclasses.replace(default.architecture, **overrides),
+        default.image_size if image_size is None else image_size,
+        default.num_classes if num_classes is None else num_classes,
     )
 
 
 class VisionTransformer(nn.Module):
     """Patches -> tokens -> pre-norm encoder -> pooled token -> class logits.
 
-    `image_size` is the side of the square pictures, in pixels; where `patch_size` does not divide it, the linear
-    stem's are padded with zeros at the bottom and on the right.
+    `image_size` is the side of the square images in pixels. If `patch_size` does not divide it, the linear stem pads
+    images with zeros at the bottom and on the right. Raises `VitreousError` for sizes that cannot work.
     """
 
     def __init__(self, architecture: Architecture, image_size: int, num_classes: int) -> None:
         super().__init__()
         if image_size < 1 or num_classes < 1:
-            raise VitreousError(
-                f"A model of {num_classes} classes and {image_size} pixels needs both above 0."
-            )
+            raise VitreousError(f"num_classes {num_classes} and image_size {image_size} must be above 0.")
         a = architecture
         self.architecture, self.image_size, self.num_classes = a, image_size, num_classes
-        # The conv stem's first convolution takes a pixel off, and what is left is cut to whole tokens.
+        # The conv stem's unpadded 2x2 whitening removes one pixel; pooling then drops any remainder.
         grid = (image_size - 1) // a.patch_size if a.stem == "conv" else math.ceil(image_size / a.patch_size)
         if grid < 1:
             raise VitreousError(
-                f"Pictures of {image_size} pixels are too small for stem 'conv' with patch_size {a.patch_size}; "
-                "choose a smaller patch_size, stem 'linear', or larger pictures (--image-size)."
+                f"Images of {image_size} pixels are too small for stem 'conv' with patch_size {a.patch_size}; "
+                "choose a smaller patch_size, stem 'linear', or larger images (--image-size)."
             )
         self.grid, self.num_tokens = grid, grid * grid + (a.pool == "cls")
         self.patch_embed: PatchEmbed | ConvStem = ConvStem(a) if a.stem == "conv" else PatchEmbed(a)
@@ -87,9 +87,9 @@ class VisionTransformer(nn.Module):
         self._init_weights()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, num_classes] of pictures `x`, float [B, 3, S, S], normalised.
+        """Logits [B, num_classes] of normalised images `x`, float [B, 3, S, S].
 
-        S is `image_size`, or another at which positions are interpolated.
+        S is usually `image_size`; for another size the positions are interpolated.
         """
         x = self.embed(x)
         for block in self.blocks:
@@ -97,37 +97,36 @@ class VisionTransformer(nn.Module):
         return self.head(self.pool(self.norm(x)))
 
     def embed(self, x: Tensor) -> Tensor:
-        """Pictures [B, 3, S, S] to the encoder's input, tokens [B, N, D]."""
-        self.check_pictures(x)
-        return self.place(self.patch_embed(x))
+        """Images [B, 3, S, S] to the encoder's input, tokens [B, N, D]."""
+        self.check_images(x)
+        return self.to_tokens(self.patch_embed(x))
 
-    def place(self, x: Tensor) -> Tensor:
-        """Patches [B, G², D] to tokens [B, N, D]: class token first, position added."""
+    def to_tokens(self, x: Tensor) -> Tensor:
+        """Embedded patches [B, G², D] to tokens [B, N, D]: prepends the class token and adds positions."""
         x = self.embed_activation(x)
         grid = math.isqrt(x.shape[1])
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)  # [B, 1 + G², D]
         return self.pos_drop(x + self.position(grid))
 
-    def check_pictures(self, x: Tensor) -> None:
-        """Raises `VitreousError` for anything but square pictures [B, 3, S, S] larger than a patch."""
-        square, S = x.ndim == 4 and x.shape[1] == 3 and x.shape[2] == x.shape[3], self.image_size
-        if not square or (x.shape[3] <= self.architecture.patch_size and x.shape[3] != S):
-            raise VitreousError(
-                f"The model takes pictures [B, 3, {S}, {S}], not {list(x.shape)}; convert them."
-            )
+    def check_images(self, x: Tensor) -> None:
+        """Raises `VitreousError` unless x is [B, 3, S, S], with S = `image_size` or larger than a patch."""
+        C, height, width = map(index, x.shape[1:]) if x.ndim == 4 else (0, 0, 0)
+        S, P = self.image_size, self.architecture.patch_size
+        if C != 3 or height != width or (width <= P and width != S):
+            raise VitreousError(f"The model takes images [B, 3, {S}, {S}], not {[*x.shape]}; convert them.")
 
     def position(self, grid: int) -> Tensor:
-        """The positions [1, N, D] for `grid` tokens along a side, between those of this model's own (section 3.2)."""
+        """Positions [1, N, D] for `grid` tokens along a side, interpolated from the model's own (section 3.2)."""
         if grid == self.grid:
             return self.pos_embed
-        extra = self.num_tokens - self.grid**2  # 1 for a class token, which keeps its own
+        extra = self.num_tokens - self.grid**2  # 1 for a class token, whose position stays as it is
         plane = self.pos_embed[:, extra:].transpose(1, 2).unflatten(2, (self.grid, self.grid))  # [1, D, G, G]
         plane = F.interpolate(plane, size=(grid, grid), mode="bilinear")
         return torch.cat([self.pos_embed[:, :extra], plane.flatten(2).transpose(1, 2)], dim=1)
 
     def pool(self, x: Tensor) -> Tensor:
-        """Tokens [B, N, D] to one vector a picture [B, D]."""
+        """Tokens [B, N, D] to one vector per image, [B, D]."""
         if self.cls_token is not None:
             return x[:, 0]
         if self.attn_pool is None:
@@ -136,7 +135,7 @@ class VisionTransformer(nn.Module):
         return (weights.transpose(1, 2) @ x).squeeze(1)  # [B, 1, N] @ [B, N, D] -> [B, D]
 
     def set_attention(self, path: str) -> None:
-        """Chooses how attention is computed, with the same results: "explicit" products, or torch's "fused" kernel."""
+        """Computes attention by "explicit" products or by torch's "fused" kernel; results agree up to rounding."""
         if path not in ATTENTION:
             raise unknown("attention path", path, ATTENTION)
         self.attention = path
@@ -145,9 +144,9 @@ class VisionTransformer(nn.Module):
 
     @torch.no_grad()
     def attention_maps(self, x: Tensor) -> Tensor:
-        """Attention of every layer and head, [depth, B, H, N, N]; each row, a query's, sums to 1.
+        """Attention of every layer and head for images [B, 3, S, S]: [depth, B, H, N, N].
 
-        Always computed explicitly, whatever path the model itself takes.
+        Row i says how much token i attends to each token, and sums to 1. The model's attention path does not matter.
         """
         x, maps = self.embed(x), []
         for block in self.blocks:
@@ -156,9 +155,9 @@ class VisionTransformer(nn.Module):
         return torch.stack(maps)
 
     def init_from_data(self, images: Tensor) -> None:
-        """Whitens the conv stem's first convolution on pictures [B, 3, S, S], normalised.
+        """Fits the conv stem's whitening to normalised training images [B, 3, S, S]; a linear stem needs no fit.
 
-        A few thousand pictures of all classes are enough. Does nothing for a linear stem.
+        A few thousand images of all classes are enough. Raises `VitreousError` if a pixel is not finite.
         """
         if isinstance(self.patch_embed, ConvStem):
             self.patch_embed.whiten.fit(images)
@@ -168,14 +167,14 @@ class VisionTransformer(nn.Module):
         for token in (self.cls_token, self.pos_embed):
             if isinstance(token, nn.Parameter):
                 nn.init.normal_(token) if notebook else nn.init.trunc_normal_(token, std=0.02)
-        if not notebook:  # convolutions keep torch's own
+        if not notebook:  # convolutions keep torch's default initialization
             for module in self.modules():
                 if isinstance(module, nn.Linear):
                     nn.init.trunc_normal_(module.weight, std=0.02)
                     if module.bias is not None:
                         nn.init.zeros_(module.bias)
         for block in self.blocks:
-            if notebook:  # as nn.MultiheadAttention does; all else keeps torch's own
+            if notebook:  # as in nn.MultiheadAttention; other layers keep torch's default
                 nn.init.xavier_uniform_(block.attn.qkv.weight)
                 for linear in (block.attn.qkv, block.attn.proj):
                     if linear.bias is not None:
@@ -187,22 +186,21 @@ class VisionTransformer(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """The paper's: cut into patches, flatten each, project linearly."""
+    """The paper's linear stem: cuts images [B, 3, S, S] into patches and projects each to a token, [B, N, D]."""
 
     def __init__(self, a: Architecture) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, a.embed_dim, a.patch_size, a.patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        P, S = self.proj.kernel_size[0], x.shape[-1]
+        P, S = self.proj.kernel_size[0], index(x.shape[-1])
         x = F.pad(x, (0, -S % P, 0, -S % P)) if S % P else x
-        # The convolution's weight as one matrix product, which is faster than the convolution on CPU.
-        patches = patchify(x, P)
-        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)  # [B, N, D]
+        # A matrix product with the convolution's weight; on a CPU it is faster than the convolution.
+        return F.linear(patchify(x, P), self.proj.weight.flatten(1), self.proj.bias)
 
 
 def patchify(x: Tensor, patch_size: int) -> Tensor:
-    """Pictures [B, C, S, S] to patches [B, N, C·P²]: row by row; within a patch by channel, row, column."""
+    """Images [B, C, S, S] to patches [B, N, C·P²], row by row; each patch is ordered by channel, row, column."""
     B, C, S, _ = x.shape
     G, P = S // patch_size, patch_size
     x = x.reshape(B, C, G, P, G, P).permute(0, 2, 4, 1, 3, 5)  # [B, G, G, C, P, P]
@@ -210,7 +208,7 @@ def patchify(x: Tensor, patch_size: int) -> Tensor:
 
 
 def sine_position(grid: int, embed_dim: int, with_cls: bool) -> Tensor:
-    """Fixed 2-D position [1, N, D]: sines and cosines of the row, then of the column; a class token has 0."""
+    """Fixed 2-D positions [1, N, D]: sines and cosines of the row, then of the column; 0 for a class token."""
     frequency = 10000 ** -(torch.arange(embed_dim // 4) / (embed_dim // 4))
     angle = torch.arange(grid)[:, None] * frequency  # [G, D/4]
     wave = torch.cat([angle.sin(), angle.cos()], dim=1)  # [G, D/2]
@@ -221,7 +219,7 @@ def sine_position(grid: int, embed_dim: int, with_cls: bool) -> Tensor:
 
 
 class Block(nn.Module):
-    """One pre-norm encoder layer: attention and MLP, each added to what came in. [B, N, D] -> [B, N, D]."""
+    """One pre-norm encoder layer on tokens [B, N, D]: attention and MLP, each with a residual connection."""
 
     def __init__(self, a: Architecture, drop_path: float) -> None:
         super().__init__()
@@ -238,7 +236,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, softmax(q kᵀ / √K) v; q and k may be normalised (arXiv 2302.05442)."""
+    """Multi-head self-attention, softmax(q kᵀ / √K) v; `qk_norm` normalises q and k (arXiv 2302.05442)."""
 
     def __init__(self, a: Architecture) -> None:
         super().__init__()
@@ -255,13 +253,13 @@ class Attention(nn.Module):
         return self.proj(x.transpose(1, 2).flatten(2))  # [B, H, N, K] -> [B, N, D]
 
     def weights(self, x: Tensor) -> Tensor:
-        """How much each token (a row) takes from each (a column), [B, H, N, N]."""
+        """How much each token (row) attends to each token (column), [B, H, N, N]."""
         q, k, _ = self._heads(x)
         return _weights(q, k)
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1))  # [B, N, 3, H, K]
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, N, K]
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, H, N, K]
         return self.q_norm(q), self.k_norm(k), v
 
 
@@ -270,6 +268,8 @@ def _weights(q: Tensor, k: Tensor) -> Tensor:
 
 
 class Mlp(nn.Module):
+    """The MLP of an encoder layer, applied to each token of [B, N, D]: linear, GELU, linear."""
+
     def __init__(self, a: Architecture) -> None:
         super().__init__()
         self.fc1 = nn.Linear(a.embed_dim, a.mlp_dim)

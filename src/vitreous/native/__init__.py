@@ -1,1 +1,1 @@
-"""Kernels for CPUs that do a network's work in place of torch's operators, compiled on the user's machine."""
+"""CPU kernels in C++ that replace torch's operators in a network, compiled on the user's machine."""

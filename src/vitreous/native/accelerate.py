@@ -1,10 +1,10 @@
-"""A network that runs on the kernels of this package, its weights and their names as they were.
+"""Runs a `VisionTransformer` on the native kernels, with the same weights under the same names.
 
-`accelerate` turns a `VisionTransformer` into a `NativeVisionTransformer`, in place, and `plain` turns it back. The
-kernels take three parts of it: convolutional stem, encoder, and final norm with attention pooling. What they compute
-is fixed, so each part is held against an allow-list first: exact module types, equal sizes, eps and rates, biases where
-they are expected. That structure is decided once; each forward looks whether it still stands, and at hooks, modes,
-types and devices. A part that fails goes torch's way, so that nothing a person put into a network is ignored.
+`accelerate` turns the model into a `NativeVisionTransformer`, in place, and `plain` turns it back. The kernels run
+three parts: the convolutional stem, the encoder, and the final norm with attention pooling. Each kernel computes one
+fixed structure, so `accelerate` checks each part against an allow-list of module types, sizes, eps, dropout rates and
+biases. Each forward pass then checks that the part is unchanged, and checks hooks, modes, dtypes and devices. A part
+that fails a check runs in torch, so no change that a user made to the network is ignored.
 
 Letters in the shape comments: B batch, N tokens, D embed_dim, H heads, M mlp_dim.
 """
@@ -21,7 +21,7 @@ from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
 
 from vitreous.errors import VitreousError
-from vitreous.model.dropout import Dropout, keys_of
+from vitreous.model.dropout import Dropout, noise_keys
 from vitreous.model.stem import ConvStage, ConvStem, Whitening
 from vitreous.model.vit import Attention, Block, Mlp, VisionTransformer
 from vitreous.native import ops
@@ -29,72 +29,72 @@ from vitreous.native.build import MIN_WIDTH, load_kernels
 
 
 class NativeVisionTransformer(VisionTransformer):
-    """A `VisionTransformer` whose forward pass calls the kernels wherever they compute the same."""
+    """A `VisionTransformer` that calls the native kernels wherever they give the same result as its modules."""
 
     structure: Structure
 
     def forward(self, x: Tensor) -> Tensor:
-        """As `VisionTransformer.forward`; raises `VitreousError` where it is traced or exported."""
+        """Like `VisionTransformer.forward`. Raises `VitreousError` if the model is being traced or exported."""
         if torch.jit.is_tracing() or torch.compiler.is_compiling():
             raise VitreousError(
                 "An accelerated model cannot be traced or exported; call vitreous.native.accelerate.plain(model) first."
             )
-        bf16 = activation_is_bf16()
-        watched = (
-            something_watches()
-            or not methods_are_original()
-            or METHODS[VisionTransformer] & self.__dict__.keys()
+        bf16 = autocast_is_bf16()
+        changed = (
+            is_observed() or not methods_are_original() or METHODS[VisionTransformer] & self.__dict__.keys()
         )
-        if watched or bf16 is None or not takes_tensor(x) or x.ndim != 4 or not x.shape[0]:
+        if changed or bf16 is None or not is_supported_tensor(x) or x.ndim != 4 or not x.shape[0]:
             return super().forward(x)
-        stem, encoder, pool, tail = (part and part.weights(self) for part in self.structure)
-        if stem and not x.requires_grad and is_whitening(stem[0]):
+        stem, encoder, pool, final_norm = (part and part.weights(self) for part in self.structure)
+        if stem and not x.requires_grad and is_frozen_whitening(stem[0]):
             x = self._embed_natively(x, stem, bf16)
         else:
             x = self.embed(x)
         rate = common_rate(self.blocks) if encoder else None
-        if encoder and rate is not None and takes_tensor(x) and x.shape[1] >= MIN_WIDTH:
-            drawn = [keys_of(dropout, x) for dropout in dropouts(self.blocks)] if rate else []
-            keys = torch.stack(drawn).view(-1, 2, x.shape[0]) if drawn else None
-            # Whoever looks at the final norm sees all tokens.
-            wanted = 1 if self.cls_token is not None and tail is not None else x.shape[1]
+        if encoder and rate is not None and is_supported_tensor(x) and x.shape[1] >= MIN_WIDTH:
+            keys = None
+            if rate:
+                keys = torch.stack([noise_keys(dropout, x) for dropout in dropouts(self.blocks)])
+                keys = keys.view(-1, 2, x.shape[0])  # [layers, 2, B]
+            # Only the class token is used, but a hook or change at the final norm must see all tokens.
+            out_tokens = 1 if self.cls_token is not None and final_norm is not None else x.shape[1]
             attn, norm = self.blocks[0].attn, self.blocks[0].norm1
-            x = ops.encode(x, encoder, keys, rate, wanted, attn.num_heads, norm.eps, bf16)
+            x = ops.encode(x, encoder, keys, rate, out_tokens, attn.num_heads, norm.eps, bf16)
         else:
             for block in self.blocks:
                 x = block(x)
-        if pool and takes_tensor(x):
+        if pool and is_supported_tensor(x):
             weight, bias, query = pool
             return self.head(ops.pool(x, weight, bias, query, cast(nn.LayerNorm, self.norm).eps, bf16))
         return self.head(self.pool(self.norm(x)))
 
     def _embed_natively(self, x: Tensor, weights: list[Any], bf16: bool) -> Tensor:
-        self.check_pictures(x)
+        self.check_images(x)
         eps = cast(ConvStem, self.patch_embed).mix.norm.eps
         position = self.position((x.shape[2] - 1) // self.architecture.patch_size)
-        direct = self.cls_token is None and type(self.embed_activation) is nn.Identity
-        if direct and takes_tensor(position):  # then the kernel adds it
+        position_is_next = self.cls_token is None and type(self.embed_activation) is nn.Identity
+        if position_is_next and is_supported_tensor(position):  # the kernel adds it
             return self.pos_drop(ops.stem(x, position, weights, eps, bf16))
-        return self.place(ops.stem(x, None, weights, eps, bf16))
+        return self.to_tokens(ops.stem(x, None, weights, eps, bf16))
 
 
 def accelerate(model: VisionTransformer) -> VisionTransformer:
-    """The same object with the kernels swapped in.
+    """Makes the model run on the native kernels, in place, and returns it. Weights and state dict stay the same.
 
     Raises:
-        VitreousError: they cannot take it; the sentence says why.
+        VitreousError: the kernels cannot run this network or are not available here; the message says why.
     """
     if is_accelerated(model):
         return model
     if reason := unsupported(model):
-        raise VitreousError(f"The native kernels cannot take this network: {reason}.")
+        raise VitreousError(f"The native kernels cannot run this network: {reason}.")
     model.__class__ = NativeVisionTransformer
-    cast(NativeVisionTransformer, model).structure = find_structure(model)
+    cast(NativeVisionTransformer, model).structure = record_structure(model)
     return model
 
 
 def plain(model: VisionTransformer) -> VisionTransformer:
-    """The same object as torch's modules and nothing else."""
+    """Makes the model run in torch again, in place, and returns it. Undoes `accelerate`."""
     if is_accelerated(model):
         del cast(NativeVisionTransformer, model).structure
         model.__class__ = VisionTransformer
@@ -102,34 +102,35 @@ def plain(model: VisionTransformer) -> VisionTransformer:
 
 
 def is_accelerated(model: nn.Module) -> bool:
+    """Whether `accelerate` was applied to the model."""
     return isinstance(model, NativeVisionTransformer)
 
 
 def unsupported(model: VisionTransformer, dtypes: Sequence[torch.dtype] = (torch.float32,)) -> str | None:
-    """Why the kernels cannot take a network, to stand behind a colon; None where they can.
+    """The reason why the native kernels cannot run a network, as text for messages; None if they can.
 
     Args:
-        dtypes: the activations' types that are wanted: float32, and bfloat16 for training under autocast.
+        dtypes: types of activations that the kernels must support: float32, and bfloat16 for training under autocast.
     """
     if type(model) not in (VisionTransformer, NativeVisionTransformer):
-        return f"{type(model).__name__} may compute something else than VisionTransformer"
+        return f"unsupported architecture: {type(model).__name__} is not VisionTransformer itself"
     if any(not p.is_cpu for p in model.parameters()):
-        return "it is not on a CPU"
-    if more := members(model) - MEMBERS[VisionTransformer]:
-        return f"they do not know its {', '.join(sorted(more))}"
+        return "the network is not on the CPU; move it with model.cpu()"
+    if unknown_names := member_names(model) - MEMBERS[VisionTransformer]:
+        return f"unsupported architecture: the kernels do not compute {', '.join(sorted(unknown_names))}"
     if reason := encoder_reason(model):
         return reason
     for dtype in dtypes:
-        found = load_kernels(dtype)
-        if isinstance(found, str):
-            return found
+        kernels = load_kernels(dtype)
+        if isinstance(kernels, str):
+            return kernels
     return None
 
 
 # ---- structure: the allow-list
 
-# Every part of each module that the kernels reckon with. One more would be computed by torch and not by them, so an
-# option that is added to the network keeps them off until they know it.
+# The children, parameters and buffers of each module that the kernels know. An option that adds another one to the
+# network thereby turns the kernels off until they support it.
 MEMBERS: dict[type, set[str]] = {
     VisionTransformer: {
         "patch_embed", "embed_activation", "cls_token", "pos_embed", "pos_drop", "blocks", "norm", "attn_pool", "head",
@@ -146,14 +147,14 @@ CONSTANTS: dict[type, tuple[str, ...]] = {
     nn.Conv2d: ("stride", "padding", "dilation", "padding_mode"),
     nn.MaxPool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
 }
-# Methods that a person may replace, on an instance or for a whole class; the kernels would not call them.
+# Methods that a user may replace, on an instance or for a whole class; the kernels would not call the replacement.
 FORWARD = frozenset({"forward"})
 METHODS: dict[type, frozenset[str]] = {
     kind: frozenset(name for name, value in vars(kind).items() if callable(value) and name != "__init__")
     for kind in (VisionTransformer, Block, Attention, Mlp, ConvStem, ConvStage, Whitening, Dropout)
 }
-ORIGINAL = [(kind, name, getattr(kind, name)) for kind, names in METHODS.items() for name in names]
-ORIGINAL += [
+ORIGINAL_METHODS = [(kind, name, getattr(kind, name)) for kind, names in METHODS.items() for name in names]
+ORIGINAL_METHODS += [
     (kind, "forward", kind.forward)
     for kind in (nn.Linear, nn.LayerNorm, nn.Conv2d, nn.MaxPool2d, nn.Identity)
 ]
@@ -162,114 +163,126 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 @dataclass(frozen=True)
 class Part:
-    """Modules whose work the kernels do, as they were found, and where their weights are, in the kernels' order."""
+    """Modules that a kernel replaces, as they were when the model was accelerated."""
 
-    roots: tuple[tuple[str, nn.Module | None], ...]  # by their names in the model
+    roots: tuple[tuple[str, nn.Module | None], ...]  # name in the model, module
     modules: tuple[tuple[nn.Module, type, list[tuple[str, nn.Module | None]]], ...]  # module, type, children
-    places: tuple[tuple[nn.Module, str], ...]
-    shapes: tuple[torch.Size | None, ...]
+    locations: tuple[tuple[nn.Module, str], ...]  # module and name of each weight, in the kernel's order
+    shapes: tuple[torch.Size | None, ...]  # of those weights
     constants: tuple[
         tuple[nn.Module, str, Any], ...
-    ]  # what else the kernels reckon with: module, name, value
+    ]  # other values that the kernel assumes: module, name, value
 
     def weights(self, model: nn.Module) -> list[Any] | None:
-        """The weights as they are now; None where something was changed, hooked, compiled or moved."""
+        """The current weights; None if a module was changed, hooked, compiled or moved since."""
         if any(getattr(model, name, None) is not root for name, root in self.roots):
             return None
         for module, kind, children in self.modules:
-            own = module.__dict__
+            attributes = module.__dict__
             if (
                 type(module) is not kind
-                or list(own["_modules"].items()) != children
-                or any(own[name] for name in HOOKS)
-                or METHODS.get(kind, FORWARD) & own.keys()
+                or list(attributes["_modules"].items()) != children
+                or any(attributes[name] for name in HOOKS)
+                or METHODS.get(kind, FORWARD) & attributes.keys()
                 or module._compiled_call_impl is not None
             ):
                 return None
         if any(module.__dict__[name] != value for module, name, value in self.constants):
             return None
-        found = [getattr(module, name) for module, name in self.places]
-        same = all(
-            shape is None if w is None else w.shape == shape and takes_tensor(w)
-            for w, shape in zip(found, self.shapes, strict=True)
+        weights = [getattr(module, name) for module, name in self.locations]
+        fit = all(
+            shape is None if w is None else w.shape == shape and is_supported_tensor(w)
+            for w, shape in zip(weights, self.shapes, strict=True)
         )
-        return found if same else None
+        return weights if fit else None
 
 
 class Structure(NamedTuple):
-    """The parts of a network that are on the allow-list."""
+    """The parts of a network that are on the allow-list; None for a part that is not."""
 
     stem: Part | None
     encoder: Part
     pool: Part | None
-    tail: Part | None  # the final norm, where it looks at each token by itself
+    final_norm: Part | None  # set if the norm, or nothing, acts on each token by itself
 
 
-def find_structure(model: VisionTransformer) -> Structure:
-    """The parts of a network whose encoder is known, which is where most of the work is."""
+def record_structure(model: VisionTransformer) -> Structure:
+    """The parts of a network that the kernels can run. Its encoder must be supported (`encoder_reason`)."""
     stem = model.patch_embed
-    in_blocks = [place for block in model.blocks for place in block_places(block)]
+    encoder = [location for block in model.blocks for location in block_locations(block)]
     return Structure(
-        stem=part(model, ["patch_embed", "embed_activation"], stem_places(stem)) if stem_fits(stem) else None,
-        encoder=part(model, ["blocks"], in_blocks),
-        pool=part(model, ["norm", "attn_pool"], pool_places(model)) if pool_fits(model) else None,
-        tail=part(model, ["norm"], []) if tail_fits(model) else None,
+        stem=record_part(model, ["patch_embed", "embed_activation"], stem_locations(stem))
+        if stem_fits(stem)
+        else None,
+        encoder=record_part(model, ["blocks"], encoder),
+        pool=record_part(model, ["norm", "attn_pool"], pool_locations(model)) if pool_fits(model) else None,
+        final_norm=record_part(model, ["norm"], []) if final_norm_fits(model) else None,
     )
 
 
-def part(model: VisionTransformer, names: Sequence[str], places: Sequence[tuple[nn.Module, str]]) -> Part:
+def record_part(
+    model: VisionTransformer, names: Sequence[str], locations: Sequence[tuple[nn.Module, str]]
+) -> Part:
+    """The modules `names` of the model and all below them, with the weights at `locations`."""
     roots = [(name, cast("nn.Module | None", getattr(model, name))) for name in names]
     modules = [module for _, root in roots if root is not None for module in root.modules()]
     constants = [(module, name) for module in modules for name in CONSTANTS.get(type(module), ())]
     return Part(
         tuple(roots),
         tuple((module, type(module), list(module._modules.items())) for module in modules),
-        tuple(places),
-        tuple(None if (w := getattr(module, name)) is None else w.shape for module, name in places),
+        tuple(locations),
+        tuple(None if (w := getattr(module, name)) is None else w.shape for module, name in locations),
         tuple((module, name, getattr(module, name)) for module, name in constants),
     )
 
 
 def encoder_reason(model: VisionTransformer) -> str | None:
-    """Why the encoder is not on the allow-list; None where it is."""
+    """The reason why the kernels cannot run the encoder, as text for messages; None if they can."""
     if type(model.blocks) is not nn.ModuleList or not len(model.blocks):
-        return "its blocks are no plain list"
+        return "unsupported architecture: the blocks are not a plain nn.ModuleList"
     first = model.blocks[0]
     if any(type(block) is Block and type(block.drop_path1) is not nn.Identity for block in model.blocks):
-        return "they do not know stochastic depth (drop_path)"
-    if not all(map(block_is_known, model.blocks)):
-        return "its blocks were changed"
+        return "unsupported architecture: the kernels have no stochastic depth; set drop_path to 0"
+    if not all(map(block_fits, model.blocks)):
+        return "unsupported architecture: the blocks were modified"
     D, H, M = first.attn.qkv.in_features, first.attn.num_heads, first.mlp.fc1.out_features
-    if any(sizes(block) != sizes(first) for block in model.blocks) or len(sizes(first)[0]) > 1:
-        return "its blocks are unlike each other"
+    eps = block_signature(first)[0]
+    if any(block_signature(block) != block_signature(first) for block in model.blocks) or len(eps) > 1:
+        return "unsupported architecture: the blocks differ in size, heads or norm_eps"
     if D % H or min(D // H, M) < MIN_WIDTH or D // H % 2:
-        return f"they need heads of at least {MIN_WIDTH} channels, an even number, and as large an MLP"
+        return (
+            f"unsupported architecture: embed_dim / num_heads must be even and at least {MIN_WIDTH}, and mlp_dim at "
+            f"least {MIN_WIDTH}"
+        )
     if model.num_tokens < MIN_WIDTH:
-        return f"they need at least {MIN_WIDTH} tokens, and it has {model.num_tokens}"
+        return (
+            f"unsupported architecture: the kernels need at least {MIN_WIDTH} tokens, not {model.num_tokens}; choose a "
+            "smaller patch_size or larger images"
+        )
     return None
 
 
-def members(module: nn.Module) -> set[str]:
-    """Names of its children, parameters and buffers."""
+def member_names(module: nn.Module) -> set[str]:
+    """Names of the module's children, parameters and buffers."""
     return {*module._modules, *module._parameters, *module._buffers}
 
 
-def has_its_members(module: nn.Module, kind: type) -> bool:
-    return type(module) is kind and members(module) == MEMBERS[kind]
+def has_known_members(module: nn.Module, kind: type) -> bool:
+    return type(module) is kind and member_names(module) == MEMBERS[kind]
 
 
-def block_is_known(block: Any) -> bool:
-    if not has_its_members(block, Block):
+def block_fits(block: Any) -> bool:
+    if not has_known_members(block, Block):
         return False
     attn, mlp = block.attn, block.mlp
-    if not has_its_members(attn, Attention) or not has_its_members(mlp, Mlp):
+    if not has_known_members(attn, Attention) or not has_known_members(mlp, Mlp):
         return False
     D, M = attn.qkv.in_features, mlp.fc1.out_features
-    heads = (attn.q_norm, attn.k_norm)
-    normed = all(norm_fits(norm, D // attn.num_heads) for norm in heads)
+    head_norms = (attn.q_norm, attn.k_norm)
+    normed = all(norm_fits(norm, D // attn.num_heads) for norm in head_norms)
     return (
         all(norm_fits(norm, D) for norm in (block.norm1, block.norm2))
-        and (normed or all(type(norm) is nn.Identity for norm in heads))
+        and (normed or all(type(norm) is nn.Identity for norm in head_norms))
         and linear_fits(attn.qkv, D, 3 * D, bias=None)
         and linear_fits(attn.proj, D, D)
         and linear_fits(mlp.fc1, D, M)
@@ -280,7 +293,7 @@ def block_is_known(block: Any) -> bool:
 
 
 def linear_fits(linear: nn.Module, inputs: int, outputs: int, bias: bool | None = True) -> bool:
-    """Whether it is a plain linear layer of that size; `bias` None where both will do."""
+    """Whether it is a plain linear layer of that size; `bias` is None if it may have one or not."""
     return (
         type(linear) is nn.Linear
         and tuple(linear.weight.shape) == (outputs, inputs)
@@ -289,44 +302,47 @@ def linear_fits(linear: nn.Module, inputs: int, outputs: int, bias: bool | None 
 
 
 def norm_fits(norm: nn.Module, width: int) -> bool:
-    plain = type(norm) is nn.LayerNorm and tuple(norm.normalized_shape) == (width,)
-    return plain and norm.weight is not None and norm.bias is not None
+    is_layer_norm = type(norm) is nn.LayerNorm and tuple(norm.normalized_shape) == (width,)
+    return is_layer_norm and norm.weight is not None and norm.bias is not None
 
 
-def sizes(block: Block) -> tuple[Any, ...]:
-    """What all blocks must have in common: eps of every norm (a set of one), heads, shapes of every weight."""
+def block_signature(block: Block) -> tuple[Any, ...]:
+    """What all blocks must have in common: the set of their norms' eps, the number of heads, shapes of weights."""
     norms = [block.norm1, block.norm2, block.attn.q_norm, block.attn.k_norm]
     eps = {norm.eps for norm in norms if isinstance(norm, nn.LayerNorm)}
-    shapes = [None if (w := getattr(m, name)) is None else w.shape for m, name in block_places(block)]
+    shapes = [None if (w := getattr(m, name)) is None else w.shape for m, name in block_locations(block)]
     return eps, block.attn.num_heads, *shapes
 
 
-def block_places(block: Block) -> list[tuple[nn.Module, str]]:
-    """Where the weights of a block are, in the order of the kernels' `Layer`; norms of q and k may be missing."""
+def block_locations(block: Block) -> list[tuple[nn.Module, str]]:
+    """Module and name of each weight of a block, in the order of `Field` in encoder.cpp.
+
+    The norms of q and k may be missing; their weights are then None.
+    """
     attn, mlp, norm1, norm2 = block.attn, block.mlp, block.norm1, block.norm2
     missing = nn.Module()
     missing.weight = missing.bias = None  # type: ignore[assignment]
     q, k = (n if isinstance(n, nn.LayerNorm) else missing for n in (attn.q_norm, attn.k_norm))
-    both = ((attn.qkv, attn.proj), (norm1,), (q,), (k,), (mlp.fc1, mlp.fc2), (norm2,))
-    return [(module, name) for group in both for name in ("weight", "bias") for module in group]
+    groups = ((attn.qkv, attn.proj), (norm1,), (q,), (k,), (mlp.fc1, mlp.fc2), (norm2,))
+    return [(module, name) for group in groups for name in ("weight", "bias") for module in group]
 
 
 def dropouts(blocks: Sequence[Block]) -> list[Dropout]:
-    """Two in each block, in the order in which they are met."""
+    """The two dropout modules of each block, in the order of the forward pass."""
     return [dropout for block in blocks for dropout in (block.mlp.drop1, block.mlp.drop2)]
 
 
 def common_rate(blocks: Sequence[Block]) -> float | None:
-    """Dropout's rate, as it applies in their modes; None where they differ."""
+    """The dropout rate of all blocks, 0 in eval mode; None if they differ."""
     rates = {float(dropout.rate) if dropout.training else 0.0 for dropout in dropouts(blocks)}
     return rates.pop() if len(rates) == 1 else None
 
 
 def stem_fits(stem: nn.Module) -> TypeGuard[ConvStem]:
-    if type(stem) is not ConvStem or not has_its_members(stem, ConvStem):
+    if type(stem) is not ConvStem or not has_known_members(stem, ConvStem):
         return False
     stages = [*stem.stages, stem.mix]
-    if not all(has_its_members(stage, ConvStage) for stage in stages):
+    if not all(has_known_members(stage, ConvStage) for stage in stages):
         return False
     widths = [24, *(stage.conv.out_channels for stage in stages)]
     pools = [stage.pool for stage in stages]
@@ -338,7 +354,7 @@ def stem_fits(stem: nn.Module) -> TypeGuard[ConvStem]:
     return (
         type(stem.stages) is nn.Sequential
         and type(stem.whiten) is Whitening
-        and is_whitening(stem.whiten.weight)
+        and is_frozen_whitening(stem.whiten.weight)
         and halves
         and type(pools[-1]) is nn.Identity
         and all(
@@ -361,16 +377,13 @@ def conv_fits(conv: nn.Module, inputs: int, outputs: int, side: int, padding: in
     )
 
 
-def stem_places(stem: ConvStem) -> list[tuple[nn.Module, str]]:
-    """The whitening, the projection and its bias, then three for each stage."""
-    places: list[tuple[nn.Module, str]] = [
-        (stem.whiten, "weight"),
-        (stem.proj, "weight"),
-        (stem.proj, "bias"),
-    ]
-    for stage in (*stem.stages, stem.mix):
-        places += [(stage.conv, "weight"), (stage.norm, "weight"), (stage.norm, "bias")]
-    return places
+def stem_locations(stem: ConvStem) -> list[tuple[nn.Module, str]]:
+    """Module and name of each weight, in the order of `ops.stem`."""
+    stages = [*stem.stages, stem.mix]
+    return [
+        (stem.whiten, "weight"), (stem.proj, "weight"), (stem.proj, "bias"),
+        *((m, name) for s in stages for m, name in ((s.conv, "weight"), (s.norm, "weight"), (s.norm, "bias"))),
+    ]  # fmt: skip
 
 
 def pool_fits(model: VisionTransformer) -> bool:
@@ -378,27 +391,34 @@ def pool_fits(model: VisionTransformer) -> bool:
     return query is not None and norm_fits(model.norm, D) and linear_fits(query, D, 1, bias=False)
 
 
-def is_whitening(weight: Tensor) -> bool:
-    """Whether its second half is the first's negative, which the kernel takes for granted, and it is frozen."""
+def is_frozen_whitening(weight: Tensor) -> bool:
+    """Whether the weight [24, 3, 2, 2] is frozen and its second half is the negative of the first.
+
+    The kernel reads the first half only and computes no gradient.
+    """
     return not weight.requires_grad and torch.equal(weight[12:], -weight[:12])
 
 
-def tail_fits(model: VisionTransformer) -> bool:
+def final_norm_fits(model: VisionTransformer) -> bool:
+    """Whether the final norm acts on each token by itself, so that tokens which are not pooled can be left out."""
     norm = model.norm
-    of_each = type(norm) is nn.LayerNorm and tuple(norm.normalized_shape) == (model.architecture.embed_dim,)
-    return of_each or type(norm) is nn.Identity
+    is_layer_norm = type(norm) is nn.LayerNorm and tuple(norm.normalized_shape) == (
+        model.architecture.embed_dim,
+    )
+    return is_layer_norm or type(norm) is nn.Identity
 
 
-def pool_places(model: VisionTransformer) -> list[tuple[nn.Module, str]]:
+def pool_locations(model: VisionTransformer) -> list[tuple[nn.Module, str]]:
+    """Module and name of each weight, in the order of `ops.pool`."""
     query = cast(nn.Linear, model.attn_pool)
     return [(model.norm, "weight"), (model.norm, "bias"), (query, "weight")]
 
 
-# ---- what each forward looks at
+# ---- checks of each forward pass
 
 
-def takes_tensor(x: Tensor) -> bool:
-    """Whether the kernels can read it: a plain float32 tensor on a CPU."""
+def is_supported_tensor(x: Tensor) -> bool:
+    """Whether the kernels can read it: a plain, dense float32 tensor on the CPU."""
     return (
         x.is_cpu
         and x.dtype == torch.float32
@@ -407,19 +427,20 @@ def takes_tensor(x: Tensor) -> bool:
     )
 
 
-def activation_is_bf16() -> bool | None:
-    """Whether autocast makes activations bfloat16 here, or leaves them float32; None where no kernels take them."""
+def autocast_is_bf16() -> bool | None:
+    """Whether autocast makes activations bfloat16; None if there are no kernels for the type that it gives."""
     enabled = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if enabled else torch.float32
     return None if isinstance(load_kernels(dtype), str) else dtype == torch.bfloat16
 
 
 def methods_are_original() -> bool:
-    return all(getattr(kind, name) is method for kind, name, method in ORIGINAL)
+    """Whether no method of the classes that the kernels replace was replaced by a user."""
+    return all(getattr(kind, name) is method for kind, name, method in ORIGINAL_METHODS)
 
 
-def something_watches() -> bool:
-    """Whether each module or operator is to be seen: global hooks, modes, transforms of torch.func, forward AD."""
+def is_observed() -> bool:
+    """Whether something must see each module or operator: a global hook, a mode, torch.func, forward-mode AD."""
     return (
         any_global_hook()
         or torch._C._len_torch_function_stack() > 0

@@ -1,5 +1,6 @@
-// Threads: how work is shared out, how gradient sums are added up in a fixed order, and how a failed allocation leaves
-// a parallel region.
+// Threads: how the work is split among them, how they add up gradients in a fixed order, and how a failed allocation is
+// reported from a parallel region. Work is split into pieces that free threads take one by one, so a slow core does not
+// hold up the others, and the result does not depend on which thread took which piece.
 #pragma once
 
 #include <algorithm>
@@ -16,12 +17,13 @@
 
 namespace {
 
-// Gradient sums are added up in private copies, one for each piece of the work, and there are at most this many copies
-// however many threads run. Up to eight threads take three pieces each; more threads take larger and fewer pieces, and
-// beyond 24 threads the rest wait in a backward pass. A ViT-B layer (4.7 million sums in its MLP) then needs 450 MB.
+// Each piece of the work adds up its gradients in a private copy. This limits the number of copies, and so the memory,
+// for any number of threads. Up to 8 threads take three pieces each, more threads take fewer, and in a backward pass
+// threads beyond the 24th wait. A ViT-B layer (4.7 million sums in its MLP) then needs at most 450 MB.
 constexpr int64_t MAX_SUM_COPIES = 24;
 
-// Collects a failure inside a parallel region. An exception must not leave one: the process would end.
+// Records a failure inside a parallel region and rethrows it outside. An exception that leaves the region itself would
+// end the process.
 class Failure {
     std::atomic<bool> failed{false};
 
@@ -29,7 +31,7 @@ class Failure {
     template <class F> void guard(F body) {
         try {
             body();
-        } catch (const std::exception &) { // out of memory: nothing else in here throws
+        } catch (const std::exception &) { // out of memory; nothing else throws here
             failed = true;
         }
     }
@@ -38,7 +40,7 @@ class Failure {
     }
 };
 
-// Runs `body(i)` for i in [0, count), one at a time on any thread.
+// Runs `body(i)` for each i in [0, count); the next free thread takes the next i.
 template <class F> void parallel_for(int64_t count, F body) {
     Failure failure;
 #pragma omp parallel for schedule(dynamic)
@@ -46,33 +48,36 @@ template <class F> void parallel_for(int64_t count, F body) {
     failure.rethrow();
 }
 
-// Runs `body(start, size)` on chunks of [first, last), of at most `most` elements and as equal as possible.
-template <class F> void for_each_chunk(int64_t first, int64_t last, int64_t most, F body) {
-    int64_t chunks = (last - first + most - 1) / most;
+// Cuts [first, last) into chunks of at most `max_size` elements, as equal as possible, and runs `body(start, size)` on
+// each.
+template <class F> void for_each_chunk(int64_t first, int64_t last, int64_t max_size, F body) {
+    int64_t chunks = (last - first + max_size - 1) / max_size;
     for (int64_t i = 0; i < chunks; i++) {
         int64_t start = first + (last - first) * i / chunks;
         body(start, first + (last - first) * (i + 1) / chunks - start);
     }
 }
 
-// Boundaries of the pieces into which [0, count) is cut for `threads` threads. Large pieces come first and small ones
-// last, because threads are seldom equally fast and each takes the next piece as soon as it is free.
+// Boundaries of the pieces of [0, count) for `threads` threads. There are up to three pieces for each thread, large
+// ones first and small ones last, so that fast threads take over some of the slow threads' work and all finish
+// together.
 inline std::vector<int64_t> split_work(int64_t count, int64_t threads, int64_t max_pieces) {
-    static constexpr int64_t EIGHTHS[3][3] = {{8}, {6, 2}, {5, 2, 1}}; // of a thread's equal share, by round
+    // Sizes of a thread's first, second and third piece in eighths of count / threads, for one, two or three pieces.
+    static constexpr int64_t EIGHTHS[3][3] = {{8}, {6, 2}, {5, 2, 1}};
     threads = std::min(threads, max_pieces);
-    int64_t rounds = std::min<int64_t>(max_pieces / threads, 3), given = 0;
+    int64_t rounds = std::min<int64_t>(max_pieces / threads, 3), eighths = 0;
     std::vector<int64_t> bounds{0};
     for (int64_t round = 0; round < rounds; round++)
         for (int64_t t = 0; t < threads; t++) {
-            given += EIGHTHS[rounds - 1][round];
-            bounds.push_back(count * given / (8 * threads));
+            eighths += EIGHTHS[rounds - 1][round];
+            bounds.push_back(count * eighths / (8 * threads));
         }
     return bounds;
 }
 
-// Runs `thread_body(run)` once on every thread: it allocates what the thread needs and calls `run(work)`, which calls
-// `work(start, size)` on chunks of [0, count), of at most `most`, until none are left.
-template <class F> void parallel_chunks(int64_t count, int64_t most, F thread_body) {
+// Runs `thread_body(run)` once on each thread. It allocates what the thread needs and calls `run(work)`, which calls
+// `work(start, size)` on chunks of [0, count) of at most `max_size` elements until none are left.
+template <class F> void parallel_chunks(int64_t count, int64_t max_size, F thread_body) {
     int64_t threads = omp_get_max_threads();
     const std::vector<int64_t> bounds = split_work(count, threads, 3 * threads);
     std::atomic<size_t> next{0};
@@ -80,14 +85,15 @@ template <class F> void parallel_chunks(int64_t count, int64_t most, F thread_bo
 #pragma omp parallel
     failure.guard([&] {
         thread_body([&](auto work) {
-            for (size_t i; (i = next++) + 1 < bounds.size();) for_each_chunk(bounds[i], bounds[i + 1], most, work);
+            for (size_t i; (i = next++) + 1 < bounds.size();) for_each_chunk(bounds[i], bounds[i + 1], max_size, work);
         });
     });
     failure.rethrow();
 }
 
-// The sums that a backward pass computes, and where they go: matrices one after another. A private copy has their rows
-// padded, as products write them; the result has not. A matrix without a destination is not written.
+// The gradients that a backward pass sums up, as a list of matrices, and where the results go. In a private copy the
+// matrices follow each other and their rows are padded, as products write them. The results are not padded. A matrix
+// whose destination is null has no result.
 class SumLayout {
   public:
     // Adds a matrix [rows, columns] and returns its offset in a private copy.
@@ -99,7 +105,8 @@ class SumLayout {
     }
     int64_t size() const { return copy_size; }
 
-    // One thread's part of the addition: copies are added in order, so that a run can be repeated to the bit.
+    // Adds up `count` copies; each thread adds every `threads`-th row. Copies are always added in the same order, so
+    // that a repeated run gives the same bits.
     void add_copies(const float *copies, int64_t count, int64_t thread, int64_t threads) const {
         int64_t number = 0;
         for (const Matrix &matrix : matrices)
@@ -124,9 +131,9 @@ class SumLayout {
     int64_t copy_size = 0;
 };
 
-// Like `parallel_chunks`, with `work(start, size, sums)`: sums is the private copy of the piece that the chunk belongs
-// to. The result depends on the number of threads, but not on which thread took which piece.
-template <class F> void parallel_sum(int64_t count, int64_t most, const SumLayout &layout, F thread_body) {
+// Like `parallel_chunks`, but calls `work(start, size, sums)`, which adds to `sums`, the private copy of the chunk's
+// piece. The result depends on the number of threads, but not on which thread took which piece.
+template <class F> void parallel_sum(int64_t count, int64_t max_size, const SumLayout &layout, F thread_body) {
     const std::vector<int64_t> bounds = split_work(count, omp_get_max_threads(), MAX_SUM_COPIES);
     const int64_t pieces = int64_t(bounds.size()) - 1;
     std::unique_ptr<float[]> copies(new float[pieces * layout.size()]);
@@ -139,7 +146,7 @@ template <class F> void parallel_sum(int64_t count, int64_t most, const SumLayou
                 for (int64_t i; (i = next++) < pieces;) {
                     float *sums = copies.get() + i * layout.size();
                     std::memset(sums, 0, layout.size() * sizeof(float));
-                    for_each_chunk(bounds[i], bounds[i + 1], most,
+                    for_each_chunk(bounds[i], bounds[i + 1], max_size,
                                    [&](int64_t start, int64_t size) { work(start, size, sums); });
                 }
             });

@@ -1,7 +1,11 @@
-// The convolutional stem: whitening, stages of a 3x3 convolution each, and the projection to tokens.
+// The convolutional stem: whitening, stages of a 3x3 convolution each, and the projection to tokens, forward and
+// backward. A core works on one image at a time. A convolution is a matrix product that reads the three lines of its
+// window directly from a padded copy of the image, so no patches are copied; pooling, norm and GELU follow while the
+// result is in the core's cache.
 //
-// B pictures, S side of a stage's input and I its channels, W side of its pooling windows, G = S / W side of its output
-// and C its channels; N tokens, D their width.
+// Of a stage: S side of its input, I input channels, W side of its pooling windows, G = S / W side of its output, C
+// output channels. Of the stem: B images, N tokens, D channels of a token. Activations are `Act` with the channels
+// last, [B, S, S, I]; tokens are float32 [B, N, D].
 
 #include <algorithm>
 
@@ -14,45 +18,49 @@ namespace {
 
 constexpr int64_t DIRECTIONS = 12;           // of a whitened patch: 2x2 pixels of 3 channels
 constexpr int64_t WHITENED = 2 * DIRECTIONS; // channels: each direction and its negative
-constexpr int64_t MAX_UNITS = 128;           // summed over at a time, so that they stay in the cache
+constexpr int64_t MAX_UNITS = 128;           // depth of the products for weight gradients: both operands fit the cache
 
 struct Stage {
     int64_t S, I, C, W, G;
-    bool skip; // adds its input to its output
+    bool skip; // whether the stage adds its input to its output
     const float *conv, *weight, *bias;
     float *dconv, *dweight, *dbias;
     // Kept for the backward pass:
-    Act *x;            // [B, S, S, I]
-    Act *out, *pooled; // [B, G, G, C]: the output; the largest of each window
-    uint8_t *which;    // [B, G, G, C]: where in its window that was
-    Statistics *stats; // [B, G, G], of the norm
+    Act *x;            // [B, S, S, I]: the input
+    Act *out, *pooled; // [B, G, G, C]: the output, and the maximum of each window
+    uint8_t *argmax;   // [B, G, G, C]: position of the maximum in its window, row by row
+    Statistics *stats; // [B, G, G]: of the norm
 };
 
-// The weight [C, I, 3, 3] of a convolution as units, for each tap [unit_count(rows), padded columns]: rows are I and
-// columns C for the forward pass; rows are C, columns I and taps reversed for the backward pass.
+// Packs the weight [C, I, 3, 3] of a convolution as the right operand of a product: units [9 taps, unit_count(rows),
+// padded columns]. For the forward pass, rows are I and columns are C. For the backward pass, rows are C and columns
+// are I, and the taps are reversed.
 std::vector<Unit> pack_convolution(const float *w, int64_t C, int64_t I, Direction direction) {
     const bool backward = direction == BACKWARD;
-    int64_t rows = backward ? C : I, columns = backward ? I : C, depth = unit_count(rows), across = round_up(columns);
-    std::vector<Unit> units(9 * depth * across);
+    int64_t rows = backward ? C : I, columns = backward ? I : C, depth = unit_count(rows),
+            padded_columns = round_up(columns);
+    std::vector<Unit> units(9 * depth * padded_columns);
     parallel_for(9, [&](int64_t tap) {
-        std::vector<float> line(across);
-        std::vector<Act> half(rows * across);
+        std::vector<float> line(padded_columns);
+        std::vector<Act> tap_weight(rows * padded_columns);
         for (int64_t r = 0; r < rows; r++) {
             for (int64_t c = 0; c < columns; c++)
                 line[c] = backward ? w[(r * I + c) * 9 + 8 - tap] : w[(c * I + r) * 9 + tap];
-            for (int64_t c = 0; c < across; c += LANES) store(&half[r * across + c], load(&line[c]));
+            for (int64_t c = 0; c < padded_columns; c += LANES)
+                store(&tap_weight[r * padded_columns + c], load(&line[c]));
         }
-        pack_rows(half.data(), rows, across, &units[tap * depth * across], across);
+        pack_rows(tap_weight.data(), rows, padded_columns, &units[tap * depth * padded_columns], padded_columns);
     });
     return units;
 }
 
-// Pictures, by their strides, to out [B, S - 1, S - 1, 24]: GELU of 2x2 patches along the directions `weight` [12, 12]
-// and along their negatives, for which gelu(-x) = gelu(x) - x.
+// out [B, S - 1, S - 1, 24] = GELU of the 2x2 patches of images x [B, 3, S, S] along the directions `weight` [12, 12]
+// and along their negatives, which cost no exponential since gelu(-x) = gelu(x) - x. `stride` has the four strides of
+// x.
 void whiten(const float *x, const int64_t *stride, const float *weight, Act *out, int64_t B, int64_t S) {
-    float along_lanes[DIRECTIONS * MIN_WIDTH] = {}; // [patch, direction], the last lanes empty
+    float by_patch[DIRECTIONS * MIN_WIDTH] = {}; // the transpose [patch element, direction], with padded rows
     for (int64_t i = 0; i < DIRECTIONS * DIRECTIONS; i++)
-        along_lanes[i % DIRECTIONS * MIN_WIDTH + i / DIRECTIONS] = weight[i];
+        by_patch[i % DIRECTIONS * MIN_WIDTH + i / DIRECTIONS] = weight[i];
 #pragma omp parallel for schedule(guided) collapse(2)
     for (int64_t b = 0; b < B; b++)
         for (int64_t i = 0; i < S - 1; i++)
@@ -60,13 +68,13 @@ void whiten(const float *x, const int64_t *stride, const float *weight, Act *out
                 const float *corner = x + b * stride[0] + i * stride[2] + j * stride[3];
                 Act plus[MIN_WIDTH], minus[MIN_WIDTH];
                 for (int c = 0; c < MIN_WIDTH; c += LANES) {
-                    Vec along = {};
+                    Vec projected = {};
                     for (int64_t t = 0; t < DIRECTIONS; t++)
-                        along += corner[(t / 4) * stride[1] + (t / 2 % 2) * stride[2] + (t % 2) * stride[3]] *
-                                 load(along_lanes + t * MIN_WIDTH + c);
-                    Vec value = gelu(along);
+                        projected += corner[(t / 4) * stride[1] + (t / 2 % 2) * stride[2] + (t % 2) * stride[3]] *
+                                     load(by_patch + t * MIN_WIDTH + c);
+                    Vec value = gelu(projected);
                     store(plus + c, value);
-                    store(minus + c, value - along);
+                    store(minus + c, value - projected);
                 }
                 Act *pixel = out + ((b * (S - 1) + i) * (S - 1) + j) * WHITENED;
                 std::memcpy(pixel, plus, DIRECTIONS * sizeof(Act));
@@ -74,51 +82,51 @@ void whiten(const float *x, const int64_t *stride, const float *weight, Act *out
             }
 }
 
-// A convolution of 3x3, padded by one; the largest of each W x W window; layer norm over the channels; GELU; plus x
-// with `skip`.
+// A stage: 3x3 convolution padded by one, maximum of each W x W window, layer norm over the channels, GELU, and with
+// `skip` plus x. From stage.x [B, S, S, I] to stage.out [B, G, G, C].
 void stage_forward(const Stage &stage, int64_t B, float eps) {
     const int64_t S = stage.S, I = stage.I, C = stage.C, W = stage.W, G = stage.G, P = S + 2;
-    const int64_t paired = unit_count(I), across = round_up(C);
+    const int64_t pixel_units = unit_count(I), padded_C = round_up(C);
     const bool skip = stage.skip;
     const Act *x = stage.x;
     const float *weight = stage.weight, *bias = stage.bias;
     Act *out = stage.out, *pooled = stage.pooled;
-    uint8_t *which = stage.which;
+    uint8_t *argmax = stage.argmax;
     Statistics *stats = stage.stats;
     const std::vector<Unit> packed = pack_convolution(stage.conv, C, I, FORWARD);
     parallel_chunks(B, 1, [&](auto run) {
-        std::vector<Act> padded(P * P * paired * UNIT_SIZE); // with a border of zeros
-        std::vector<float> lines(W * S * across);
+        std::vector<Act> padded(P * P * pixel_units * UNIT_SIZE); // the image with a border of zeros
+        std::vector<float> lines(W * S * padded_C);
         const Unit *corner = reinterpret_cast<const Unit *>(padded.data());
         run([&](int64_t b, int64_t) {
-            // A line at a time if pixels are whole units.
-            for (int64_t i = 0, some = I % UNIT_SIZE ? 1 : S; i < S * S; i += some)
-                std::memcpy(&padded[((i / S + 1) * P + i % S + 1) * paired * UNIT_SIZE], x + (b * S * S + i) * I,
-                            some * I * sizeof(Act));
+            // Copies a whole line at a time, or a pixel if pixels do not end with a unit.
+            for (int64_t i = 0, pixels = I % UNIT_SIZE ? 1 : S; i < S * S; i += pixels)
+                std::memcpy(&padded[((i / S + 1) * P + i % S + 1) * pixel_units * UNIT_SIZE], x + (b * S * S + i) * I,
+                            pixels * I * sizeof(Act));
             for (int64_t i = 0; i < G; i++) {
                 for (int64_t w = 0; w < W; w++) {
-                    LeftOperand window{corner + (i * W + w) * P * paired, paired, 1, 3, P * paired};
-                    multiply(G * W, window, packed.data(), across, 3 * paired, &lines[w * S * across]);
+                    LeftOperand window{corner + (i * W + w) * P * pixel_units, pixel_units, 1, 3, P * pixel_units};
+                    multiply(G * W, window, packed.data(), padded_C, 3 * pixel_units, &lines[w * S * padded_C]);
                 }
                 for (int64_t j = 0; j < G; j++) {
                     int64_t at = (b * G + i) * G + j;
-                    const float *window = &lines[j * W * across];
-                    Act *largest = pooled + at * C;
+                    const float *window = &lines[j * W * padded_C];
+                    Act *maxima = pooled + at * C;
                     for_each_vector(C, [&](int64_t c, auto) {
                         Vec v = load(window + c);
-                        Int place = {};
+                        Int position = {};
                         for (int w = 1; w < W * W; w++) {
-                            Vec other = load(window + (w / W * S + w % W) * across + c);
-                            place = other > v ? w - Int{} : place;
+                            Vec other = load(window + (w / W * S + w % W) * padded_C + c);
+                            position = other > v ? w - Int{} : position;
                             v = maximum(other, v);
                         }
-                        store(largest + c, v);
-                        Bytes bytes = __builtin_convertvector(place, Bytes);
-                        std::memcpy(which + at * C + c, &bytes, sizeof bytes);
+                        store(maxima + c, v);
+                        Bytes bytes = __builtin_convertvector(position, Bytes);
+                        std::memcpy(argmax + at * C + c, &bytes, sizeof bytes);
                     });
-                    Statistics s = stats[at] = statistics(C, eps, [&](int64_t c) { return load(largest + c); });
+                    Statistics s = stats[at] = statistics(C, eps, [&](int64_t c) { return load(maxima + c); });
                     for_each_vector(C, [&](int64_t c, auto) {
-                        Vec v = gelu((load(largest + c) - s.mean) * s.rstd * load(weight + c) + load(bias + c));
+                        Vec v = gelu((load(maxima + c) - s.mean) * s.rstd * load(weight + c) + load(bias + c));
                         store(out + at * C + c, skip ? v + load(x + at * C + c) : v);
                     });
                 }
@@ -127,67 +135,67 @@ void stage_forward(const Stage &stage, int64_t B, float eps) {
     });
 }
 
-// From dout [B, G, G, C] to dx [B, S, S, I], unless that is null, and the stage's gradients. With `skip`, dout is added
-// to dx.
+// Computes dx [B, S, S, I], unless dx is null, and the gradients of the stage's weights from dout [B, G, G, C].
 void stage_backward(const Stage &stage, int64_t B, const Act *dout, Act *dx) {
     const int64_t S = stage.S, I = stage.I, C = stage.C, W = stage.W, G = stage.G, P = S + 2;
-    const int64_t paired = unit_count(C), across = round_up(I), rows = round_up(C), columns = round_up(9 * I);
+    const int64_t pixel_units = unit_count(C), padded_I = round_up(I), padded_C = round_up(C),
+                  padded_9I = round_up(9 * I);
     const bool skip = stage.skip;
     const Act *x = stage.x, *pooled = stage.pooled;
     const float *weight = stage.weight, *bias = stage.bias;
-    const uint8_t *which = stage.which;
+    const uint8_t *argmax = stage.argmax;
     const Statistics *stats = stage.stats;
     const std::vector<Unit> packed = dx ? pack_convolution(stage.conv, C, I, BACKWARD) : std::vector<Unit>();
-    std::unique_ptr<float[]> conv(new float[C * 9 * I]); // the convolution's gradient as [C, 3, 3, I]
+    std::unique_ptr<float[]> conv_sums(new float[C * 9 * I]); // the convolution's gradient, [C, 3, 3, I]
     SumLayout layout;
     const int64_t dweight = layout.add(1, C, stage.dweight), dbias = layout.add(1, C, stage.dbias);
-    const int64_t dconv = layout.add(C, 9 * I, conv.get());
+    const int64_t dconv = layout.add(C, 9 * I, conv_sums.get());
     parallel_sum(B, B, layout, [&](auto run) {
-        std::vector<float> room(C), line(S * across);
-        std::vector<Act> dy(P * P * paired * UNIT_SIZE), padded(P * P * I); // with borders of zeros
-        std::vector<Unit> left(MAX_UNITS * rows), right(MAX_UNITS * columns);
-        float *before_gelu = room.data();
-        // The q-th pixel that a window covers, in the padded picture. Others have no gradient.
+        std::vector<float> dnormed_row(C), line(S * padded_I);
+        std::vector<Act> dy(P * P * pixel_units * UNIT_SIZE), padded(P * P * I); // dy and x with borders of zeros
+        std::vector<Unit> left(MAX_UNITS * padded_C), right(MAX_UNITS * padded_9I);
+        float *dnormed = dnormed_row.data();
+        // Offset in the padded image of pixel q of those that pooling windows cover. The others have no gradient.
         auto pixel = [&](int64_t q) { return (q / (G * W) + 1) * P + q % (G * W) + 1; };
-        run([&](int64_t first, int64_t pictures, float *sums) {
+        run([&](int64_t first, int64_t images, float *sums) {
             int64_t depth = 0;
-            auto add_up = [&] {
-                multiply<true>(C, {left.data(), 1, rows}, right.data(), columns, depth, sums + dconv);
+            auto add_product = [&] {
+                multiply<true>(C, {left.data(), 1, padded_C}, right.data(), padded_9I, depth, sums + dconv);
                 depth = 0;
             };
-            for (int64_t b = first; b < first + pictures; b++) {
+            for (int64_t b = first; b < first + images; b++) {
                 for (int64_t i = 0; i < G; i++)
                     for (int64_t j = 0; j < G; j++) {
                         int64_t at = (b * G + i) * G + j;
-                        Act *corner = &dy[((i * W + 1) * P + j * W + 1) * paired * UNIT_SIZE];
+                        Act *corner = &dy[((i * W + 1) * P + j * W + 1) * pixel_units * UNIT_SIZE];
                         const Act *max = pooled + at * C;
                         Statistics s = stats[at];
                         for_each_vector(C, [&](int64_t c, auto) {
                             Vec before = (load(max + c) - s.mean) * s.rstd * load(weight + c) + load(bias + c);
-                            store(before_gelu + c, load(dout + at * C + c) * gelu_with_slope(before).slope);
+                            store(dnormed + c, load(dout + at * C + c) * gelu_with_slope(before).slope);
                         });
                         norm_backward(
                             C, s.rstd, weight, sums + dweight, sums + dbias,
                             [&](int64_t c) { return (load(max + c) - s.mean) * s.rstd; },
-                            [&](int64_t c) { return load(before_gelu + c); },
+                            [&](int64_t c) { return load(dnormed + c); },
                             [&](int64_t c, auto, Vec d) {
                                 Bytes bytes;
-                                std::memcpy(&bytes, which + at * C + c, sizeof bytes);
-                                Int place = __builtin_convertvector(bytes, Int);
+                                std::memcpy(&bytes, argmax + at * C + c, sizeof bytes);
+                                Int position = __builtin_convertvector(bytes, Int);
                                 for (int w = 0; w < W * W; w++)
-                                    store(corner + (w / W * P + w % W) * paired * UNIT_SIZE + c,
-                                          (Vec)((Int)d & (place == w)));
+                                    store(corner + (w / W * P + w % W) * pixel_units * UNIT_SIZE + c,
+                                          (Vec)((Int)d & (position == w)));
                             });
                     }
                 const Unit *lines = reinterpret_cast<const Unit *>(dy.data());
                 if (dx)
                     for (int64_t i = 0; i < S; i++) {
-                        LeftOperand window{lines + i * P * paired, paired, 1, 3, P * paired};
-                        multiply(S, window, packed.data(), across, 3 * paired, line.data());
+                        LeftOperand window{lines + i * P * pixel_units, pixel_units, 1, 3, P * pixel_units};
+                        multiply(S, window, packed.data(), padded_I, 3 * pixel_units, line.data());
                         for (int64_t j = 0; j < S; j++) {
                             int64_t at = ((b * S + i) * S + j) * I;
                             for_each_vector(I, [&](int64_t c, auto) {
-                                Vec v = load(&line[j * across + c]);
+                                Vec v = load(&line[j * padded_I + c]);
                                 store(dx + at + c, skip ? v + load(dout + at + c) : v);
                             });
                         }
@@ -195,84 +203,87 @@ void stage_backward(const Stage &stage, int64_t B, const Act *dout, Act *dx) {
                 for (int64_t i = 0; i < S; i++)
                     std::memcpy(&padded[((i + 1) * P + 1) * I], x + (b * S + i) * S * I, S * I * sizeof(Act));
                 for (int64_t q = 0; q < G * W * G * W; q += UNIT_SIZE) {
-                    int64_t here = pixel(q), next = q + 1 < G * W * G * W ? pixel(q + 1) : 0; // pixel 0 is border
-                    pack_row_pair(&dy[here * paired * UNIT_SIZE], &dy[next * paired * UNIT_SIZE], C,
-                                  &left[depth * rows]);
-                    for (int64_t line = 0; line < 3; line++) { // three neighbours are one row of memory
+                    int64_t center = pixel(q),
+                            next_center = q + 1 < G * W * G * W ? pixel(q + 1) : 0; // pixel 0 is border: zeros
+                    pack_row_pair(&dy[center * pixel_units * UNIT_SIZE], &dy[next_center * pixel_units * UNIT_SIZE], C,
+                                  &left[depth * padded_C]);
+                    for (int64_t line = 0; line < 3; line++) { // three neighbours are adjacent in memory
                         int64_t offset = (line - 1) * P - 1;
-                        pack_row_pair(&padded[(here + offset) * I], next ? &padded[(next + offset) * I] : nullptr,
-                                      3 * I, &right[depth * columns + line * 3 * I]);
+                        pack_row_pair(&padded[(center + offset) * I],
+                                      next_center ? &padded[(next_center + offset) * I] : nullptr, 3 * I,
+                                      &right[depth * padded_9I + line * 3 * I]);
                     }
-                    if (++depth == MAX_UNITS) add_up();
+                    if (++depth == MAX_UNITS) add_product();
                 }
             }
-            add_up();
+            add_product();
         });
     });
-    float *grads = stage.dconv;
+    float *dconv_out = stage.dconv;
 #pragma omp parallel for
     for (int64_t c = 0; c < C; c++)
         for (int64_t tap = 0; tap < 9; tap++)
-            for (int64_t i = 0; i < I; i++) grads[(c * I + i) * 9 + tap] = conv[(c * 9 + tap) * I + i];
+            for (int64_t i = 0; i < I; i++) dconv_out[(c * I + i) * 9 + tap] = conv_sums[(c * 9 + tap) * I + i];
 }
 
-// y [R, D] = x [R, I] through a linear layer, plus `position` [N, D] of each picture's tokens, unless that is null.
+// y [R, D] = x [R, I] weight^T + bias, plus the `position` [N, D] of each image's tokens unless it is null. R = B * N.
 void project(const Act *x, float *y, const float *weight, const float *bias, const float *position, int64_t R,
              int64_t N, int64_t I, int64_t D) {
     const PackedWeight w(weight, D, I, FORWARD);
     parallel_chunks(R, CHUNK_ROWS, [&](auto run) {
         std::vector<Act> padded(CHUNK_ROWS * round_up(I));
         std::vector<float> sums(CHUNK_ROWS * w.width);
-        run([&](int64_t from, int64_t rows) {
+        run([&](int64_t first, int64_t rows) {
             for (int64_t r = 0; r < rows; r++)
-                std::memcpy(&padded[r * round_up(I)], x + (from + r) * I, I * sizeof(Act));
+                std::memcpy(&padded[r * round_up(I)], x + (first + r) * I, I * sizeof(Act));
             multiply(rows, padded.data(), round_up(I), w, sums.data());
             for (int64_t r = 0; r < rows; r++) {
-                const float *place = position ? position + (from + r) % N * D : nullptr;
+                const float *token_position = position ? position + (first + r) % N * D : nullptr;
                 for_each_vector(D, [&](int64_t d, auto) {
                     Vec v = load(&sums[r * w.width + d]) + load(bias + d);
-                    store(y + (from + r) * D + d, place ? v + load(place + d) : v);
+                    store(y + (first + r) * D + d, token_position ? v + load(token_position + d) : v);
                 });
             }
         });
     });
 }
 
-// From dy [R, D] to dx [R, I] and the gradients of weight, bias and, unless that is null, position.
+// Computes dx [R, I] and the gradients of weight, bias and, unless it is null, position from dy [R, D].
 void project_backward(const float *dy, const Act *x, Act *dx, const float *weight, float *dweight, float *dbias,
                       float *dposition, int64_t R, int64_t N, int64_t I, int64_t D) {
-    int64_t across = round_up(I), wide = round_up(D);
+    int64_t padded_I = round_up(I), padded_D = round_up(D);
     const PackedWeight w(weight, D, I, BACKWARD);
     SumLayout layout;
     const int64_t weight_sums = layout.add(D, I, dweight), bias_sums = layout.add(1, D, dbias);
     const int64_t position_sums = layout.add(dposition ? N : 0, D, dposition);
     parallel_sum(R, CHUNK_ROWS, layout, [&](auto run) {
-        std::vector<Act> half(CHUNK_ROWS * wide), padded(CHUNK_ROWS * across);
-        std::vector<Unit> scratch(unit_count(CHUNK_ROWS) * (wide + across));
-        std::vector<float> y(CHUNK_ROWS * across);
-        run([&](int64_t from, int64_t rows, float *sums) {
+        std::vector<Act> dy_rows(CHUNK_ROWS * padded_D), padded(CHUNK_ROWS * padded_I);
+        std::vector<Unit> scratch(unit_count(CHUNK_ROWS) * (padded_D + padded_I));
+        std::vector<float> y(CHUNK_ROWS * padded_I);
+        run([&](int64_t first, int64_t rows, float *sums) {
             for (int64_t r = 0; r < rows; r++) {
-                const float *given = dy + (from + r) * D;
-                for_each_vector(D, [&](int64_t d, auto) { store(&half[r * wide + d], load(given + d)); });
+                const float *dy_row = dy + (first + r) * D;
+                for_each_vector(D, [&](int64_t d, auto) { store(&dy_rows[r * padded_D + d], load(dy_row + d)); });
                 if (dposition) {
-                    float *own = sums + position_sums + (from + r) % N * wide;
+                    float *position_sum = sums + position_sums + (first + r) % N * padded_D;
                     for_each_vector(D, [&](int64_t d, auto done) {
-                        store_new_lanes(own + d, load(own + d) + load(given + d), done);
+                        store_new_lanes(position_sum + d, load(position_sum + d) + load(dy_row + d), done);
                     });
                 }
-                std::memcpy(&padded[r * across], x + (from + r) * I, I * sizeof(Act));
+                std::memcpy(&padded[r * padded_I], x + (first + r) * I, I * sizeof(Act));
             }
-            add_weight_gradient(rows, half.data(), D, wide, padded.data(), across, scratch.data(), sums + weight_sums,
-                                sums + bias_sums);
-            multiply(rows, half.data(), wide, w, y.data());
+            add_weight_gradient(rows, dy_rows.data(), D, padded_D, padded.data(), padded_I, scratch.data(),
+                                sums + weight_sums, sums + bias_sums);
+            multiply(rows, dy_rows.data(), padded_D, w, y.data());
             for (int64_t r = 0; r < rows; r++)
-                for_each_vector(I, [&](int64_t i, auto) { store(dx + (from + r) * I + i, load(&y[r * across + i])); });
+                for_each_vector(I,
+                                [&](int64_t i, auto) { store(dx + (first + r) * I + i, load(&y[r * padded_I + i])); });
         });
     });
 }
 
-// What both passes are given: sizes [B, S, D, stages, then each stage's channels]. All stages pool by 2 but the last,
-// which has as many channels as the one before and adds its input.
+// The arguments that both passes share: sizes [B, S, D, stages, then each stage's channels]. Every stage pools by 2,
+// except the last, which does not pool, keeps the number of channels and adds its input to its output.
 struct StemSizes {
     int64_t B, S, D, N;
     std::vector<Stage> stages;
@@ -292,8 +303,8 @@ struct StemSizes {
     int64_t last_channels() const { return stages.back().C; }
     int64_t rows() const { return checked_product(B, N); }
 
-    // Cuts what is kept; returns the last stage's output. Python computes the same number of bytes in
-    // `stem_kept_bytes`.
+    // Cuts the memory of everything that is kept, and returns the last stage's output. `stem_kept_bytes` in ops.py
+    // computes the same number of bytes.
     Act *cut(Cutter &cutter) {
         Act *input;
         cutter.cut(input, checked_product(B, S - 1, S - 1, WHITENED));
@@ -302,7 +313,7 @@ struct StemSizes {
             stage.x = input;
             cutter.cut(stage.out, elements);
             cutter.cut(stage.pooled, elements);
-            cutter.cut(stage.which, elements);
+            cutter.cut(stage.argmax, elements);
             cutter.cut(stage.stats, pixels);
             input = stage.out;
         }
@@ -325,9 +336,10 @@ struct StemSizes {
 
 } // namespace
 
-// From pictures x [B, 3, S, S] to tokens out [B, N, D], plus `position` [N, D] if it is there. After the other sizes
-// come the four strides of x, in elements. Tensors: x, out, kept, position, the whitening [24, 3, 2, 2], the projection
-// [D, C] and its bias, then each stage's convolution, norm's weight and bias. Numbers: eps.
+// From images x [B, 3, S, S] to tokens out [B, N, D], plus `position` [N, D] if there is one. The shared sizes are
+// followed by the four strides of x, in elements. Tensors: x, out, kept, position (optional), the whitening
+// [24, 3, 2, 2], the projection [D, C] and its bias, then for each stage the convolution [C, I, 3, 3] and the norm's
+// weight and bias. Numbers: eps.
 KERNEL(stem) {
     StemSizes s(arguments);
     int64_t stride[4], last = 0;
@@ -347,7 +359,7 @@ KERNEL(stem) {
     s.read_weights(arguments);
     const float eps = arguments.number();
     arguments.end();
-    for (int64_t i = 0; i < DIRECTIONS * DIRECTIONS; i++) // the second half is not read
+    for (int64_t i = 0; i < DIRECTIONS * DIRECTIONS; i++) // below, only the first half is read
         if (whitening[i] != -whitening[DIRECTIONS * DIRECTIONS + i]) throw Refusal(BAD_VALUES, 5);
 
     whiten(x, stride, whitening, s.stages[0].x, s.B, s.S);
@@ -355,8 +367,8 @@ KERNEL(stem) {
     project(last_out, out, proj, proj_bias, position, s.rows(), s.N, s.last_channels(), s.D);
 }
 
-// From dout [B, N, D] to the gradients of the weights but the whitening, one after another in their order, and of the
-// position, if there is one. Tensors: dout, kept, the projection, the stages' weights, gradients, dposition.
+// From dout [B, N, D] to the gradients of all weights but the whitening, flat, in their order, and of the position if
+// there is one. Tensors: dout, kept, the projection, the stages' weights, gradients, dposition (optional).
 KERNEL(stem_backward) {
     StemSizes s(arguments);
     const int64_t C = s.last_channels();
@@ -370,11 +382,11 @@ KERNEL(stem_backward) {
     float *dposition = arguments.optional<float>(checked_product(s.N, s.D));
     arguments.end();
 
-    float *dproj = gradients, *dproj_bias = dproj + s.D * C, *at = dproj_bias + s.D;
+    float *dproj = gradients, *dproj_bias = dproj + s.D * C, *next = dproj_bias + s.D;
     int64_t largest = 0;
     for (Stage &stage : s.stages) {
-        stage.dconv = at, stage.dweight = at + stage.C * stage.I * 9, stage.dbias = stage.dweight + stage.C;
-        at = stage.dbias + stage.C;
+        stage.dconv = next, stage.dweight = next + stage.C * stage.I * 9, stage.dbias = stage.dweight + stage.C;
+        next = stage.dbias + stage.C;
         largest = std::max(largest, s.B * stage.G * stage.G * stage.C);
     }
     std::unique_ptr<Act[]> dy(new Act[largest]), dx(new Act[largest]);

@@ -1,4 +1,6 @@
-// SIMD vectors: loads, stores, reductions over lanes, exp and GELU. `Act` is the type of activations.
+// SIMD vectors of float32: loads, stores, reductions over lanes, exp and GELU. They use the vector extension of GCC and
+// Clang, so the same code serves AVX-512, AVX2 and NEON. `Act` is the type of activations: float, or bfloat16 with
+// -DBFLOAT16, which `load` and `store` convert from and to float32.
 #pragma once
 
 #include <cmath>
@@ -12,12 +14,12 @@
 
 namespace {
 
-// No row is shorter than this (every entry point checks), and padded widths are multiples of it. Python has the same
-// number in build.py.
+// Every row has at least this many elements (each entry point checks), and padded widths are multiples of it. build.py
+// has the same number.
 constexpr int MIN_WIDTH = 16;
 inline int64_t round_up(int64_t count) { return (count + MIN_WIDTH - 1) / MIN_WIDTH * MIN_WIDTH; }
 
-// One vector is one register: GCC and Clang generate poor code for wider ones.
+// A vector fills one register: GCC and Clang generate poor code for larger vectors.
 #ifdef __AVX512F__
 constexpr int LANES = 16;
 #else
@@ -66,24 +68,27 @@ using Act = float;
 constexpr Act ONE = 1.0f;
 #endif
 
-// Calls `body(i, done)` for each vector of a row of `width` elements, starting at element i. If LANES does not divide
-// `width`, the last vector overlaps the one before: its first `done` lanes were processed already. Elementwise bodies
-// may ignore that; sums mask those lanes with `keep_new_lanes`, and updates in place use `store_new_lanes`.
+// Calls `body(i, done)` for the vectors of a row of `width` elements; i is a vector's first element. If LANES does not
+// divide `width`, the last vector overlaps the previous one, and its first `done` lanes were processed before. A body
+// that reads one array and writes another may ignore `done`. A sum must mask those lanes with `keep_new_lanes`, and an
+// update in place must use `store_new_lanes`. For all other vectors `done` is the constant 0, so masks cost nothing.
 using AllNew = std::integral_constant<int, 0>;
 template <class F> inline void for_each_vector(int64_t width, F body) {
     int64_t i = 0;
     for (; i + LANES <= width; i += LANES) body(i, AllNew());
     if (i < width) body(width - LANES, int(i + LANES - width));
 }
+// v, with zero in the lanes that were processed before.
 inline Vec keep_new_lanes(Vec v, AllNew) { return v; }
 inline Vec keep_new_lanes(Vec v, int done) { return (Vec)((Int)v & (LANE >= done)); }
-template <class E> inline void store_new_lanes(E *at, Vec v, AllNew) { store(at, v); }
-template <class E> inline void store_new_lanes(E *at, Vec v, int done) { store(at, LANE >= done ? v : load(at)); }
+// Stores v, except for the lanes that were processed before.
+template <class E> inline void store_new_lanes(E *to, Vec v, AllNew) { store(to, v); }
+template <class E> inline void store_new_lanes(E *to, Vec v, int done) { store(to, LANE >= done ? v : load(to)); }
 
 inline Vec broadcast(float x) { return x - Vec{}; }
 template <class W> inline W maximum(W a, W b) { return a > b ? a : b; }
 
-// Reduces all lanes to one number by a tree of `combine`: halves, quarters, single lanes.
+// Reduces all lanes to one number with `combine`, first halves, then quarters, then single lanes.
 template <class F> inline float reduce_lanes(Vec v, F combine) {
     typedef float V8 __attribute__((vector_size(32)));
     typedef float V4 __attribute__((vector_size(16)));
@@ -102,11 +107,11 @@ inline float max_lanes(Vec v) {
     return reduce_lanes(v, [](auto a, auto b) { return maximum(a, b); });
 }
 
-// exp(x) for x <= 0, as 2^(x log2 e): the integer part goes into the exponent bits, a polynomial takes the fraction in
-// [-1/2, 1/2] with a relative error below 1e-7.
+// exp(x) for x <= 0, as 2^(x log2 e): the integer part goes into the exponent bits, and a polynomial computes the
+// fraction in [-1/2, 1/2] with a relative error below 1e-7.
 inline Vec exp_nonpositive(Vec x) {
     constexpr float LOG2E = 1.44269504f, SHIFT = 12582912.0f; // 1.5 * 2^23: adding it rounds to an integer
-    x = maximum(x, broadcast(-87.0f));                        // the result stays a normal number
+    x = maximum(x, broadcast(-87.0f));                        // keeps the result a normal number
     Vec shifted = x * LOG2E + SHIFT, f = x * LOG2E - (shifted - SHIFT);
     Vec p = 1.32764725e-3f * f + 9.67554189e-3f;
     p = p * f + 5.55071309e-2f;
@@ -116,11 +121,11 @@ inline Vec exp_nonpositive(Vec x) {
     return (Vec)((Int)p + ((Int)shifted << 23));
 }
 
-// CDF of the standard normal distribution, given density = exp(-x^2 / 2). Abramowitz and Stegun 7.1.26, absolute error
-// below 1.5e-7.
+// CDF of the standard normal distribution at x, with density = exp(-x^2 / 2). Formula 7.1.26 of Abramowitz and Stegun;
+// the absolute error is below 1.5e-7.
 inline Vec normal_cdf(Vec x, Vec density) {
-    Vec size = (Vec)((Int)x & 0x7fffffff);
-    Vec t = 1.0f / (1.0f + 0.23164189f * size);
+    Vec magnitude = (Vec)((Int)x & 0x7fffffff);
+    Vec t = 1.0f / (1.0f + 0.23164189f * magnitude);
     Vec tail = 0.5307027145f * t - 0.7265760135f;
     tail = tail * t + 0.7107068705f;
     tail = tail * t - 0.142248368f;
@@ -132,6 +137,7 @@ inline Vec gelu(Vec x) { return x * normal_cdf(x, exp_nonpositive(-0.5f * x * x)
 struct ValueAndSlope {
     Vec value, slope;
 };
+// GELU and its derivative.
 inline ValueAndSlope gelu_with_slope(Vec x) {
     Vec density = exp_nonpositive(-0.5f * x * x), cdf = normal_cdf(x, density);
     return {x * cdf, cdf + x * density * 0.39894228f};

@@ -107,6 +107,7 @@ def race(
     competitors: dict[str, Competitor] = {}
     try:
         for name, arm in arms.items():
+            began = time.monotonic()
             try:
                 competitors[name] = competitor = Competitor(arm, python)
             except RuntimeError as error:
@@ -115,6 +116,10 @@ def race(
             result.ms[name] = []
             result.ready[name] = competitor.ready
             result.steps[name] = max(MIN_STEPS, round(round_seconds / competitor.seconds(1)))
+            mode = (
+                f", in its best mode: {competitor.ready['mode_text']}" if "mode" in competitor.ready else ""
+            )
+            say(f"{name}: ready after {time.monotonic() - began:.0f} s{mode}")
         result.orders = random_orders(list(competitors), rounds, seed)
         for number, order in enumerate(result.orders, 1):
             for name in order:

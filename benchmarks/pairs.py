@@ -72,20 +72,23 @@ def measure(args: argparse.Namespace) -> None:
         "high": high,
     }
     print(", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+    ratios = [this / other for this, other in zip(seconds[THIS], seconds[OTHER], strict=True)]
+    precision = {"32": "float32"}.get(args.precision, args.precision)
     commit = subprocess.run(
         ["git", "-C", str(args.other), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     )
     record.add(
         f"pairs-{args.width}-{args.precision}",
         study="pairs",
-        arm=f"{args.width} wide, {args.precision}",
+        arm=f"{args.width} wide, {precision}",
+        path=f"native, {precision}",
         command=f"python benchmarks/pairs.py OTHER/src --width {args.width} --precision {args.precision} "
         f"--pairs {args.pairs}",
         machine={"name": processor(), "instruction_sets": instruction_sets()},
         versions={"torch": torch.__version__},
-        figures=figures,
+        figures=figures | {"ratios": ratios},
         other=commit.stdout.strip(),
-        ratios=[this / other for this, other in zip(seconds[THIS], seconds[OTHER], strict=True)],
+        note="OTHER is a checkout of the commit in `other`.",
     )
 
 

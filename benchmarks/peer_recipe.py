@@ -41,10 +41,16 @@ from vitreous.data.sources import open_data
 from vitreous.machine import keep_memory
 from vitreous.wording import count, duration
 
-RECIPE = "SHI-Labs/Compact-Transformers: examples/README.md (CCT-2/3x2) with the defaults of examples/main.py"
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 BATCH, PEAK, DECAY, SMOOTHING = 128, 5e-4, 3e-2, 0.1
 EPOCHS, WARM_UP_EPOCHS = 200, 5
+RECIPE = {
+    "source": "SHI-Labs/Compact-Transformers, examples/README.md (CCT-2/3x2) and the defaults of examples/main.py",
+    "optimizer": {"name": "adamw", "learning_rate": PEAK, "weight_decay": DECAY},
+    "schedule": {"name": "cosine", "epochs": EPOCHS, "warm_up_epochs": WARM_UP_EPOCHS},
+    "augment": {"auto_augment": "cifar10", "pad": 4, "flip": True},
+    "training": {"batch_size": BATCH, "label_smoothing": SMOOTHING},
+}
 GREY = 128  # fills what AutoAugment's geometric operations uncover
 EVALUATION_SECONDS = 4.0  # set aside for the test split
 
@@ -153,6 +159,7 @@ def main() -> None:
         f"--workers {args.workers}",
         data="cifar10",
         seed=args.seed,
+        path=f"torch, {'bf16' if bf16 else 'float32'}",
         recipe=RECIPE,
         **surroundings(machine, ("torch", "torchvision", "vit-pytorch")),
         figures=figures,

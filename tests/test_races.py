@@ -224,6 +224,66 @@ def test_ours_and_the_notebooks_network_race() -> None:
     assert all(len(values) == 2 and min(values) > 0 for values in result.ms.values())
 
 
+# ---- the page
+
+
+def peer_record(median: float) -> dict[str, Any]:
+    comparison = {"median": median, "lowest": 1.0, "highest": 9.0, "interval": [median - 0.05, median + 0.05]}
+    return {
+        "id": "peers-vit-ti16-infer",
+        "study": "peers",
+        "arm": "vit-ti16 infer",
+        "date": "2026-01-02",
+        "commit": "0123456789",
+        "machine": {"name": "a processor", "threads": 2, "instruction_sets": "avx2"},
+        "versions": {"torch": "2.13.0"},
+        "figures": {
+            "ms": {"vitreous": [90.0, 100.0, 300.0], "vitreous, all tokens": [110.0, 120.0, 130.0]},
+            "equal_work": {"timm, best mode": comparison},
+            "best_modes": {"timm": {"mode": "bf16 weights, explicit attention, compiled"}},
+        },
+    }
+
+
+def cells(lines: list[str], row: str) -> list[str]:
+    line = next(line for line in lines if line.startswith(f"| {row} "))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_page_shows_what_the_records_say() -> None:
+    import speed_page
+
+    tables = speed_page.tables([peer_record(1.234)])
+    assert cells(tables["peers-best"], "timm") == ["timm", "–", "–", "–", "1.23 (1.18 to 1.28)"]
+    assert cells(tables["peers-best"], "vitreous, as it runs")[-1] == "100 ms"
+    assert cells(tables["peers-best"], "vitreous, all tokens")[-1] == "120 ms"
+    assert cells(tables["peers-shipped"], "timm")[1:] == ["–"] * 4
+    assert cells(tables["peers-modes"], "timm")[-1] == "bf16 weights, explicit attention, compiled"
+    assert cells(tables["speed-machines"], "peers-vit-ti16-infer")[2:] == [
+        "2",
+        "2.13.0",
+        "2026-01-02",
+        "0123456",
+    ]
+    for lines in tables.values():
+        assert len({line.count("|") for line in lines}) == 1
+
+
+def test_the_page_holds_every_table_and_is_up_to_date(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import speed_page
+
+    page = ROOT / "docs" / "speed.md"
+    copy = tmp_path / "speed.md"
+    copy.write_text(page.read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.setattr(speed_page, "PAGE", copy)
+    speed_page.main()
+    assert copy.read_text(encoding="utf-8") == page.read_text(encoding="utf-8"), (
+        "run benchmarks/speed_page.py"
+    )
+
+
 # ---- FLOPs of the encoder
 
 

@@ -31,7 +31,7 @@ NETS: dict[str, tuple[int, ...]] = {
     "notebook-cifar10": (32, 4, 256, 6, 8, 512, 10, 256),
 }
 WARM_UP_STEPS = 2
-CHOICE_ROUNDS, CHOICE_SECONDS = 3, 0.5  # of the race between the modes of one competitor
+CHOICE_ROUNDS, CHOICE_SECONDS = 2, 0.5  # of the race between the modes of one competitor
 
 
 @dataclass(frozen=True)

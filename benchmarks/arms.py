@@ -169,7 +169,6 @@ def our_network(arm: Mapping[str, Any]) -> tuple[nn.Module, torch.optim.Optimize
     from vitreous.recipe import OptimizerSection
     from vitreous.training.classifier import make_optimizer
 
-    machines.keep_memory().__enter__()  # for as long as this process lives
     machine = machines.choose_precision(machines.detect_machine("cpu"), arm.get("precision", "auto"))
     bf16 = machine.precision == "bf16"
     model = create_model(arm["net"])
@@ -195,6 +194,8 @@ def read_all_tokens(model: nn.Module) -> None:
 def build(arm: Mapping[str, Any], mode: Mode | None = None) -> Callable[[], float]:
     """The step of a competitor, as a function that returns the loss.
 
+    The memory settings belong to the whole process, so `main` makes them.
+
     Args:
         arm: `by` ("ours", "plain" or a library), `net`, `task` ("train" or "infer"); for ours also `precision` and
             `all_tokens`.
@@ -209,10 +210,6 @@ def build(arm: Mapping[str, Any], mode: Mode | None = None) -> Callable[[], floa
     else:
         mode = mode or Mode()
         autocast = mode.precision == "autocast"
-        if mode.tuned:
-            from vitreous.machine import keep_memory
-
-            keep_memory().__enter__()  # for as long as this process lives
         model = peer_network(arm["by"], arm["net"], mode.fused_attention)
         if mode.precision == "bf16":
             model, images = model.to(torch.bfloat16), images.to(torch.bfloat16)
@@ -282,6 +279,10 @@ def seconds_of(step: Callable[[], float], steps: int) -> float:
 def main() -> None:
     arm = json.loads(sys.argv[1])
     modes = [Mode(**mode) for mode in arm.get("modes", [{}])]
+    if arm["by"] == "ours" or any(mode.tuned for mode in modes):
+        from vitreous.machine import keep_memory  # not at the top: a library as shipped runs without us
+
+        keep_memory().__enter__()  # for as long as this process lives
     ready: dict[str, Any] = {"torch": torch.__version__}
     if len(modes) > 1:
         mode, step, ms = choose_mode(arm, modes)

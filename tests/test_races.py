@@ -162,10 +162,7 @@ def test_equal_work_fails_if_the_last_layer_skips_tokens() -> None:
 def test_a_competitor_runs_a_step(arm: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     import arms
 
-    from vitreous import machine as machines
-
     monkeypatch.setitem(arms.NETS, "vit-xs4", (*arms.NETS["vit-xs4"][:-1], 4))
-    monkeypatch.setattr(machines, "keep_memory", lambda: machines.nullcontext())
     step = arms.build({**arm, "net": "vit-xs4"})
     losses = [step() for _ in range(4)]
     assert abs(losses[0] - math.log(10)) < 1.5

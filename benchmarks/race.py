@@ -7,6 +7,7 @@ before it favours one of them.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import random
@@ -88,7 +89,7 @@ def race(
     seed: int = 0,
     round_seconds: float = ROUND_SECONDS,
     python: str = sys.executable,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = functools.partial(print, flush=True),
 ) -> Race:
     """Starts a process for each of `arms` and races them.
 

@@ -37,13 +37,13 @@ format: .venv/ready
 notebook: .venv/ready  ## run the notebook again and keep its output
 	$(BIN)/python -m jupyter execute --inplace notebooks/vision_transformer.ipynb
 
-bench-speed: .venv/ready  ## training speed beside the notebook's network as it was, and where a step's time goes
+bench-speed: .venv/ready  ## the notebook's network in plain torch and in vitreous, and where a step's time goes (11 minutes)
 	$(BIN)/python benchmarks/speed.py
 
-bench-peers: .venv-peers/ready  ## a plain ViT beside timm's, transformers', torchvision's and vit-pytorch's
+bench-peers: .venv-peers/ready  ## a plain ViT beside timm's, transformers', torchvision's and vit-pytorch's (22 minutes)
 	$(PEERS)/python benchmarks/peers.py
 
-bench-peer-recipe: .venv-peers/ready  ## a peer by its own published recipe, e.g. MINUTES=10
+bench-peer-recipe: .venv-peers/ready  ## CCT-2/3x2 trained by its authors' recipe, e.g. MINUTES=10
 	$(PEERS)/python benchmarks/peer_recipe.py --minutes $(MINUTES)
 
 bench-accuracy: .venv/ready  ## e.g. BUDGET=6e13 DATA=cifar100 SEEDS="42 43" FINAL=1

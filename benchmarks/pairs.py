@@ -1,9 +1,10 @@
-"""A training step of this version against another's, in pairs: each process does a few steps in turn.
+"""A training step of this version beside another version's, in pairs.
 
     python benchmarks/pairs.py OTHER/src --width 96 --pairs 30
 
-OTHER is a checkout of another version. Leave the machine alone meanwhile. Writes `records/pairs-WIDTH-PRECISION`: the
-ratio of this version's step to the other's, its median and the 95 % interval of that median by bootstrap.
+OTHER is a checkout of another version. Each version has a process of its own; in every pair both run a few steps, in
+an order that is drawn anew. Leave the machine alone meanwhile. The record holds this version's time as a multiple of
+the other's: the median, and its 95 % interval by bootstrap.
 """
 
 from __future__ import annotations
@@ -12,18 +13,19 @@ import argparse
 import contextlib
 import dataclasses
 import os
-import random
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-STEPS = 4  # in turn
+STEPS = 4  # in each turn
 BATCH, SIDE = 256, 32
+THIS, OTHER = "this", "other"
 
 
 def main() -> None:
@@ -31,85 +33,100 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("other", type=Path, help="src of the other version")
-    parser.add_argument("--width", type=int, default=96, help="of the dial's sizes (default: 96)")
+    parser.add_argument(
+        "--width", type=int, default=96, help="of the network, as the dial sizes it (default: 96)"
+    )
     parser.add_argument("--precision", default="bf16", choices=("bf16", "32"))
     parser.add_argument("--pairs", type=int, default=30)
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
-        work(args.width, args.precision == "bf16")
-        return
-    here = Path(__file__).parent.parent / "src"
-    with worker(args.other, args) as old, worker(here, args) as new:
-        times = []
-        for number in range(args.pairs):
-            pair = (
-                [(old, steps(old)), (new, steps(new))]
-                if number % 2
-                else [(new, steps(new)), (old, steps(old))]
-            )
-            times.append(dict(pair))
-    ratios = [each[new] / each[old] for each in times]
-    chance = random.Random(0)
-    medians = sorted(statistics.median(chance.choices(ratios, k=len(ratios))) for _ in range(4000))
-    found = {
-        "other_ms": 1000 * statistics.median(each[old] for each in times),
-        "this_ms": 1000 * statistics.median(each[new] for each in times),
-        "ratio": statistics.median(ratios),
-        "low": medians[100],
-        "high": medians[3899],
-    }
-    print(", ".join(f"{name} {value:.4g}" for name, value in found.items()))
-    from record import RECORDS, write
+        serve_steps(args.width, args.precision == "bf16")
+    else:
+        measure(args)
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Times both versions in pairs and writes the record."""
+    # Imported here, because a process of the other version must not load this one's modules.
+    import record
+    from race import compare, random_orders
 
     from vitreous.machine import instruction_sets, processor
 
-    write(
-        RECORDS / f"pairs-{args.width}-{args.precision}",
-        f"python benchmarks/pairs.py OTHER/src --width {args.width} --precision {args.precision} "
+    seconds: dict[str, list[float]] = {THIS: [], OTHER: []}
+    orders = random_orders([THIS, OTHER], args.pairs, seed=0)
+    source = Path(__file__).parent.parent / "src"
+    with version(source, args) as this, version(args.other, args) as other:
+        processes = {THIS: this, OTHER: other}
+        for order in orders:
+            for name in order:
+                seconds[name].append(step_seconds(processes[name]))
+    ratio = compare(seconds[THIS], seconds[OTHER])
+    low, high = ratio["interval"]
+    figures = {
+        "other_ms": 1000 * statistics.median(seconds[OTHER]),
+        "this_ms": 1000 * statistics.median(seconds[THIS]),
+        "ratio": ratio["median"],
+        "low": low,
+        "high": high,
+    }
+    print(", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+    ratios = [this / other for this, other in zip(seconds[THIS], seconds[OTHER], strict=True)]
+    precision = {"32": "float32"}.get(args.precision, args.precision)
+    commit = subprocess.run(
+        ["git", "-C", str(args.other), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    record.add(
+        f"pairs-{args.width}-{args.precision}",
+        study="pairs",
+        arm=f"{args.width} wide, {precision}",
+        path=f"native, {precision}",
+        command=f"python benchmarks/pairs.py OTHER/src --width {args.width} --precision {args.precision} "
         f"--pairs {args.pairs}",
         machine={"name": processor(), "instruction_sets": instruction_sets()},
         versions={"torch": torch.__version__},
-        other=subprocess.run(
-            ["git", "-C", str(args.other), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip(),
-        figures=found,
-        ratios=ratios,
+        figures=figures | {"ratios": ratios},
+        other=commit.stdout.strip(),
+        note="OTHER is a checkout of the commit in `other`.",
     )
 
 
 @contextlib.contextmanager
-def worker(source: Path, args: argparse.Namespace):
+def version(source: Path, args: argparse.Namespace) -> Iterator[subprocess.Popen[str]]:
+    """A process that serves steps of the version whose `src` is `source`."""
     command = [sys.executable, __file__, str(source), "--work"]
     command += ["--width", str(args.width), "--precision", args.precision]
     environment = os.environ | {"PYTHONPATH": str(source.resolve())}
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:
-        assert process.stdout is not None and process.stdout.readline().strip() == "ready"
+        assert process.stdout is not None
+        if process.stdout.readline().strip() != "ready":
+            raise SystemExit(f"The version in {source} does not run; its error is above.")
         yield process
         process.kill()
 
 
-def steps(process: subprocess.Popen[str]) -> float:
-    """Seconds of a step."""
+def step_seconds(process: subprocess.Popen[str]) -> float:
+    """Lets a process run a turn; returns the seconds of one step."""
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write("\n")
     process.stdin.flush()
     return float(process.stdout.readline())
 
 
-def work(width: int, bf16: bool) -> None:
-    """Does steps whenever it is told to; of what both versions have."""
+def serve_steps(width: int, bf16: bool) -> None:
+    """Runs a turn for each line that it reads, using only what every version has."""
     from vitreous import dial
     from vitreous import machine as machines
     from vitreous import recipe as recipes
     from vitreous.model.vit import VisionTransformer
     from vitreous.training.classifier import make_optimizer
 
-    kept = machines.keep_memory()
-    if hasattr(kept, "__enter__"):
-        kept.__enter__()
+    memory = machines.keep_memory()
+    if hasattr(memory, "__enter__"):
+        memory.__enter__()
     recipe = recipes.load("default")
     size = next(size for _, size in dial.SIZES if size["embed_dim"] == width)
     torch.manual_seed(0)
@@ -121,7 +138,7 @@ def work(width: int, bf16: bool) -> None:
 
         accelerate(model)
         noise = lambda step: keyed_noise(model, 42, step, samples)  # noqa: E731
-    except ImportError:  # the kernels were an attention path once
+    except ImportError:  # in early versions the kernels were an attention path
         from vitreous.training.classifier import counted_noise
 
         model.set_attention("native")

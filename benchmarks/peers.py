@@ -2,33 +2,36 @@
 
     make bench-peers
 
-Runs in an environment of its own, which has the peers. Each runs as shipped (eager float32, torch's AdamW as it
-comes), and in its best mode here: our memory settings, fused AdamW, autocast to bf16 where this machine multiplies
-faster in it, and what a shorter race finds of its fused attention or not, compiled or not. Leave the machine alone
-meanwhile.
+It runs in an environment of its own that has the peers installed. Every peer runs as shipped (eager, float32, torch's
+default AdamW) and in its best mode here: our memory settings, fused AdamW, and the fastest combination of precision,
+attention and compilation, found by a short race. Ours runs as `vitreous train` runs it, and once more with equal work:
+the peers compute every token in the last layer, of which the head reads only the class token, and our kernels skip
+what the head does not read.
+
+Both networks in training and inference take about 22 minutes on two cores. Leave the machine alone meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import statistics
 import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
-import matplotlib as mpl
-
-mpl.use("svg")
-import matplotlib.pyplot as plt
-from arms import NETS
-from race import race, ratio
-from record import RECORDS, write
+import record
+from arms import NETS, Mode
+from race import ROUND_SECONDS, compare, comparison_text, race, surroundings
 
 from vitreous import machine as machines
-from vitreous.machine import instruction_sets
+from vitreous.wording import duration
 
 PEERS = ("timm", "transformers", "torchvision", "vit-pytorch")
-TWO_ATTENTIONS = ("timm", "transformers")
+PACKAGES = ("torch", "torchvision", "timm", "transformers", "vit-pytorch")
+PEERS_WITH_TWO_ATTENTIONS = ("timm", "transformers")
+OURS, EQUAL_WORK = "vitreous", "vitreous, all tokens"
 
 
 def main() -> None:
@@ -38,79 +41,87 @@ def main() -> None:
     parser.add_argument("--nets", nargs="+", default=["vit-xs4", "vit-ti16"], choices=list(NETS))
     parser.add_argument("--tasks", nargs="+", default=["train", "infer"], choices=["train", "infer"])
     parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=PEERS)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--name", default="peers", help="of the record (default: peers)")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each competitor (default: 7)")
+    parser.add_argument("--seconds", type=float, default=ROUND_SECONDS, help="of a turn (default: 2)")
+    parser.add_argument("--seed", type=int, default=0, help="of the order within the rounds (default: 0)")
     args = parser.parse_args()
     machine = machines.choose_precision(machines.detect_machine("cpu"), "auto")
     print("\n".join(machine.reasons))
-    results: dict[str, Any] = {}
     for net in args.nets:
         for task in args.tasks:
-            print(f"\n{net}, {task}")
-            results[f"{net} {task}"] = compare(
-                net, task, args.peers, args.rounds, machine.precision == "bf16"
+            print(f"\n{net}, {task}", flush=True)
+            began = time.monotonic()
+            figures = measure(
+                net, task, args.peers, args.rounds, args.seconds, args.seed, machine.precision == "bf16"
             )
-    target = RECORDS / args.name
-    plot(results, target / "peers.svg")
-    packages = ("torch", "torchvision", "timm", "transformers", "vit-pytorch")
-    write(
-        target,
-        f"python benchmarks/peers.py --nets {' '.join(args.nets)} --tasks {' '.join(args.tasks)} "
-        f"--peers {' '.join(args.peers)} --rounds {args.rounds} --name {args.name}",
-        machine=machine.record() | {"instruction_sets": instruction_sets()},
-        versions={"python": sys.version.split()[0]}
-        | {name: importlib.metadata.version(name) for name in packages},
-        results=results,
-    )
+            print(f"{net}, {task}: {duration(time.monotonic() - began)}", flush=True)
+            record.add(
+                f"peers-{net}-{task}",
+                study="peers",
+                arm=f"{net} {task}",
+                command=f"python benchmarks/peers.py {' '.join(sys.argv[1:])}".strip(),
+                seed=args.seed,
+                **surroundings(machine, PACKAGES),
+                figures=figures,
+            )
 
 
-def compare(net: str, task: str, peers: list[str], rounds: int, bf16: bool) -> dict[str, Any]:
-    """Each peer as shipped and in its best mode, beside ours, in one race; ratios of step times to ours."""
-    arms: dict[str, dict[str, Any]] = {"vitreous": {"by": "ours", "net": net, "task": task}}
-    best = {}
+def measure(
+    net: str, task: str, peers: Sequence[str], rounds: int, seconds: float, seed: int, bf16: bool
+) -> dict[str, Any]:
+    """Races one network in one task and returns the record's figures.
+
+    `equal_work` and `as_it_runs` say how many times as long as ours a step of each peer takes, beside ours with every
+    token of the last layer computed and beside ours as it runs.
+    """
+    base = {"net": net, "task": task}
+    arms: dict[str, dict[str, Any]] = {
+        OURS: {**base, "by": "ours"},
+        EQUAL_WORK: {**base, "by": "ours", "all_tokens": True},
+    }
     for by in peers:
-        base = {"by": by, "net": net, "task": task}
-        arms[f"{by}, as shipped"] = {**base, "mode": "shipped"}
-        best[by] = best_mode(base, bf16)
-        arms[f"{by}, best"] = {**base, "mode": "best", **best[by]}
-    times = race(arms, rounds)
-    ratios = {name: ratio(each, times["vitreous"]) for name, each in times.items() if name != "vitreous"}
-    for name, (middle, low, high) in ratios.items():
-        print(f"{name:28} takes {middle:.2f} times as long as ours ({low:.2f} to {high:.2f})")
-    return {"ms_a_step": times, "times_ours_median_low_high": ratios, "best_modes": best}
+        modes = [asdict(mode) for mode in best_mode_candidates(by, task, bf16)]
+        arms[f"{by}, as shipped"] = {**base, "by": by}
+        arms[f"{by}, best mode"] = {**base, "by": by, "modes": modes}
+    result = race(arms, rounds, seed=seed, round_seconds=seconds)
+    others = [name for name in result.ms if name not in (OURS, EQUAL_WORK)]
+    equal_work = {name: compare(result.ms[name], result.ms[EQUAL_WORK]) for name in others}
+    as_it_runs = {name: compare(result.ms[name], result.ms[OURS]) for name in others}
+    for name in others:
+        print(
+            f"{name:28} {statistics.median(result.ms[name]):7.0f} ms a step; times ours: "
+            f"equal work {comparison_text(equal_work[name])}, as it runs {comparison_text(as_it_runs[name])}"
+        )
+    best_modes = {
+        name.removesuffix(", best mode"): {"mode": ready["mode_text"], "ms_by_mode": ready["ms_by_mode"]}
+        for name, ready in result.ready.items()
+        if "mode" in ready
+    }
+    for by, choice in best_modes.items():
+        print(f"{by}: best mode is {choice['mode']}")
+    return {
+        **result.record(),
+        "batch": NETS[net][-1],
+        "equal_work": equal_work,
+        "as_it_runs": as_it_runs,
+        "all_tokens": compare(result.ms[EQUAL_WORK], result.ms[OURS]),
+        "best_modes": best_modes,
+    }
 
 
-def best_mode(base: dict[str, Any], bf16: bool) -> dict[str, Any]:
-    """The fastest of a peer's modes, in the machine's faster precision, by a race of two rounds."""
-    attentions = (True, False) if base["by"] in TWO_ATTENTIONS else (True,)
-    modes = [
-        {"fused": fused, "bf16": bf16, "compile": compiled}
+def best_mode_candidates(by: str, task: str, bf16: bool) -> list[Mode]:
+    """The modes that race for a peer's best; `bf16` where this machine multiplies faster in it.
+
+    Weights in bf16 are a candidate for inference only: AdamW would lose its small updates in them.
+    """
+    precisions = ["float32"] if not bf16 else ["autocast", "bf16"] if task == "infer" else ["autocast"]
+    attentions = (True, False) if by in PEERS_WITH_TWO_ATTENTIONS else (True,)
+    return [
+        Mode(tuned=True, fused_attention=fused, precision=precision, compiled=compiled)
+        for precision in precisions
         for fused in attentions
         for compiled in (False, True)
     ]
-    times = race({str(mode): {**base, "mode": "best", **mode} for mode in modes}, 2, say=lambda line: None)
-    modes = [mode for mode in modes if str(mode) in times]  # without a compiler none is compiled
-    mode = min(modes, key=lambda mode: statistics.median(times[str(mode)]))
-    print(f"{base['by']}: best is {mode}", flush=True)
-    return mode
-
-
-def plot(results: dict[str, Any], path: Any) -> None:
-    """How many times as long as ours each takes, a panel for each network and task."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plt.rcParams["svg.hashsalt"] = "vitreous"
-    chart, axes = plt.subplots(
-        1, len(results), figsize=(3.2 * len(results), 3), layout="constrained", squeeze=False
-    )
-    for axis, (title, result) in zip(axes[0], results.items(), strict=True):
-        for row, (name, (middle, low, high)) in enumerate(result["times_ours_median_low_high"].items()):
-            axis.barh(row, middle, color="C0" if "best" in name else "C7")
-            axis.plot([low, high], [row, row], "k-", lw=1)
-            axis.text(0.05, row, f"{name}: {middle:.2f}", va="center", fontsize=7)
-        axis.axvline(1, color="C3", lw=1)
-        axis.set(yticks=[], title=title, xlabel="time, ours = 1")
-        axis.invert_yaxis()
-    chart.savefig(path, metadata={"Date": None})
 
 
 if __name__ == "__main__":

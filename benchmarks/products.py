@@ -1,4 +1,4 @@
-"""How much of a step is its matrix products and convolutions, each timed alone at its own shapes."""
+"""Times the matrix products and convolutions of a step, each alone at its own shapes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::conv
 
 
 class Recorder(TorchDispatchMode):
-    """Notes each product that runs inside: the operator, and size, stride and type of what it is given."""
+    """Records the operator of each product that runs inside, and size, strides and type of its arguments."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,38 +35,42 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _made(described: Any) -> Any:
-    """Tensors again, from what was noted of them."""
+def _arguments(described: Any) -> Any:
+    """Random tensors of the recorded sizes, strides and types, in the structure of the recorded arguments."""
 
-    def is_note(a: Any) -> bool:
+    def is_description(a: Any) -> bool:
         return isinstance(a, tuple) and len(a) == 4 and a[0] == "tensor"
 
-    def make(a: Any) -> Any:
-        if not is_note(a):
+    def tensor(a: Any) -> Any:
+        if not is_description(a):
             return a
         _, shape, strides, dtype = a
         length = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
         return torch.randn(length).to(dtype).as_strided(shape, strides)
 
-    return tree_map(make, described, is_leaf=is_note)
+    return tree_map(tensor, described, is_leaf=is_description)
 
 
 def product_seconds(step: Callable[[], Any], repeats: int = 5) -> tuple[float, list[tuple[float, int, str]]]:
-    """Sum over the products of `step`, each at its median alone; and (seconds, times a step, what) of each kind."""
+    """The seconds of the products of `step`, each timed alone.
+
+    Returns:
+        The sum over all products, each at its median; and (seconds, times per step, description) of every distinct
+        product, the slowest first.
+    """
     with Recorder() as recorder:
         step()
-    found = []
+    products = []
     for key, times in recorder.calls.items():
-        args, kwargs = _made(recorder.arguments[key])
+        args, kwargs = _arguments(recorder.arguments[key])
         func = key[0]
         func(*args, **kwargs)
-        measured = []
+        seconds = []
         for _ in range(repeats):
             start = time.perf_counter()
             func(*args, **kwargs)
-            measured.append(time.perf_counter() - start)
+            seconds.append(time.perf_counter() - start)
         shapes = " ".join("x".join(map(str, a.shape)) for a in args if isinstance(a, Tensor))
-        found.append(
-            (sorted(measured)[repeats // 2], times, f"{func._schema.name.removeprefix('aten::')} {shapes}")
-        )
-    return sum(seconds * times for seconds, times, _ in found), sorted(found, reverse=True)
+        name = func._schema.name.removeprefix("aten::")
+        products.append((sorted(seconds)[repeats // 2], times, f"{name} {shapes}"))
+    return sum(seconds * times for seconds, times, _ in products), sorted(products, reverse=True)

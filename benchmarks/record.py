@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from vitreous.run import Run
 
 HERE = Path(__file__).parent
 RECORDS = HERE / "records"
+LINES = HERE / "records.jsonl"
 
 
 def main() -> None:
@@ -91,6 +92,51 @@ def write(target: Path, command: str, **content: Any) -> dict[str, Any]:
     (target / "record.json").write_text(json.dumps(record, indent=1) + "\n")
     print(f"record: {target.relative_to(Path.cwd()) if target.is_relative_to(Path.cwd()) else target}")
     return record
+
+
+def add(
+    id: str,
+    *,
+    study: str,
+    arm: str,
+    command: str,
+    data: str | None = None,
+    seed: int | None = None,
+    path: str = "",
+    machine: Mapping[str, Any],
+    versions: Mapping[str, Any],
+    figures: Mapping[str, Any],
+    recipe: Any = None,
+    curve: Any = None,
+    source_state: Mapping[str, Any] | None = None,
+    **extra: Any,
+) -> dict[str, Any]:
+    """Writes one line of `records.jsonl`, in place of an earlier one of the same id."""
+    content = {"data": data, "seed": seed, "path": path, "recipe": recipe, "curve": curve}
+    line = {
+        "id": id,
+        "study": study,
+        "arm": arm,
+        "command": command,
+        "date": datetime.now(UTC).date().isoformat(),
+        **(source_state or state()),
+        **{name: value for name, value in content.items() if value not in (None, "")},
+        "machine": machine,
+        "versions": versions,
+        "figures": figures,
+        **extra,
+    }
+    others = [other for other in load() if other["id"] != id]
+    LINES.write_text("".join(json.dumps(each) + "\n" for each in [*others, line]), encoding="utf-8")
+    print(f"record: {id}")
+    return line
+
+
+def load(study: str | None = None) -> list[dict[str, Any]]:
+    """The records, of one study or of all."""
+    text = LINES.read_text(encoding="utf-8") if LINES.exists() else ""
+    lines = [json.loads(line) for line in text.splitlines()]
+    return [line for line in lines if study in (None, line["study"])]
 
 
 def state() -> dict[str, Any]:

@@ -1,8 +1,10 @@
-"""Training speed of this machine: beside the notebook's network as it was, and where a step's time goes.
+"""Training speed of this machine: beside the notebook's own network, and where the time of a default step goes.
 
     make bench-speed
 
-Leave the machine alone meanwhile. Writes `records/speed/record.json` and `speed.svg` beside it.
+Measures three things in about eleven minutes on two cores: the notebook's CIFAR-10 network, written in plain torch and
+trained by vitreous; the default recipe's step, beside its matrix products timed alone; and the seconds from a command
+to the first step. Leave the machine alone meanwhile.
 """
 
 from __future__ import annotations
@@ -10,24 +12,22 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
-import matplotlib as mpl
+import record
 import torch
 import torch.nn.functional as F
-
-mpl.use("svg")
-import matplotlib.pyplot as plt
+from arms import NETS, Mode
 from products import product_seconds
-from race import race, ratio
-from record import RECORDS, write
+from race import ROUND_SECONDS, compare, comparison_text, race, surroundings
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitreous import dial
@@ -36,8 +36,8 @@ from vitreous import recipe as recipes
 from vitreous.data.augment import resized
 from vitreous.data.module import ImageData
 from vitreous.data.normalize import normalize
-from vitreous.machine import instruction_sets
-from vitreous.model.vit import VisionTransformer
+from vitreous.model.summary import count_flops
+from vitreous.model.vit import VisionTransformer, create_model
 from vitreous.native.accelerate import plain
 from vitreous.plan import make_plan, set_up
 from vitreous.recipe import Recipe
@@ -46,66 +46,100 @@ from vitreous.training.classifier import make_optimizer
 from vitreous.training.schedule import phases
 
 NOTEBOOK = "notebook-cifar10"
-ROUNDS = 21  # of a step and its products in turns, few of each at a time, for the machine wanders
-ARMS: dict[str, dict[str, Any]] = {
-    "as it was": {"by": "plain", "net": NOTEBOOK, "mode": "shipped", "task": "train"},
-    "as it was, memory kept": {"by": "plain", "net": NOTEBOOK, "mode": "best", "task": "train"},
-    "vitreous, float32": {"by": "ours", "net": NOTEBOOK, "precision": "32", "task": "train"},
-    "vitreous": {"by": "ours", "net": NOTEBOOK, "task": "train"},
-}
+AS_PUBLISHED, MEMORY_KEPT, BEST = "as published", "memory kept, float32", "best mode"
+OURS, OURS_FLOAT32, EQUAL_WORK = "vitreous", "vitreous, float32", "vitreous, all tokens"
+# Each baseline is compared with ours in the same precision; the first comparison is the headline.
+COMPARISONS = [
+    (BEST, EQUAL_WORK),
+    (BEST, OURS),
+    (MEMORY_KEPT, OURS_FLOAT32),
+    (AS_PUBLISHED, OURS_FLOAT32),
+    (AS_PUBLISHED, OURS),
+]
+# A step and its products are timed in turns, a few of each at a time, because the machine's speed drifts.
+MAX_TURNS, MIN_TURNS, TURN_SECONDS = 21, 7, 25.0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--name", default="speed", help="of the record (default: speed)")
+    parts = {"notebook": notebook, "default-step": default_step, "starts": starts}
+    parser.add_argument("--parts", nargs="+", default=list(parts), choices=list(parts))
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each competitor (default: 7)")
+    parser.add_argument("--seconds", type=float, default=ROUND_SECONDS, help="of a turn (default: 2)")
+    parser.add_argument("--seed", type=int, default=0, help="of the order within the rounds (default: 0)")
     args = parser.parse_args()
     machine = machines.choose_precision(machines.detect_machine("cpu"), "auto")
-    rate = 1e9 * max(machine.float32_gflops, machine.bf16_gflops)
     print("\n".join(machine.reasons))
-
-    times = race(ARMS, args.rounds)
-    ratios = {name: ratio(times["as it was"], times[name]) for name in times}
-    for name, (middle, low, high) in ratios.items():
-        print(
-            f"{name:24} {statistics.median(times[name]):7.0f} ms a step, {middle:.2f} times ({low:.2f} to {high:.2f})"
+    for part in args.parts:
+        record.add(
+            f"speed-{part}",
+            study="speed",
+            arm=part,
+            command=f"python benchmarks/speed.py {' '.join(sys.argv[1:])}".strip(),
+            seed=args.seed,
+            figures=parts[part](machine, args),
+            **surroundings(machine),
         )
-    forward_backward = 3 * 256 * flops_of_notebook()
-    print(f"roofline: {1000 * forward_backward / rate:.0f} ms, were every FLOP a large product")
 
-    shares = default_step(machine, rate)
-    starts = start_up()
-    target = RECORDS / args.name
-    plot(times, 1000 * forward_backward / rate, target / "speed.svg")
-    write(
-        target,
-        f"python benchmarks/speed.py --rounds {args.rounds} --name {args.name}",
-        machine=machine.record() | {"instruction_sets": instruction_sets()},
-        versions={"python": sys.version.split()[0], "torch": torch.__version__},
-        notebook_ms_a_step=times,
-        notebook_ratio_median_low_high=ratios,
-        notebook_roofline_ms=1000 * forward_backward / rate,
-        default_step=shares,
-        start_up_seconds=starts,
+
+def product_rate(machine: machines.Machine) -> float:
+    """FLOPs per second of large matrix products on this machine, in its faster precision."""
+    return 1e9 * max(machine.float32_gflops, machine.bf16_gflops)
+
+
+def notebook_arms(bf16: bool) -> dict[str, dict[str, Any]]:
+    """The competitors that train the notebook's network; `bf16` where this machine multiplies faster in it."""
+    base = {"net": NOTEBOOK, "task": "train"}
+    best = [
+        Mode(tuned=True, precision="autocast" if bf16 else "float32", compiled=compiled)
+        for compiled in (False, True)
+    ]
+    return {
+        AS_PUBLISHED: {**base, "by": "plain"},
+        MEMORY_KEPT: {**base, "by": "plain", "modes": [asdict(Mode(tuned=True))]},
+        BEST: {**base, "by": "plain", "modes": [asdict(mode) for mode in best]},
+        OURS: {**base, "by": "ours"},
+        EQUAL_WORK: {**base, "by": "ours", "all_tokens": True},
+        OURS_FLOAT32: {**base, "by": "ours", "precision": "32"},
+    }
+
+
+def notebook(machine: machines.Machine, args: argparse.Namespace) -> dict[str, Any]:
+    """The notebook's network, trained in plain torch and by vitreous; comparisons as in `COMPARISONS`."""
+    result = race(
+        notebook_arms(machine.precision == "bf16"), args.rounds, seed=args.seed, round_seconds=args.seconds
     )
+    batch = NETS[NOTEBOOK][-1]
+    step_flops = 3 * batch * count_flops(create_model(NOTEBOOK))  # forward, and backward twice that
+    comparisons = [
+        {"baseline": baseline, "ours": ours, **compare(result.ms[baseline], result.ms[ours])}
+        for baseline, ours in COMPARISONS
+    ]
+    for name, values in result.ms.items():
+        print(f"{name:24} {statistics.median(values):7.0f} ms a step")
+    for comparison in comparisons:
+        print(
+            f"{comparison['baseline']} takes {comparison_text(comparison)} times as long as {comparison['ours']}"
+        )
+    return {
+        **result.record(),
+        "batch": batch,
+        "best_mode": {name: result.ready[BEST][name] for name in ("mode_text", "ms_by_mode")},
+        "comparisons": comparisons,
+        "products_ms": 1000 * step_flops / product_rate(machine),
+    }
 
 
-def flops_of_notebook() -> int:
-    from vitreous.model.summary import count_flops
-    from vitreous.model.vit import create_model
+def default_step(machine: machines.Machine, args: argparse.Namespace) -> dict[str, Any]:
+    """The default recipe's step on CIFAR-10, for each network size and each image size of its schedule.
 
-    return count_flops(create_model(NOTEBOOK))
-
-
-def default_step(machine: machines.Machine, rate: float) -> list[dict[str, float]]:
-    """The default recipe's step on CIFAR-10, for each of the dial's sizes phase by phase: its time, its products'.
-
-    `share_of_own_products` is what torch takes for each of the step's products alone, those of attention and of the
-    convolutions' backward pass included, which the native kernels do themselves.
+    `products_alone` is the time of the step's matrix products and convolutions, each timed alone in torch at its own
+    shapes, as a share of the step's time. They include those of attention and of the convolutions' backward pass,
+    which the native kernels compute themselves.
     """
-    found = []
+    rate, rows = product_rate(machine), []
     for _, size in dial.SIZES:
         plan = make_plan(
             recipes.load("default", {**size, "steps": 1000}),
@@ -141,58 +175,64 @@ def default_step(machine: machines.Machine, rate: float) -> list[dict[str, float
             def optimizer(model: VisionTransformer = model, recipe: Recipe = recipe) -> torch.optim.Optimizer:
                 return make_optimizer(model, recipe.optimizer, bf16=machine.precision == "bf16")
 
-            native = functools.partial(step, optimizer())
+            native_step = functools.partial(step, optimizer())
             plain(model).set_attention("explicit")
-            torchs = functools.partial(step, optimizer())
+            torch_step = functools.partial(step, optimizer())
             with FlopCounterMode(display=False) as counter:
-                torchs()
-            times, alone, data_times = [], [], []
-            for _ in range(ROUNDS):
+                torch_step()
+            step_times, product_times, data_times = [], [], []
+            began = time.monotonic()
+            while len(step_times) < MIN_TURNS or (
+                len(step_times) < MAX_TURNS and time.monotonic() - began < TURN_SECONDS
+            ):
                 set_up(model, plan.machine)
-                times.append(timed(native, repeats=3))
-                plain(model).set_attention("explicit")  # the kernels have products inside
-                products, kinds = product_seconds(torchs, repeats=3)
-                alone.append(products)
+                step_times.append(timed(native_step, repeats=3))
+                plain(model).set_attention("explicit")  # products inside the kernels cannot be seen
+                products, kinds = product_seconds(torch_step, repeats=3)
+                product_times.append(products)
                 fetching = timed(functools.partial(next, loader), repeats=1) + timed(prepared, repeats=3)
                 data_times.append(fetching + timed(functools.partial(resized, images, phase.side), repeats=3))
             set_up(model, plan.machine)
-            seconds = statistics.median(times)
-            shares = sorted(products / each for products, each in zip(alone, times, strict=True))
-            found.append(
+            seconds = statistics.median(step_times)
+            flops = counter.get_total_flops()
+            rows.append(
                 {
-                    "side": phase.side,
                     "embed_dim": size["embed_dim"],
+                    "side": phase.side,
+                    "batch": data.batch_size,
                     "ms": 1000 * seconds,
-                    "gflop": counter.get_total_flops() / 1e9,
-                    "share_of_product_rate": counter.get_total_flops() / seconds / rate,
-                    "share_of_own_products": statistics.median(shares),
-                    "share_of_own_products_low": shares[0],
-                    "share_of_own_products_high": shares[-1],
-                    "share_of_data_and_augmentation": statistics.median(data_times) / seconds,
+                    "gflop": flops / 1e9,
+                    "share_of_product_rate": flops / seconds / rate,
+                    "products_alone": compare(product_times, step_times),
+                    "data_and_augmentation": statistics.median(data_times) / seconds,
                 }
             )
-            print(", ".join(f"{key} {value:.3g}" for key, value in found[-1].items()))
-            for each, count, what in kinds[:8]:
-                print(f"    {1000 * each * count:6.1f} ms  {count} x {what}")
-    return found
+            print(
+                f"{size['embed_dim']} wide, {phase.side} pixels: {1000 * seconds:.0f} ms, its products alone "
+                f"{comparison_text(rows[-1]['products_alone'])} of it",
+                flush=True,
+            )
+            for product, repeats, description in kinds[:8]:
+                print(f"    {1000 * product * repeats:6.1f} ms  {repeats} x {description}")
+    return {"rows": rows}
 
 
-def timed(run: Callable[[], Any], repeats: int = 9) -> float:
-    """Median seconds of `run`, warm."""
+def timed(run: Callable[[], Any], repeats: int) -> float:
+    """Median seconds of `run`, after two runs to warm up."""
     run()
     run()
-    measured = []
+    seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
         run()
-        measured.append(time.perf_counter() - start)
-    return statistics.median(measured)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
 
 
-def start_up() -> list[float]:
-    """Seconds from the command to the end of the first step, three times; the first may be cold."""
+def starts(_machine: machines.Machine, _args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds from a five-minute command to the end of its first step, three times; the first may be cold."""
     command = [sys.executable, "-u", "-m", "vitreous", "train", "cifar10", "--minutes", "5", "--judge", "val"]
-    found = []
+    seconds = []
     for _ in range(3):
         start = time.perf_counter()
         with (
@@ -206,29 +246,17 @@ def start_up() -> list[float]:
         ):
             assert process.stdout is not None
             for line in process.stdout:
-                if "step 1/" in line:
+                if re.search(r"\bstep [\d,]+/", line):
                     break
-            found.append(time.perf_counter() - start)
+            else:
+                raise SystemExit(
+                    "The training ended without a first step; run `vitreous train cifar10` to see why."
+                )
+            seconds.append(time.perf_counter() - start)
             process.kill()
             process.wait()
-        print(f"first step {found[-1]:.1f} s after the command")
-    return found
-
-
-def plot(times: dict[str, list[float]], roofline: float, path: Path) -> None:
-    """Images a second of each arm, all rounds as dots, and the roofline."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plt.rcParams["svg.hashsalt"] = "vitreous"
-    chart, axis = plt.subplots(figsize=(7, 2.6), layout="constrained")
-    for row, (name, each) in enumerate(times.items()):
-        axis.barh(row, 256_000 / statistics.median(each), color="C0", alpha=0.5)
-        axis.plot([256_000 / ms for ms in each], [row] * len(each), "k.", ms=3)
-        axis.text(2, row, f"{name}: {256_000 / statistics.median(each):.0f}", va="center", fontsize=8)
-    axis.axvline(256_000 / roofline, color="C3", lw=1, label="roofline")
-    axis.set(yticks=[], xlabel="training images a second, the notebook's CIFAR-10 network")
-    axis.invert_yaxis()
-    axis.legend(fontsize=8)
-    chart.savefig(path, metadata={"Date": None})
+        print(f"first step {seconds[-1]:.1f} s after the command")
+    return {"seconds": seconds}
 
 
 if __name__ == "__main__":

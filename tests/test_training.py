@@ -79,6 +79,7 @@ def test_it_learns_and_the_folder_explains_itself(
     costs = (
         "parameters",
         "train_flops",
+        "encoder_flops_share",
         "train_seconds",
         "total_seconds",
         "images_per_second",

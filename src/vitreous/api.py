@@ -50,6 +50,7 @@ from vitreous.run import Run, Say, accuracies, run_name
 from vitreous.training.budget import BudgetKeeper
 from vitreous.training.checkpoint import CheckpointKeeper, WholeFile, newest, step_of
 from vitreous.training.classifier import Classifier
+from vitreous.training.cost import encoder_flops_share
 from vitreous.training.loggers import MetricsCsv, check_logger, extra_logger, finish
 from vitreous.training.progress import Progress, quiet_lightning
 from vitreous.wording import count, duration, percent, scientific
@@ -582,6 +583,7 @@ def summarize(plan: Plan, keeper: BudgetKeeper, steps: int, interrupted: bool) -
         "steps": steps,
         "epochs": round(steps / plan.sizes.steps_per_epoch, 4),
         "train_flops": keeper.flops,
+        "encoder_flops_share": round(encoder_flops_share(plan.model, plan.recipe.schedule), 4),
         "train_seconds": round(keeper.train_seconds, 2),
         "images_per_second": round(steps * plan.data.batch_size / max(keeper.train_seconds, 1e-9), 2),
     }

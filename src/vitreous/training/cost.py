@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitreous.machine import best_time
 from vitreous.model.vit import VisionTransformer
-from vitreous.recipe import Recipe
+from vitreous.recipe import Recipe, ScheduleSection
 from vitreous.training.classifier import make_optimizer
 from vitreous.training.schedule import phases
 
@@ -83,6 +83,28 @@ def count_cost(recipe: Recipe, image_size: int, num_classes: int, batch_size: in
         seconds = counter.get_total_flops() / GUESSED_SPEED
         parts.append((phase.until, StepCost(counter.get_total_flops(), seconds, seconds / 3)))
     return RunCost(tuple(parts))
+
+
+def encoder_flops_share(model: VisionTransformer, schedule: ScheduleSection) -> float:
+    """The encoder's share of the forward pass's FLOPs, 0 to 1, averaged over the steps of a run.
+
+    The encoder is all blocks; stem, pooling and head are the rest. Each phase of image sizes counts by its steps.
+    """
+    with torch.device("meta"):
+        network = VisionTransformer(model.architecture, model.image_size, model.num_classes).eval()
+    network.set_attention("explicit")  # the counter knows every one of its products
+    average = start = 0.0
+    with torch.no_grad():
+        for phase in phases(schedule, model.image_size):
+            images = torch.empty(1, 3, phase.side, phase.side, device="meta")
+            with FlopCounterMode(display=False) as forward:
+                network(images)
+            tokens = network.embed(images)
+            with FlopCounterMode(display=False) as block:
+                network.blocks[0](tokens)  # all blocks are alike
+            share = len(network.blocks) * block.get_total_flops() / forward.get_total_flops()
+            average, start = average + (phase.until - start) * share, phase.until
+    return average
 
 
 def measure_seconds(

@@ -40,7 +40,7 @@ EXTRAS = {
     if (requirement := Requirement(line))
 }
 TOP_LEVEL = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff")
-INSTALL = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--ignore-installed"]
+INSTALL = ("install", "--quiet", "--no-deps", "--no-index", "--ignore-installed")
 
 
 @pytest.mark.parametrize(
@@ -159,13 +159,14 @@ def test_installed_wheel_trains_from_another_folder(distributions: tuple[Path, P
     # A path file makes the dependencies importable. Python does not read the path files in there, so an editable
     # installation of this checkout stays invisible.
     (packages / "dependencies.pth").write_text("\n".join(site.getsitepackages()), encoding="utf-8")
-    subprocess.run([*INSTALL, "--prefix", str(tmp_path / "venv"), str(distributions[1])], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", str(python)]
+    subprocess.run([*pip, *INSTALL, str(distributions[1])], check=True)
 
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     environment |= {"VITREOUS_DATA": str(tmp_path / "data"), "COLUMNS": "200"}
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    python = tmp_path / "venv" / "bin" / "python"
     where = [str(python), "-c", "import vitreous; print(vitreous.__file__)"]
     location = subprocess.check_output(where, cwd=elsewhere, env=environment, text=True).strip()
     assert Path(location) == packages / "vitreous" / "__init__.py"

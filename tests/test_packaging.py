@@ -6,7 +6,6 @@ import email
 import os
 import re
 import shutil
-import site
 import subprocess
 import sys
 import tarfile
@@ -158,7 +157,8 @@ def test_installed_wheel_trains_from_another_folder(distributions: tuple[Path, P
     (packages,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
     # A path file makes the dependencies importable. Python does not read the path files in there, so an editable
     # installation of this checkout stays invisible.
-    (packages / "dependencies.pth").write_text("\n".join(site.getsitepackages()), encoding="utf-8")
+    folders = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    (packages / "dependencies.pth").write_text("\n".join(folders), encoding="utf-8")
     python = tmp_path / "venv" / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", str(python)]
     subprocess.run([*pip, *INSTALL, str(distributions[1])], check=True)

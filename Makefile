@@ -1,4 +1,4 @@
-# Set-up, training and tests; every target may be repeated.
+# Set-up, training, tests and measurements. Every target may be repeated.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -10,7 +10,9 @@ FINAL ?=
 MINUTES ?= 5
 STUDY ?= ablation
 
-.PHONY: train test test-slow test-native lint format notebook bench-speed bench-peers bench-peer-recipe bench-accuracy bench-study leaderboard clean
+.PHONY: setup train test test-slow test-package test-native lint format notebook bench-speed bench-peers bench-peer-recipe bench-accuracy bench-study leaderboard clean
+
+setup: .venv/ready  ## .venv with the package and everything that development needs
 
 train: .venv/ready  ## fetch CIFAR-10, train for five minutes, evaluate
 	$(BIN)/vitreous data fetch cifar10
@@ -21,6 +23,9 @@ test: .venv/ready lint  ## lint, type-check, test
 
 test-slow: .venv/ready  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+test-package: .venv/ready  ## build wheel and source distribution, install the wheel and train with it
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_packaging.py
 
 test-native:  ## the C++ kernels under ASan, UBSan and, where it can be had, TSan
 	sh tests/native/check.sh
@@ -60,7 +65,8 @@ clean:
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	@# Without a GPU on Linux PyPI's torch brings gigabytes of CUDA. Where torch's own index is out of reach, PyPI's it is.
+	@# On Linux, PyPI's torch brings gigabytes of CUDA. A machine without a GPU takes torch's small CPU build from its own
+	@# index, or PyPI's if that index is out of reach.
 	[ "$$(uname)" != Linux ] || command -v nvidia-smi >/dev/null || \
 	    $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --retries 0 --timeout 15 \
 	    -c constraints.txt --index-url https://download.pytorch.org/whl/cpu torch || true

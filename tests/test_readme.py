@@ -1,4 +1,4 @@
-"""The commands of the README are run, on small data and with small budgets."""
+"""The README's commands run, on small data and with small budgets; every page names only what exists."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ from PIL import Image
 
 from vitreous import cli, recipe
 from vitreous.data.packed import pack, store_path
+from vitreous.request import OPTIONS
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", ".github/pull_request_template.md")
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 TINY = [
     "model.embed_dim=32",
     "model.mlp_dim=32",
@@ -77,7 +81,53 @@ def test_every_named_recipe_of_the_readme_exists() -> None:
             assert words[words.index("--recipe") + 1] in [*recipe.names(), "notebook"]
 
 
-def test_links_lead_somewhere() -> None:
-    root = Path(__file__).parent.parent
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("http") or (root / target).exists(), target
+def lines_of_code(page: str) -> list[str]:
+    """What a page shows as code, in blocks and inside sentences, without comments."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL) + re.findall(
+        r"^    \S.*$", text, re.MULTILINE
+    )
+    inline = re.findall(r"`([^`\n]+)`", text)
+    return [line.partition(" #")[0].strip() for part in blocks + inline for line in part.splitlines()]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_make_targets_and_variables_exist(page: str) -> None:
+    targets = set(re.findall(r"^([\w-]+):", MAKEFILE, re.MULTILINE))
+    variables = set(re.findall(r"^(\w+) \?=", MAKEFILE, re.MULTILINE))
+    for line in lines_of_code(page):
+        if line.startswith("make "):
+            for word in shlex.split(line)[1:]:
+                name, assigned, _ = word.partition("=")
+                assert name in (variables if assigned else targets), f"{page}: {line}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_scripts_and_their_options_exist(page: str) -> None:
+    for line in lines_of_code(page):
+        if match := re.match(r"(?:\S*python3? )(benchmarks/\S+\.py)(.*)", line):
+            script = (ROOT / match[1]).read_text(encoding="utf-8")
+            own, _, training = match[2].partition(" -- ")
+            for option in re.findall(r"--[\w-]+", own):
+                assert f'"{option}"' in script, f"{page}: {line}"
+            for option in re.findall(r"--([\w-]+)", training):
+                assert option.replace("-", "_") in OPTIONS, f"{page}: {line}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_exist(page: str) -> None:
+    for line in lines_of_code(page):
+        for path in re.findall(r"(?<![\w/.-])(?:src|tests|benchmarks|docs|\.github)/[\w./-]*\w", line):
+            assert (ROOT / path).exists(), f"{page}: {path}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+        assert target.startswith("http") or ((ROOT / page).parent / target).exists(), target
+
+
+def test_the_checks_of_pages_see_their_commands() -> None:
+    lines = lines_of_code("CONTRIBUTING.md")
+    assert {"make setup", "make test"} <= set(lines)
+    assert sum("benchmarks/" in line and "python" in line for line in lines) >= 4

@@ -61,8 +61,9 @@ class Mode:
 class PlainEncoder(nn.Module):
     """An encoder layer as the notebook describes it: sequence first, torch's own attention module."""
 
-    def __init__(self, dim: int, heads: int, mlp: int, dropout: float) -> None:
+    def __init__(self, dim: int, heads: int, mlp: int, dropout: float, fused_attention: bool) -> None:
         super().__init__()
+        self.returns_weights = not fused_attention  # torch's default, which keeps it from its fused attention
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.attention = nn.MultiheadAttention(dim, heads)
         self.mlp = nn.Sequential(
@@ -71,21 +72,22 @@ class PlainEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm1(x)
-        x = x + self.attention(y, y, y)[0]
+        x = x + self.attention(y, y, y, need_weights=self.returns_weights)[0]
         return x + self.mlp(self.norm2(x))
 
 
 class PlainNetwork(nn.Module):
     """The notebook's network: patches, Linear, ReLU, class token first, learned position, encoder, head."""
 
-    def __init__(self, net: str, dropout: float = 0.2) -> None:
+    def __init__(self, net: str, fused_attention: bool = False, dropout: float = 0.2) -> None:
         super().__init__()
         side, self.patch, dim, depth, heads, mlp, classes, _ = NETS[net]
         self.embed = nn.Linear(3 * self.patch**2, dim)
         self.cls = nn.Parameter(torch.randn(1, 1, dim))
         self.position = nn.Parameter(torch.randn(1, 1 + (side // self.patch) ** 2, dim))
         self.dropout = nn.Dropout(dropout)
-        self.encoder = nn.Sequential(*(PlainEncoder(dim, heads, mlp, dropout) for _ in range(depth)))
+        layers = (PlainEncoder(dim, heads, mlp, dropout, fused_attention) for _ in range(depth))
+        self.encoder = nn.Sequential(*layers)
         self.head = nn.Sequential(nn.Linear(dim, 512), nn.ReLU(), nn.Linear(512, classes))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -105,7 +107,7 @@ def peer_network(by: str, net: str, fused_attention: bool) -> nn.Module:
     """
     side, patch, dim, depth, heads, mlp, classes, _ = NETS[net]
     if by == "plain":
-        return PlainNetwork(net)
+        return PlainNetwork(net, fused_attention)
     if by == "timm":
         import timm.layers
         from timm.models.vision_transformer import VisionTransformer

@@ -7,7 +7,6 @@ before it favours one of them.
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 import json
 import random
@@ -54,6 +53,10 @@ class Race:
         }
 
 
+def print_now(line: str) -> None:
+    print(line, flush=True)
+
+
 class Competitor:
     """A process that sleeps until it is asked to run steps."""
 
@@ -89,7 +92,7 @@ def race(
     seed: int = 0,
     round_seconds: float = ROUND_SECONDS,
     python: str = sys.executable,
-    say: Callable[[str], None] = functools.partial(print, flush=True),
+    say: Callable[[str], None] = print_now,
 ) -> Race:
     """Starts a process for each of `arms` and races them.
 

@@ -204,6 +204,32 @@ def test_weights_in_bf16_race_for_inference_only() -> None:
     assert all(mode.tuned for mode in train + infer)
 
 
+def test_the_notebooks_network_computes_the_same_with_fused_attention() -> None:
+    from arms import PlainNetwork
+
+    images = torch.randn(2, 3, 32, 32)
+    networks = [PlainNetwork("notebook-cifar10", fused).eval() for fused in (False, True)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    with torch.enable_grad():  # without gradients torch.nn takes another path
+        logits = [network(images) for network in networks]
+    torch.testing.assert_close(logits[0], logits[1], rtol=1e-4, atol=1e-5)
+
+
+def test_the_notebooks_best_mode_has_all_that_torch_offers() -> None:
+    import speed
+
+    arms = speed.notebook_arms(bf16=True)
+    assert arms[speed.AS_PUBLISHED]["modes"] == [
+        {"tuned": False, "fused_attention": False, "precision": "float32", "compiled": False}
+    ]
+    best = arms[speed.BEST]["modes"]
+    assert {(mode["fused_attention"], mode["compiled"]) for mode in best} == {
+        (fused, compiled) for fused in (True, False) for compiled in (True, False)
+    }
+    assert all(mode["tuned"] and mode["precision"] == "autocast" for mode in best)
+    assert {name for pair in speed.COMPARISONS for name in pair} == set(arms)
+
+
 @pytest.mark.slow
 def test_ours_and_the_notebooks_network_race() -> None:
     from race import race

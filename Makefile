@@ -52,7 +52,7 @@ bench-accuracy: .venv/ready  ## e.g. BUDGET=6e13 DATA=cifar100 SEEDS="42 43" FIN
 bench-study: .venv/ready  ## on validation, e.g. STUDY=law, STUDY=ablation, STUDY=seconds
 	$(BIN)/python benchmarks/study.py $(STUDY)
 
-leaderboard: .venv/ready  ## LEADERBOARD.md and the plots of accuracy, from the records
+leaderboard: .venv/ready  ## tables and plots of docs/results.md, from the records
 	$(BIN)/python benchmarks/leaderboard.py
 
 clean:

@@ -15,7 +15,7 @@ import dataclasses
 from collections import defaultdict
 
 import torch
-from leaderboard import ABLATED_AT, ABLATION
+from leaderboard import ABLATED_AT, ABLATION, best_adamw
 from record import add, load, training
 
 from vitreous import recipe as recipes
@@ -28,7 +28,7 @@ from vitreous.training.cost import measure_seconds
 
 BUDGETS = {"cifar10": ("3e13", "6e13", "1.2e14"), "cifar100": ("3e13", "1.2e14")}
 ABLATION_SEEDS = (42, 43)
-ADAMW_RATES = ("5e-4", "1e-3", "4e-3")  # beside 2e-3, which AdamW has in the default recipe
+ADAMW_RATES = ("5e-4", "1e-3", "4e-3", "8e-3", "1.6e-2")  # beside 2e-3, which AdamW has in the default recipe
 SECONDS_ROUNDS = 7
 
 
@@ -55,8 +55,15 @@ def ablation() -> None:
             name = f"cifar10-ablation-{arm.partition(' ')[0]}"
             run(name, "ablation", arm, "cifar10", ABLATED_AT, seed, changes)
     for rate in ADAMW_RATES:
-        changes = ["optimizer.name=adamw", f"optimizer.learning_rate={rate}"]
-        run(f"cifar10-adamw-lr{rate}", "ablation", f"adamw lr {rate}", "cifar10", ABLATED_AT, 42, changes)
+        run_adamw(rate, ABLATION_SEEDS[0])
+    if (best := best_adamw()) in ADAMW_RATES:
+        for seed in ABLATION_SEEDS[1:]:
+            run_adamw(best, seed)
+
+
+def run_adamw(rate: str, seed: int) -> None:
+    changes = ["optimizer.name=adamw", f"optimizer.learning_rate={rate}"]
+    run(f"cifar10-adamw-lr{rate}", "ablation", f"adamw lr {rate}", "cifar10", ABLATED_AT, seed, changes)
 
 
 def run(name: str, study: str, arm: str, data: str, budget: str, seed: int, changes: list[str]) -> None:

@@ -51,13 +51,13 @@ bench-peers: .venv-peers/ready  ## a plain ViT beside timm's, transformers', tor
 bench-peer-recipe: .venv-peers/ready  ## CCT-2/3x2 trained by its authors' recipe, e.g. MINUTES=10
 	$(PEERS)/python benchmarks/peer_recipe.py --minutes $(MINUTES)
 
-bench-accuracy: .venv/ready  ## e.g. BUDGET=6e13 DATA=cifar100 SEEDS="42 43" FINAL=1
+bench-accuracy: .venv/ready  ## accuracy at a budget of FLOPs, e.g. BUDGET=6e13 DATA=cifar100 SEEDS="42 43" FINAL=1
 	$(BIN)/python benchmarks/accuracy.py --data $(DATA) --flops $(BUDGET) --seeds $(SEEDS) $(if $(FINAL),--final)
 
-bench-study: .venv/ready  ## on validation, e.g. STUDY=law, STUDY=ablation, STUDY=seconds
+bench-study: .venv/ready  ## a study on validation: STUDY=law, STUDY=ablation or STUDY=seconds
 	$(BIN)/python benchmarks/study.py $(STUDY)
 
-leaderboard: .venv/ready  ## LEADERBOARD.md and the plots of accuracy, from the records
+leaderboard: .venv/ready  ## tables and plots of docs/results.md, from the records
 	$(BIN)/python benchmarks/leaderboard.py
 
 clean:

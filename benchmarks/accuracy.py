@@ -1,10 +1,10 @@
-"""Accuracy at a budget of training FLOPs, over seeds: trains, keeps a record of each run, renews the leaderboard.
+"""Accuracy at a budget of training FLOPs over several seeds: trains, records each run and renews the tables.
 
     make bench-accuracy BUDGET=6e13
     make bench-accuracy BUDGET=6e13 DATA=cifar100 SEEDS="42 43 44" FINAL=1
 
-Without `--final`, for choosing: 45,000 pictures are trained on, 5,000 judge, test stays unread. With it, for a recipe
-that is settled: all 50,000 are trained on and each run reads test once.
+Without `--final`, to choose a recipe: 45,000 images train, 5,000 validate, and the test split stays unread. With
+`--final`, for a settled recipe: all 50,000 images train, and each run reads the test split once.
 """
 
 from __future__ import annotations
@@ -16,13 +16,36 @@ import statistics
 import leaderboard
 import numpy as np
 import torch
-from record import training
+from record import load, training
 
 from vitreous.data.sources import open_data
 from vitreous.run import Run
 
 
 def main() -> None:
+    args = make_parser().parse_args()
+    judge = "test" if args.final else "val"
+    before = {record["id"]: record for record in load()}
+    accuracies = []
+    for seed in args.seeds:
+        id = f"{args.name or default_name(args)}-seed{seed}"
+        record = training(
+            id,
+            train_words(args, seed),
+            command(args, seed),
+            study=before.get(id, {}).get("study", "final" if args.final else "choose"),
+            arm=before.get(id, {}).get("arm", ", ".join(args.overrides) or "default"),
+            more=with_flips if args.final else lambda run: {},
+        )
+        accuracies.append(record["figures"][f"{judge}_acc"])
+    print(
+        f"{args.data} at {args.flops} FLOPs, {judge} accuracy of {len(accuracies)} runs: median "
+        f"{statistics.median(accuracies):.4f}, from {min(accuracies):.4f} to {max(accuracies):.4f}"
+    )
+    leaderboard.main()
+
+
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -31,43 +54,37 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
     parser.add_argument("--final", action="store_true", help="train on everything and read test, once a run")
     parser.add_argument("--recipe", default="default")
+    parser.add_argument("--name", help="the id of each record is NAME-seedSEED (default: from the options)")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for vitreous train")
-    args = parser.parse_args()
+    return parser
+
+
+def default_name(args: argparse.Namespace) -> str:
     changes = re.sub(r"[^\w.-]", "", "".join(f"-{word.rpartition('.')[2]}" for word in args.overrides))
-    found = []
-    for seed in args.seeds:
-        judge = "test" if args.final else "val"
-        name = f"{args.data}-{args.recipe}{changes}-{float(args.flops):.2g}-{judge}-seed{seed}".replace(
-            "+", ""
-        )
-        words = [args.data, *args.overrides, "--recipe", args.recipe, "--flops", args.flops]
-        final = ["--final"] if args.final else []
-        command = [
-            "python",
-            "benchmarks/accuracy.py",
-            *args.overrides,
-            "--data",
-            args.data,
-            "--recipe",
-            args.recipe,
-        ]
-        command += ["--flops", args.flops, "--seeds", str(seed), *final]
-        record = training(
-            name,
-            [*words, "--seed", str(seed), "--judge", judge],
-            " ".join(command),
-            with_flips if args.final else lambda run: {},
-        )
-        found.append(record["figures"][f"{judge}_acc"])
-    print(
-        f"{args.data} at {args.flops} FLOPs, {judge} accuracy of {len(found)} runs: median "
-        f"{statistics.median(found):.4f}, from {min(found):.4f} to {max(found):.4f}"
-    )
-    leaderboard.main()
+    judge = "test" if args.final else "val"
+    return f"{args.data}-{args.recipe}{changes}-{float(args.flops):.2g}-{judge}".replace("+", "")
+
+
+def train_words(args: argparse.Namespace, seed: int) -> list[str]:
+    """The arguments of `vitreous train`."""
+    judge = "test" if args.final else "val"
+    words = [args.data, *args.overrides, "--recipe", args.recipe, "--flops", args.flops]
+    return [*words, "--seed", str(seed), "--judge", judge]
+
+
+def command(args: argparse.Namespace, seed: int) -> str:
+    """The command that makes one record again."""
+    words = ["python", "benchmarks/accuracy.py", *args.overrides]
+    parser = make_parser()
+    for option in ("data", "recipe", "name"):
+        if getattr(args, option) != parser.get_default(option):
+            words += [f"--{option}", getattr(args, option)]
+    words += ["--flops", args.flops, "--seeds", str(seed), *(["--final"] if args.final else [])]
+    return " ".join(words)
 
 
 def with_flips(run: Run) -> dict[str, float]:
-    """Test accuracy when logits of each picture and its mirror image are averaged; for a column of its own."""
+    """Test accuracy from the mean logits of each image and its mirror image, for a column of its own."""
     test = open_data(str(run.resolved["request"]["data"]), None, say=print).splits["test"]
     images = np.asarray(test.images)
     logits = run.bundle.logits(images) + run.bundle.logits(np.ascontiguousarray(images[:, :, ::-1]))

@@ -1,11 +1,12 @@
-"""Short trainings whose backend and precision are given, and a hash of the weights they end with.
+"""Short trainings with a given backend and precision, and a hash of their final weights.
 
-    python benchmarks/golden.py before.json                          # of the code as it was
-    python benchmarks/golden.py after.json --against before.json     # of the code as it is
+    python benchmarks/golden.py before.json                          # with the old code
+    python benchmarks/golden.py after.json --against before.json     # with the new code
+    python benchmarks/golden.py after.json --against golden --record # against the record `golden`, which is renewed
 
-A change that is not meant to change results gives the same hashes and figures, on one machine with one version of
-torch. Beside each hash stands the error of the model's logits against float64. With `--against`, what differs is said,
-and the exit status is 1.
+On one machine with one version of torch, a change that should not affect results gives the same hashes and figures.
+The number beside each hash is the error of the model's logits against float64. With `--against`, differences are
+printed and the exit status is 1. Test splits stay unread.
 """
 
 from __future__ import annotations
@@ -27,13 +28,15 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from record import add, load, state
 from safetensors.torch import load_file
 
 import vitreous
 from vitreous.data.module import ImageData
+from vitreous.machine import instruction_sets, processor
 
 LINEAR = {"stem": "linear", "stem_dims": []}
-CASES: dict[str, dict[str, Any]] = {  # on CIFAR-10 by the default recipe, unless said otherwise
+CASES: dict[str, dict[str, Any]] = {  # the default recipe on CIFAR-10, unless a case says otherwise
     "native, bf16": {"backend": "native", "precision": "bf16"},
     "native, float32": {"backend": "native", "precision": "32"},
     "torch, bf16": {"backend": "torch", "precision": "bf16"},
@@ -63,7 +66,7 @@ CASES: dict[str, dict[str, Any]] = {  # on CIFAR-10 by the default recipe, unles
     },
 }  # fmt: skip
 STEPS = 24
-TIMES = {"train_seconds", "total_seconds", "images_per_second"}  # of a summary: no two runs have the same
+TIMES = {"train_seconds", "total_seconds", "images_per_second"}  # in a summary: no two runs agree on them
 
 
 def main() -> None:
@@ -71,56 +74,87 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("file", type=Path, help="written: hashes and figures by case")
-    parser.add_argument("--against", type=Path, help="an earlier such file")
+    parser.add_argument(
+        "--against", metavar="FILE|golden", help="an earlier such file, or the record `golden`"
+    )
+    parser.add_argument("--record", action="store_true", help="renew the record `golden`; needs --against")
     parser.add_argument("--cases", nargs="+", default=list(CASES), metavar="CASE")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # in a process of its own
     args = parser.parse_args()
     if args.one:
         args.file.write_text(json.dumps(train(args.cases[0])))
         return
-    found = {}
+    if args.record and not args.against:
+        parser.error("--record needs --against, since the record holds both versions")
+    source_state = state()
+    results = {}
     for name in args.cases:
         with tempfile.TemporaryDirectory() as folder:
-            result = Path(folder) / "result.json"
-            command = [sys.executable, __file__, str(result), "--one", "--cases", name]
+            file = Path(folder) / "result.json"
+            command = [sys.executable, __file__, str(file), "--one", "--cases", name]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            found[name] = json.loads(result.read_text())
-        print(f"{name:36} {found[name]['weights'][:16]} {found[name]['error']:.1e}", flush=True)
-    args.file.write_text(json.dumps(found, indent=1) + "\n")
-    if args.against and not same(json.loads(args.against.read_text()), found):
+            results[name] = json.loads(file.read_text())
+        print(f"{name:36} {results[name]['weights'][:16]} {results[name]['error']:.1e}", flush=True)
+    args.file.write_text(json.dumps(results, indent=1) + "\n")
+    if not args.against:
+        return
+    before, before_commit = earlier(args.against)
+    if args.record:
+        add(
+            "golden",
+            study="golden",
+            arm="all",
+            command=f"python benchmarks/golden.py after.json --against {args.against} --record",
+            data="cifar10",
+            path="as each case's name says",
+            machine={"name": processor(), "instruction_sets": instruction_sets(), "threads": os.cpu_count()},
+            versions={"torch": torch.__version__},
+            figures={"before": before, "after": results},
+            source_state=source_state,
+            before_commit=before_commit,
+        )
+    if not equal(before, results):
         raise SystemExit(1)
 
 
-def same(before: dict[str, Any], after: dict[str, Any]) -> bool:
-    """Whether all that both have is equal; says what is not."""
-    equal = True
+def earlier(source: str) -> tuple[dict[str, Any], str | None]:
+    """The results to compare with, and their commit where it is known."""
+    if source != "golden":
+        return json.loads(Path(source).read_text()), None
+    (record,) = load("golden")
+    return record["figures"]["after"], record["commit"]
+
+
+def equal(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Whether the cases that both have agree; prints every difference."""
+    agree = True
     for name in before.keys() & after.keys():
         old, new = before[name], after[name]
-        changed = [
+        changes = [
             f"{key} {old['summary'][key]} is now {new['summary'][key]}"
             for key in old["summary"].keys() & new["summary"].keys()
             if old["summary"][key] != new["summary"][key]
         ]
         if old["weights"] != new["weights"]:
-            changed.insert(0, "other weights")
-        if changed:
-            equal = False
-            print(f"{name}: {', '.join(changed)}")
-    return equal
+            changes.insert(0, "other weights")
+        if changes:
+            agree = False
+            print(f"{name}: {', '.join(changes)}")
+    return agree
 
 
 def train(name: str) -> dict[str, Any]:
     case = CASES[name]
     with tempfile.TemporaryDirectory() as folder:
-        data = pictures(Path(folder) / "pictures") if case.get("data") == "folder" else "cifar10"
+        data = image_folder(Path(folder) / "pictures") if case.get("data") == "folder" else "cifar10"
         out, recipe = Path(folder) / "run", case.get("recipe", "default")
         options = {name: case[name] for name in ("backend", "precision", "overrides") if name in case}
-        options |= {"steps": case.get("steps", STEPS), "device": "cpu", "out": out}
+        options |= {"steps": case.get("steps", STEPS), "device": "cpu", "out": out, "judge": "val"}
         if case.get("interrupted"):
             threading.Thread(target=interrupt, args=(out / "metrics.csv",), daemon=True).start()
             try:
                 vitreous.train(data, recipe, **options)
-                raise SystemExit("The run ended before it was interrupted.")
+                raise SystemExit("The run ended before it could be interrupted.")
             except KeyboardInterrupt:
                 vitreous.resume(out)
         else:
@@ -134,45 +168,47 @@ def train(name: str) -> dict[str, Any]:
 
 
 def logits_error(run: vitreous.Run) -> float:
-    """Of the run's logits on validation, against float64: root mean square, relative to that of the logits."""
-    found = run.predictions["val"].logits[:500]
+    """Root mean square error of the run's logits on validation against float64, relative to the logits' own."""
+    logits = run.predictions["val"].logits[:500]
     request, bundle = run.resolved["request"], run.bundle
     data = ImageData(request["data"], image_size=request.get("image_size"), say=lambda line: None)
     data.setup()
     images = torch.as_tensor(np.array(data.splits.val.images[:500])).permute(0, 3, 1, 2).double() / 255
-    mean, std = (torch.tensor(each, dtype=torch.float64).view(3, 1, 1) for each in (bundle.mean, bundle.std))
+    mean, std = (
+        torch.tensor(channels, dtype=torch.float64).view(3, 1, 1) for channels in (bundle.mean, bundle.std)
+    )
     with torch.inference_mode():
         exact = copy.deepcopy(bundle.model).double()((images - mean) / std).numpy()
-    return float(np.square(found - exact).mean() ** 0.5 / np.square(exact).mean() ** 0.5)
+    return float(np.square(logits - exact).mean() ** 0.5 / np.square(exact).mean() ** 0.5)
 
 
 def interrupt(metrics: Path) -> None:
-    """Ctrl-C, once a few steps are logged."""
+    """Sends Ctrl-C once a few steps are logged."""
     while not metrics.exists() or metrics.read_text().count("\n") < 4:
         time.sleep(0.05)
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def pictures(folder: Path) -> Path:
-    """A folder of four classes, photographs' sizes and no photographs."""
+def image_folder(folder: Path) -> Path:
+    """Makes a folder of four classes with images of various sizes, drawn at random."""
     generator = np.random.default_rng(5)
     for label in range(4):
         (folder / f"class{label}").mkdir(parents=True)
         for number in range(250):
             height, width = generator.integers(50, 110, 2)
             low = generator.integers(0, 150, (8, 8, 3)) + 25 * label
-            picture = Image.fromarray(low.astype(np.uint8)).resize((int(width), int(height)))
-            picture.save(folder / f"class{label}" / f"{number:03d}.png")
+            image = Image.fromarray(low.astype(np.uint8)).resize((int(width), int(height)))
+            image.save(folder / f"class{label}" / f"{number:03d}.png")
     return folder
 
 
 def digest(file: Path) -> str:
-    """SHA-256 of all weights, by name."""
-    weights, found = load_file(file), hashlib.sha256()
+    """SHA-256 of all weights in the order of their names."""
+    weights, sha = load_file(file), hashlib.sha256()
     for key in sorted(weights):
-        found.update(key.encode())
-        found.update(weights[key].numpy().tobytes())
-    return found.hexdigest()
+        sha.update(key.encode())
+        sha.update(weights[key].numpy().tobytes())
+    return sha.hexdigest()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Fills the tables of a page from records."""
+"""Fills the tables of Markdown pages from the records."""
 
 from __future__ import annotations
 
@@ -6,14 +6,25 @@ from pathlib import Path
 
 
 def fill(file: Path, table: str, lines: list[str]) -> None:
-    """Replaces what is between a table's two markers in `file`.
+    """Replaces what is between the two markers of a table in a page.
+
+        <!-- table NAME: made by benchmarks/leaderboard.py -->
+        <!-- end NAME -->
+
+    Args:
+        table: NAME in the markers.
+        lines: of the table.
 
     Raises:
-        ValueError: the page has no such markers.
+        ValueError: the page does not have both markers once, in this order.
     """
-    start, end = f"<!-- table {table}: made by benchmarks/leaderboard.py -->", f"<!-- end {table} -->"
     text = file.read_text(encoding="utf-8")
-    if start not in text or end not in text:
-        raise ValueError(f"{file.name} has no markers for the table {table}")
+    start, end = markers(table)
+    if text.count(start) != 1 or text.count(end) != 1 or text.index(end) < text.index(start):
+        raise ValueError(f"{file} needs one line {start!r} and, below it, one line {end!r}; add them.")
     before, after = text[: text.index(start) + len(start)], text[text.index(end) :]
     file.write_text("\n".join([before, "", *lines, "", after]), encoding="utf-8")
+
+
+def markers(table: str) -> tuple[str, str]:
+    return f"<!-- table {table}: made by benchmarks/leaderboard.py -->", f"<!-- end {table} -->"

@@ -1,97 +1,70 @@
-"""Runs a training and keeps what a reader needs to check it: `benchmarks/records/NAME/`.
+"""Trains by `vitreous train` and adds the result to `records.jsonl`, one line a run.
 
-    python benchmarks/record.py cifar10-default-5min -- cifar10 --minutes 5
+    python benchmarks/record.py cifar10-mine-seed42 -- cifar10 --minutes 5 --seed 42
 
-What stands behind `--` is given to `vitreous train`. A record holds `record.json` (command, commit, versions,
-machine, seed, figures), the run's `recipe.toml`, `metrics.csv` and `log.txt`. Files that differed from the
-commit when the run began are named.
+Everything after `--` goes to `vitreous train`. A line holds the command, commit, versions, machine and seed, every
+figure of the run, its whole recipe and a short learning curve. A run with an id that is already there replaces that
+line. `docs/results.md` explains each key.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import fcntl
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from vitreous.files import atomic_write
 from vitreous.machine import instruction_sets
 from vitreous.run import Run
 
 HERE = Path(__file__).parent
-RECORDS = HERE / "records"
-LINES = HERE / "records.jsonl"
+RECORDS = HERE / "records.jsonl"
+CURVE_POINTS = 40
+# The order of the keys in a line; a key without a value is left out, except for `command`.
+KEYS = (
+    *("id", "study", "arm", "data", "seed", "path", "command", "note", "date", "commit", "changed_since"),
+    *("versions", "machine", "figures", "recipe", "curve"),
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", help="of the record")
+    parser.add_argument("id", help="of the record; an existing record with this id is replaced")
+    parser.add_argument("--study", help="default: that of the record which is replaced, or 'other'")
+    parser.add_argument("--arm", help="default: that of the record which is replaced, or 'default'")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the run folder here")
     parser.add_argument("words", nargs="+", metavar="-- ARGUMENT", help="for vitreous train")
     args = parser.parse_args()
-    command = f"python benchmarks/record.py {args.name} -- {' '.join(args.words)}"
-    training(args.name, args.words, command)
-
-
-def training(
-    name: str, words: Sequence[str], command: str, more: Callable[[Run], dict[str, Any]] = lambda run: {}
-) -> dict[str, Any]:
-    """Runs `vitreous train` with `words` and writes its record; `more` adds figures while the run is there."""
-    target, source_state = RECORDS / name, state()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / name
-        process = subprocess.Popen([sys.executable, "-m", "vitreous", "train", *words, "--out", str(path)])
-        try:
-            _, status, usage = os.wait4(process.pid, 0)
-        except KeyboardInterrupt:
-            process.wait()
-            raise
-        if status:
-            raise SystemExit(f"The training of {name} failed; its words stand above.")
-        run = Run(path)
-        figures = run.summary | more(run) | {"peak_memory_mib": usage.ru_maxrss // 1024}
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir(parents=True)
-        # Where things lay on this machine says nothing of the result.
-        source = Path(run.resolved["data_source"])
-        places = [f"{folder}/", *([f"{source.parent}/"] if source.is_absolute() else [])]
-        for file in ("recipe.toml", "log.txt"):
-            text = (path / file).read_text(encoding="utf-8")
-            for place in places:
-                text = text.replace(place, "")
-            lines = [line for line in text.splitlines() if not line.startswith("data_dir = ")]
-            (target / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
-        shutil.copy(path / "metrics.csv", target)
-        resolved = run.resolved
-    return write(
-        target,
-        command,
-        **source_state,
-        machine=resolved["machine"] | {"instruction_sets": instruction_sets()},
-        versions=resolved["versions"],
-        figures=figures,
+    before = next((record for record in load() if record["id"] == args.id), {})
+    training(
+        args.id,
+        args.words,
+        f"python benchmarks/record.py {args.id} -- {' '.join(args.words)}",
+        study=args.study or before.get("study", "other"),
+        arm=args.arm or before.get("arm", "default"),
+        keep=args.keep,
     )
 
 
-def write(target: Path, command: str, **content: Any) -> dict[str, Any]:
-    """Writes `record.json`: the command, the commit and what differs from it (as now, unless given), and the rest."""
-    record = {
-        "command": command,
-        "date": datetime.now(UTC).date().isoformat(),
-        **state(),
-        **content,
-    }
-    target.mkdir(parents=True, exist_ok=True)
-    (target / "record.json").write_text(json.dumps(record, indent=1) + "\n")
-    print(f"record: {target.relative_to(Path.cwd()) if target.is_relative_to(Path.cwd()) else target}")
-    return record
+def load(study: str | None = None) -> list[dict[str, Any]]:
+    """All records, or those of one study, in the order of their ids."""
+    if not RECORDS.exists():
+        return []
+    records = [json.loads(line) for line in RECORDS.read_text(encoding="utf-8").splitlines()]
+    return [record for record in records if study in (None, record["study"])]
 
 
 def add(
@@ -99,44 +72,145 @@ def add(
     *,
     study: str,
     arm: str,
-    command: str,
+    command: str | None,
     data: str | None = None,
     seed: int | None = None,
     path: str = "",
-    machine: Mapping[str, Any],
-    versions: Mapping[str, Any],
-    figures: Mapping[str, Any],
-    recipe: Any = None,
-    curve: Any = None,
-    source_state: Mapping[str, Any] | None = None,
+    machine: dict[str, Any],
+    versions: dict[str, Any],
+    figures: dict[str, Any],
+    recipe: dict[str, Any] | None = None,
+    curve: dict[str, Any] | None = None,
+    source_state: dict[str, Any] | None = None,
     **extra: Any,
 ) -> dict[str, Any]:
-    """Writes one line of `records.jsonl`, in place of an earlier one of the same id."""
-    content = {"data": data, "seed": seed, "path": path, "recipe": recipe, "curve": curve}
-    line = {
-        "id": id,
-        "study": study,
-        "arm": arm,
-        "command": command,
+    """Adds a line to `records.jsonl`, or replaces the line with the same id; returns the record.
+
+    The file is locked while it is rewritten, so that runs which end at the same time all keep their lines.
+
+    Args:
+        id: unique; pages cite the record by it.
+        study: what the record belongs to, e.g. "law".
+        arm: what was tried in that study, e.g. "128 wide".
+        command: makes the record today. None where no command can, and then `note` says why.
+        path: how it was computed, e.g. "native, bf16".
+        figures: the results, with all their digits.
+        recipe: all tables of the recipe as it was trained.
+        curve: see `short_curve`.
+        source_state: what `state` returned when the run began; by default it is called now.
+        extra: more keys, e.g. `date`, `note`.
+    """
+    given = {
         "date": datetime.now(UTC).date().isoformat(),
         **(source_state or state()),
-        **{name: value for name, value in content.items() if value not in (None, "")},
-        "machine": machine,
-        "versions": versions,
-        "figures": figures,
         **extra,
+        **{
+            "id": id,
+            "study": study,
+            "arm": arm,
+            "data": data,
+            "seed": seed,
+            "path": path,
+            "command": command,
+        },
+        **{"versions": versions, "machine": machine, "figures": figures, "recipe": recipe, "curve": curve},
     }
-    others = [other for other in load() if other["id"] != id]
-    LINES.write_text("".join(json.dumps(each) + "\n" for each in [*others, line]), encoding="utf-8")
-    print(f"record: {id}")
-    return line
+    keys = [*KEYS, *sorted(set(given) - set(KEYS))]
+    filled = {key: given.get(key) for key in keys}
+    record = {key: value for key, value in filled.items() if key == "command" or value not in (None, "")}
+    line = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    with locked(RECORDS.parent):
+        lines = RECORDS.read_text(encoding="utf-8").splitlines() if RECORDS.exists() else []
+        lines = [*(other for other in lines if json.loads(other)["id"] != id), line]
+        lines.sort(key=lambda text: json.loads(text)["id"])
+        atomic_write(RECORDS, "\n".join(lines) + "\n")
+    print(f"record: {id} in {RECORDS.name}")
+    return record
 
 
-def load(study: str | None = None) -> list[dict[str, Any]]:
-    """The records, of one study or of all."""
-    text = LINES.read_text(encoding="utf-8") if LINES.exists() else ""
-    lines = [json.loads(line) for line in text.splitlines()]
-    return [line for line in lines if study in (None, line["study"])]
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes out until the block ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def training(
+    id: str,
+    words: Sequence[str],
+    command: str,
+    *,
+    study: str,
+    arm: str,
+    more: Callable[[Run], dict[str, Any]] = lambda run: {},
+    keep: Path | None = None,
+) -> dict[str, Any]:
+    """Runs `vitreous train` and adds its record.
+
+    Args:
+        words: the arguments of `vitreous train`.
+        command: makes this record again.
+        more: further figures, computed while the run folder is there.
+        keep: where the run folder stays; by default it is removed.
+    """
+    source_state = state()
+    with tempfile.TemporaryDirectory() as folder:
+        path = keep or Path(folder) / id
+        process = subprocess.Popen([sys.executable, "-m", "vitreous", "train", *words, "--out", str(path)])
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except KeyboardInterrupt:
+            process.wait()
+            raise
+        if status:
+            raise SystemExit(f"The training of {id} failed; the output above says why.")
+        run = Run(path)
+        figures = run.summary | more(run) | {"peak_memory_mib": usage.ru_maxrss // 1024}
+        recipe = tomllib.loads((path / "recipe.toml").read_text(encoding="utf-8"))
+        resolved = recipe.pop("resolved")
+        machine = resolved["machine"] | {"instruction_sets": instruction_sets()}
+        return add(
+            id,
+            study=study,
+            arm=arm,
+            command=command,
+            data=figures["data"],
+            seed=figures["seed"],
+            path=computed_by(machine),
+            machine=machine,
+            versions=resolved["versions"],
+            figures=figures,
+            recipe=recipe,
+            curve=short_curve((path / "metrics.csv").read_text(encoding="utf-8")),
+            source_state=source_state,
+            fingerprint=resolved["fingerprint"],
+        )
+
+
+def computed_by(machine: dict[str, Any]) -> str:
+    """Backend and precision of a training, e.g. "native, bf16" or "torch, float32, compiled"."""
+    precision = {"32": "float32"}.get(machine["precision"], machine["precision"])
+    return f"{machine['backend']}, {precision}{', compiled' if machine['compile'] else ''}"
+
+
+def short_curve(metrics: str) -> dict[str, Any]:
+    """The curve of a `metrics.csv` to five digits: `train` [step, loss], thinned, and `val` [step, loss, accuracy]."""
+    rows = list(csv.DictReader(metrics.splitlines()))
+    train = [[int(row["step"]), digits(row["train_loss"])] for row in rows if row["train_loss"]]
+    val = [
+        [int(row["step"]), digits(row["val_loss"]), digits(row["val_acc"])] for row in rows if row["val_acc"]
+    ]
+    last = len(train) - 1
+    chosen = sorted({round(last * point / (CURVE_POINTS - 1)) for point in range(CURVE_POINTS)})
+    return {"train": [train[index] for index in chosen]} | ({"val": val} if val else {})
+
+
+def digits(number: str) -> float:
+    return float(f"{float(number):.5g}")
 
 
 def state() -> dict[str, Any]:

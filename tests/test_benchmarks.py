@@ -1,16 +1,34 @@
-"""The benchmarks' own arithmetic, and that what is shown is what the records say."""
+"""The benchmarks' own arithmetic, the records, and the pages that are made from them."""
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import json
+import math
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pytest
 import torch
 import torch.nn.functional as F
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+from vitreous import recipe as recipes
+from vitreous.dial import apply_augmentation, apply_size
+from vitreous.recipe import Budget
+from vitreous.training.budget import Sizes, planned_steps
+from vitreous.training.cost import count_cost
+
+ROOT = Path(__file__).parents[1]
+BENCHMARKS = ROOT / "benchmarks"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.fixture(autouse=True)
@@ -18,38 +36,308 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
-def record(folder: Path, name: str, **figures: Any) -> None:
-    (folder / "records" / name).mkdir(parents=True)
-    content = {
-        "figures": {"train_flops": 3e13, "total_seconds": 120, "images_per_second": 900, **figures},
-        "machine": {"name": "a processor", "precision": "32", "threads": 2, "instruction_sets": "avx2"},
+def line(id: str, **figures: Any) -> dict[str, Any]:
+    """A training's record as `record.add` takes it."""
+    return {
+        "id": id,
+        "study": "final",
+        "arm": "default",
+        "command": "a command",
+        "data": "cifar10",
+        "seed": int(id.rpartition("seed")[2]),
+        "path": "torch, float32",
+        "machine": {"name": "a processor", "threads": 2, "instruction_sets": "avx2"},
         "versions": {"torch": "2.13.0"},
+        "recipe": {
+            "model": {"embed_dim": 96, "depth": 4, "stem": "conv"},
+            "augment": {"crop": 2, "cutout": 0},
+        },
+        "figures": {"train_flops": 3e13, "total_seconds": 120, "epochs": 4.8, **figures},
+        "source_state": {"commit": "0" * 40, "changed_since": []},
     }
-    (folder / "records" / name / "record.json").write_text(json.dumps(content))
 
 
-def test_the_leaderboard_takes_the_median_of_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import leaderboard
+@pytest.fixture
+def empty_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    import record
 
-    monkeypatch.setattr(leaderboard, "HERE", tmp_path)
-    for seed, accuracy in ((1, 0.81), (2, 0.85), (3, 0.82)):
-        record(
-            tmp_path, f"cifar10-default-3e13-test-seed{seed}", seed=seed, test_acc=accuracy, data="cifar10"
-        )
-    record(tmp_path, "cifar10-default-3e13-val-seed1", seed=1, val_acc=0.7, data="cifar10")
-    found = leaderboard.text(leaderboard.grouped())
-    assert "82.0 (81.0 to 85.0)" in found and "| 70.0 | – |" in found
-    assert "Test was read by the 3 runs" in found
-    row = next(line for line in found.splitlines() if line.startswith("| default-3e13-test "))
-    assert [cell.strip() for cell in row.split("|")][3:6] == ["3e+13", "2.0", "900"]
+    monkeypatch.setattr(record, "RECORDS", tmp_path / "records.jsonl")
+    return tmp_path / "records.jsonl"
 
 
-def test_the_leaderboard_shows_the_records() -> None:
-    import leaderboard
+def test_a_record_round_trips_and_replaces_the_one_with_its_id(empty_records: Path) -> None:
+    import record
 
-    assert (BENCHMARKS / "LEADERBOARD.md").read_text(encoding="utf-8") == leaderboard.text(
-        leaderboard.grouped()
+    accuracy = 0.1 + 0.2  # needs all its digits
+    record.add(**line("b-seed2", test_acc=0.5))
+    record.add(**line("a-seed1", test_acc=0.5))
+    record.add(**line("b-seed2", test_acc=accuracy))
+    assert [r["id"] for r in record.load()] == ["a-seed1", "b-seed2"]
+    assert record.load("final")[1]["figures"]["test_acc"] == accuracy and record.load("law") == []
+    with pytest.raises(ValueError, match="JSON compliant"):
+        record.add(**line("c-seed3", test_acc=float("nan")))
+    assert len(record.load()) == 2
+
+
+def test_records_added_at_the_same_time_are_all_kept(empty_records: Path) -> None:
+    program = (
+        "import pathlib, sys, test_benchmarks, record\n"
+        "record.RECORDS = pathlib.Path(sys.argv[1])\n"
+        "for number in range(10):\n"
+        "    record.add(**test_benchmarks.line(f'{sys.argv[2]}{number}-seed{number}'))\n"
     )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])}
+    writers = [
+        subprocess.Popen([sys.executable, "-c", program, str(empty_records), name], env=environment)
+        for name in "abcd"
+    ]
+    assert [writer.wait() for writer in writers] == [0] * 4
+    ids = [json.loads(text)["id"] for text in empty_records.read_text().splitlines()]
+    assert ids == sorted(f"{name}{number}-seed{number}" for name in "abcd" for number in range(10))
+
+
+def test_a_curve_keeps_its_ends_and_all_validations() -> None:
+    from record import CURVE_POINTS, short_curve
+
+    rows = [f"{step},{1 / step:.9f},{0.25 if step % 50 == 0 else ''},{'0.5' if step % 50 == 0 else ''}"
+            for step in range(1, 201)]  # fmt: skip
+    curve = short_curve("\n".join(["step,train_loss,val_loss,val_acc", *rows]))
+    assert curve["train"][0] == [1, 1.0] and curve["train"][-1] == [200, 0.005]
+    assert len(curve["train"]) == CURVE_POINTS and curve["train"][1][1] == float(
+        f"{1 / curve['train'][1][0]:.5g}"
+    )
+    assert curve["val"] == [[step, 0.25, 0.5] for step in (50, 100, 150, 200)]
+
+
+def test_a_page_is_filled_between_its_markers(tmp_path: Path) -> None:
+    from pages import fill
+
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- table t: made by benchmarks/leaderboard.py -->\nold\n<!-- end t -->\nb\n")
+    fill(page, "t", ["| x |", "| --- |"])
+    fill(page, "t", ["| x |", "| --- |"])
+    assert page.read_text().splitlines()[2:5] == ["", "| x |", "| --- |"] and "old" not in page.read_text()
+    assert page.read_text().startswith("a\n") and page.read_text().endswith("<!-- end t -->\nb\n")
+    with pytest.raises(ValueError, match="table other"):
+        fill(page, "other", [])
+
+
+def test_a_row_takes_accuracy_and_minutes_from_the_same_runs(empty_records: Path) -> None:
+    import leaderboard
+    import record
+
+    for seed, accuracy, seconds in ((1, 0.81, 240), (2, 0.85, 120), (3, 0.82, 180)):
+        record.add(**line(f"cifar10-default-3e13-test-seed{seed}", test_acc=accuracy, total_seconds=seconds))
+    record.add(**line("cifar10-default-3e13-val-seed1", val_acc=0.7) | {"study": "choose"})
+    (row,) = leaderboard.final_table()[2:]
+    assert "| 82.0 (81.0 to 85.0) |" in row and "| 3.0 (2.0 to 4.0) |" in row and "crop 2" in row
+    (row,) = leaderboard.readme_table()[2:]
+    assert row == (
+        "| 3e13 | [3.0 (2.0 to 4.0)](docs/results.md#cifar10-3e13) | "
+        "[82.0 (81.0 to 85.0) %](docs/results.md#cifar10-3e13) | – |"
+    )
+    assert leaderboard.reads_text()[0].startswith("3 runs on record read a test split, 3 on CIFAR-10.")
+
+
+def test_a_pair_of_stems_says_when_the_augmentation_differs_too(empty_records: Path) -> None:
+    import leaderboard
+    import record
+
+    record.add(**line("conv-seed1", test_acc=0.9))
+    linear = line("linear-seed1", test_acc=0.8)
+    linear["recipe"]["model"]["stem"] = "linear"
+    record.add(**linear)
+    assert all(row.endswith("| the stem |") for row in leaderboard.stem_table()[2:])
+    linear["recipe"]["augment"] = {"crop": 4, "cutout": 8}
+    record.add(**linear)
+    rows = leaderboard.stem_table()[2:]
+    assert len(rows) == 2 and all(row.endswith("| the stem and the augmentation |") for row in rows)
+
+
+def test_adamw_is_shown_at_the_learning_rate_that_is_best_on_common_seeds(empty_records: Path) -> None:
+    import leaderboard
+    import record
+
+    for rate, seed, accuracy in (("2e-3", 1, 0.80), ("2e-3", 2, 0.99), ("1e-3", 1, 0.82)):
+        id = f"adamw-{rate}-seed{seed}"
+        record.add(
+            **line(id, val_acc=accuracy, val_loss=0.5) | {"study": "ablation", "arm": f"adamw lr {rate}"}
+        )
+    record.add(**line("d-seed1", val_acc=0.9, val_loss=0.4) | {"study": "ablation", "arm": "default"})
+    rows = leaderboard.ablation_table()[2:]
+    assert len(rows) == 2 and "learning rate 1e-3 (the best of 1e-3, 2e-3) | 82.0 (82.0) | -8.0" in rows[1]
+
+
+# ---- the records and the pages as they are
+
+
+def records() -> list[dict[str, Any]]:
+    text = (BENCHMARKS / "records.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_every_record_is_complete() -> None:
+    ids = [record["id"] for record in records()]
+    assert ids == sorted(set(ids))
+    needed = {"id", "study", "arm", "path", "command", "date", "commit", "changed_since"}
+    needed |= {"versions", "machine", "figures"}
+    for record in records():
+        assert needed <= set(record), record["id"]
+        assert record["command"] or record["note"], record["id"]
+        if "train_flops" in record["figures"]:
+            assert {"data", "seed"} <= set(record) and (
+                "recipe" in record or record["study"] == "peer-recipe"
+            )
+
+
+def test_every_id_that_a_page_cites_is_on_record() -> None:
+    ids = {record["id"] for record in records()}
+    shape = re.compile(r"`((?:cifar10|cifar100)-[\w.-]+|pairs-[\w.-]+|ablation-seconds)`")
+    cited = {page.name: set(shape.findall(page.read_text(encoding="utf-8"))) for page in PAGES}
+    assert len(cited["results.md"]) > 50
+    for page, found in cited.items():
+        assert found <= ids, f"{page}: {found - ids}"
+
+
+def test_every_anchor_of_the_results_is_there() -> None:
+    results = ROOT / "docs" / "results.md"
+    text = results.read_text(encoding="utf-8")
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    anchors = set(re.findall(r'<a id="([^"]+)">', text))
+    anchors |= {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    inner = set(re.findall(r"\]\(#([^)]+)\)", text))
+    outer = set(re.findall(r"results\.md#([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8")))
+    assert len(inner) > 50 and inner | outer <= anchors, (inner | outer) - anchors
+
+
+def copy_of_pages(target: Path) -> None:
+    (target / "docs").mkdir()
+    for page in ("README.md", "docs/results.md"):
+        shutil.copy(ROOT / page, target / page)
+
+
+def test_tables_and_plots_are_those_of_the_records(tmp_path: Path) -> None:
+    import leaderboard
+
+    copy_of_pages(tmp_path)
+    leaderboard.render(tmp_path)
+    for page in ("README.md", "docs/results.md"):
+        assert (tmp_path / page).read_bytes() == (ROOT / page).read_bytes(), f"{page}: run make leaderboard"
+    drawn = sorted((tmp_path / "docs").glob("*.svg"))
+    assert [plot.name for plot in drawn] == ["accuracy-flops.svg", "accuracy-minutes.svg", "law.svg"]
+    if f"Matplotlib v{matplotlib.__version__}," not in (ROOT / "docs" / "law.svg").read_text():
+        pytest.skip("the plots were drawn by another version of Matplotlib")
+    for plot in drawn:
+        assert plot.read_bytes() == (ROOT / "docs" / plot.name).read_bytes(), (
+            f"{plot.name}: run make leaderboard"
+        )
+
+
+@pytest.mark.parametrize(
+    ("id", "figure", "changed"),
+    [
+        ("cifar10-default-6e13-test-seed42", "test_acc", ["docs/results.md", "docs/accuracy-flops.svg"]),
+        (
+            "cifar10-default-6e13-test-seed42",
+            "total_seconds",
+            ["docs/results.md", "docs/accuracy-minutes.svg"],
+        ),
+        ("cifar10-law-96wide-3e13-val-seed42", "val_acc", ["docs/results.md", "docs/law.svg"]),
+        ("cifar10-ablation-crop-6e13-val-seed43", "val_loss", ["docs/results.md"]),
+    ],
+)
+def test_a_changed_figure_shows_up(
+    id: str, figure: str, changed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import leaderboard
+
+    altered = records()
+    next(record for record in altered if record["id"] == id)["figures"][figure] *= 1.02
+    monkeypatch.setattr(
+        leaderboard, "load", lambda study=None: [r for r in altered if study in (None, r["study"])]
+    )
+    copy_of_pages(tmp_path)
+    leaderboard.render(tmp_path)
+    for page in changed:
+        assert (tmp_path / page).read_bytes() != (ROOT / page).read_bytes()
+
+
+# ---- commands
+
+
+def train_words(command: str) -> tuple[str, list[str]]:
+    """The id of the record that a command makes, and what it tells `vitreous train`."""
+    import accuracy
+
+    _, script, *words = shlex.split(command)
+    if script == "benchmarks/record.py":
+        return words[0], words[words.index("--") + 1 :]
+    args = accuracy.make_parser().parse_args(words)
+    (seed,) = args.seeds
+    return f"{args.name or accuracy.default_name(args)}-seed{seed}", accuracy.train_words(args, seed)
+
+
+def resolve(words: list[str], train_flops: float) -> tuple[dict[str, Any], int]:
+    """The tables and the steps that `vitreous train` would come to; minutes as the FLOPs that they amounted to."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("words", nargs="+")
+    parser.add_argument("--recipe", default="default")
+    parser.add_argument("--judge", default="both")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--flops", type=float)
+    parser.add_argument("--minutes", type=float)
+    args = parser.parse_intermixed_args(words)
+    data, *overrides = args.words
+    name = f"notebook-{data}" if args.recipe == "notebook" else args.recipe
+    unit = "flops" if args.flops else "minutes"
+    recipe = recipes.load(name, overrides)
+    recipe = dataclasses.replace(recipe, budget=Budget(getattr(args, unit), unit))
+    budget = Budget(args.flops or train_flops, "flops")
+    images = 50_000 if args.judge == "test" else round(50_000 * (1 - recipe.data.val_fraction))
+    batch = recipe.training.batch_size
+    steps_per_epoch = images // batch if recipe.training.drop_last else math.ceil(images / batch)
+    sized, _ = apply_size(recipe, lambda architecture: budget.amount)
+    cost = count_cost(sized, 32, {"cifar10": 10, "cifar100": 100}[data], batch)
+    steps = planned_steps(budget, cost, Sizes(batch, steps_per_epoch, 0, 0))
+    complete, _ = apply_augmentation(sized, steps / steps_per_epoch, 32)
+    return json.loads(json.dumps(complete.tables())), steps
+
+
+def complete(tables: dict[str, Any]) -> dict[str, Any]:
+    """A recorded recipe with the keys that have come since, at the values that change nothing."""
+    later = {
+        "augment": {"trivial": False, "mixup": 0.0, "cutmix": 0.0},
+        "schedule": {"small_sides": [], "small_until": []},
+    }
+    return tables | {section: values | tables[section] for section, values in later.items()}
+
+
+TRAININGS = [record for record in records() if "recipe" in record]
+# Seeds share a recipe.
+DISTINCT = {re.sub(r"seeds? ?\d+", "", record["command"] or record["id"]): record for record in TRAININGS}
+
+
+def test_the_command_makes_the_record_of_its_id_and_seed() -> None:
+    for record in TRAININGS:
+        if record["command"] is None:
+            assert f"at commit {record['commit'][:7]}" in record["note"]
+            continue
+        id, words = train_words(record["command"])
+        seed = int(words[words.index("--seed") + 1]) if "--seed" in words else 42
+        assert (id, seed) == (record["id"], record["seed"])
+
+
+@pytest.mark.parametrize(
+    "record",
+    [record for record in DISTINCT.values() if record["command"]],
+    ids=lambda record: record["id"],
+)
+def test_the_command_makes_the_recorded_recipe(record: dict[str, Any]) -> None:
+    _, words = train_words(record["command"])
+    tables, steps = resolve(words, record["figures"]["train_flops"])
+    assert tables == complete(record["recipe"])
+    if "--flops" in words:
+        assert steps == record["figures"]["steps"]
 
 
 def test_every_product_of_a_step_is_found_with_its_shape() -> None:
@@ -69,3 +357,20 @@ def test_every_product_of_a_step_is_found_with_its_shape() -> None:
     assert any(name.startswith("convolution 2x3x9x9 5x3x3x3") for name in names)
     assert "mm 8x16 16x24" in names and any(name in ("mm 24x8 8x16", "mm 16x8 8x24") for name in names)
     assert len(names) == 4
+
+
+@pytest.mark.slow
+def test_two_arms_take_turns() -> None:
+    from race import race, ratio
+
+    arm = {"net": "notebook-cifar10", "task": "infer"}
+    times = race(
+        {"ours": {**arm, "by": "ours"}, "plain": {**arm, "by": "plain", "mode": "shipped"}},
+        2,
+        sys.executable,
+        lambda line: None,
+    )
+    assert set(times) == {"ours", "plain"} and all(
+        len(each) == 2 and min(each) > 0 for each in times.values()
+    )
+    assert ratio([4.0, 9.0, 2.0], [2.0, 3.0, 2.0]) == (2.0, 1.0, 3.0)

@@ -100,7 +100,7 @@ def test_the_number_follows_the_largest_there_is() -> None:
 
 def test_no_name_leads_out_of_the_folder() -> None:
     name = run_name("a b", "../../mine/[x]*", 3, {"stem": "../lin ear"})
-    assert name == "a-b-..-..-mine-x--stem-lin-ear-seed3"
+    assert name == "a-b-..-..-mine-x--stem-..-lin-ear-seed3"
     assert [str(new(name=name)) for _ in range(2)] == [f"runs/{name}-001", f"runs/{name}-002"]
 
 
@@ -207,6 +207,7 @@ def test_the_log_keeps_what_is_printed_and_the_details(
         say("third")
         say("fourth \udce9", detail=True)
     assert (tmp_path / "log.txt").read_bytes() == b"first\nsecond\nthird\nfourth \\udce9\n"
+    assert capsys.readouterr().out == "third\nfourth \\udce9\n"
 
 
 def test_a_detail_is_printed_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

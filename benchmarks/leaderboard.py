@@ -444,16 +444,25 @@ def reads_text() -> list[str]:
         for case in cases.values()
         if case["summary"].get("data") == "cifar10" and "test_acc" in case["summary"]
     ]
-    steps = [summary["steps"] for summary in short_runs]
     counts = " and ".join(f"{len(records)} on {DATA[data]}" for data, records in sorted(kinds.items()))
-    return [
-        f"{len(reads)} runs on record read a test split, {counts}. Each read it once, at its end. {len(flips)} of them "
-        "went over its images a second time, mirrored, for the column of averaged flips. "
-        f"{len(replaced)} of the {len(reads)} are earlier runs of `make train`, whose records had been replaced by "
-        "later ones and came back from the git history. The record `golden` adds "
-        f"{len(short_runs)} trainings of {min(steps)} to {max(steps)} steps that read CIFAR-10's test split too. They "
-        "compare bits between versions, and nothing is chosen by their accuracy.",
+    sentences = [
+        f"{len(reads)} runs on record read a test split, {counts}.",
+        "Each read it once, at its end.",
+        f"{len(flips)} of them went over its images a second time, mirrored, for the column of averaged flips.",
     ]
+    if replaced:
+        sentences += [
+            f"{len(replaced)} of the {len(reads)} are earlier runs of `make train`, whose records had been replaced by "
+            "later ones and came back from the git history.",
+        ]
+    if short_runs:
+        steps = [summary["steps"] for summary in short_runs]
+        sentences += [
+            f"The record `golden` adds {len(short_runs)} trainings of {min(steps)} to {max(steps)} steps that read "
+            "CIFAR-10's test split too.",
+            "They compare bits between versions, and nothing is chosen by their accuracy.",
+        ]
+    return [" ".join(sentences)]
 
 
 def published_table() -> list[str]:

@@ -6,11 +6,10 @@ import argparse
 import dataclasses
 import json
 import math
-import os
+import multiprocessing
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -79,19 +78,21 @@ def test_a_record_round_trips_and_replaces_the_one_with_its_id(empty_records: Pa
     assert len(record.load()) == 2
 
 
+def add_ten(name: str) -> None:
+    import record
+
+    for number in range(10):
+        record.add(**line(f"{name}{number}-seed{number}"))
+
+
 def test_records_added_at_the_same_time_are_all_kept(empty_records: Path) -> None:
-    program = (
-        "import pathlib, sys, test_benchmarks, record\n"
-        "record.RECORDS = pathlib.Path(sys.argv[1])\n"
-        "for number in range(10):\n"
-        "    record.add(**test_benchmarks.line(f'{sys.argv[2]}{number}-seed{number}'))\n"
-    )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])}
-    writers = [
-        subprocess.Popen([sys.executable, "-c", program, str(empty_records), name], env=environment)
-        for name in "abcd"
-    ]
-    assert [writer.wait() for writer in writers] == [0] * 4
+    fork = multiprocessing.get_context("fork")
+    writers = [fork.Process(target=add_ten, args=(name,)) for name in "abcd"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0] * 4
     ids = [json.loads(text)["id"] for text in empty_records.read_text().splitlines()]
     assert ids == sorted(f"{name}{number}-seed{number}" for name in "abcd" for number in range(10))
 

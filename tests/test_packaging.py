@@ -1,4 +1,4 @@
-"""What the package asks of others: versions without known holes, which the development environment has."""
+"""The required versions of other packages have no known vulnerabilities, and the development environment meets them."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ REQUIRED = {
     ("name", "last"),
     [("torch", "2.9.1"), ("pillow", "12.2.0"), ("safetensors", "0.7.0"), ("pytorch-lightning", "2.6.5")],
 )
-def test_versions_with_known_holes_are_not_taken(name: str, last: str) -> None:
+def test_vulnerable_versions_are_excluded(name: str, last: str) -> None:
     assert last not in REQUIRED[canonicalize_name(name)]
 
 
-def test_the_development_environment_is_one_that_the_package_allows() -> None:
+def test_the_development_environment_meets_the_requirements() -> None:
     extras = [Requirement(line) for lines in PROJECT["optional-dependencies"].values() for line in lines]
-    asked = REQUIRED | {canonicalize_name(each.name): each.specifier for each in extras}
-    pinned = {name: asked[name].contains(PINNED[name]) for name in asked if name in PINNED}
-    assert all(pinned.values()) and set(REQUIRED) <= set(pinned)
+    required = REQUIRED | {canonicalize_name(extra.name): extra.specifier for extra in extras}
+    met = {name: required[name].contains(PINNED[name]) for name in required if name in PINNED}
+    assert all(met.values()) and set(REQUIRED) <= set(met)

@@ -242,7 +242,7 @@ def test_a_path_may_hold_an_equals_sign(
         ("train cifar10 --steps 0", "The budget is 0 steps; give a finite number above zero."),
         ("train cifar10 --minutes nan", "The budget is nan minutes; give a finite number above zero."),
         ("train cifar10 --device cdua", "There is no device 'cdua'; did you mean 'cuda'?"),
-        ("train cifar10 --backend navite", "There is no backend 'navite'; did you mean 'native'?"),
+        ("train cifar10 --backend natvie", "There is no backend 'natvie'; did you mean 'native'?"),
         ("train cifar10 --judge tests", "There is no judge 'tests'; did you mean 'test'?"),
         ("train cifar10 --precision bf61", "There is no precision 'bf61'; did you mean 'bf16'?"),
         ("train cifar10 --logger wandv", "There is no logger 'wandv'; did you mean 'wandb'?"),

@@ -8,6 +8,7 @@ import stat
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from vitreous.files import (
     check_free_space,
     human_size,
     open_zip,
+    path_of,
     read_tar,
     read_zip_member,
     sha256,
@@ -42,6 +44,28 @@ def make_zip(path: Path, members: list[tuple[str | zipfile.ZipInfo, bytes]]) -> 
         for name, content in members:
             archive.writestr(name, content)
     return path
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (3, "give a str or a pathlib.Path"),
+        (None, "give a str or a pathlib.Path"),
+        (["a"], "give a str or a pathlib.Path"),
+        ("", "it is empty"),
+        ("a\0b", "it holds a null character"),
+        ("x" * 5000, "File name too long"),
+    ],
+)
+def test_what_is_no_path_is_refused_in_a_sentence(value: Any, reason: str) -> None:
+    with pytest.raises(VitreousError, match=reason) as failure:
+        path_of(value)
+    assert str(failure.value).startswith(f"{value!r} cannot be used as a path")
+
+
+def test_a_path_may_be_anywhere_and_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert path_of("~/x") == tmp_path / "x" == path_of(tmp_path / "x")
 
 
 def test_atomic_write_makes_folders_and_replaces(tmp_path: Path) -> None:

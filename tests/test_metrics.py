@@ -152,8 +152,8 @@ def test_a_diverged_model_has_no_finite_loss() -> None:
 
 def test_an_empty_split_is_refused_in_a_sentence() -> None:
     metrics = SplitMetrics(3)
-    with pytest.raises(VitreousError, match="no pictures"):
+    with pytest.raises(VitreousError, match="no images"):
         metrics.compute()
     metrics.update(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
-    with pytest.raises(VitreousError, match="no pictures"):
+    with pytest.raises(VitreousError, match="no images"):
         metrics.compute()

@@ -100,8 +100,8 @@ def unknown_option(
         hint = f"{ABSENT[word]}."
     elif near := nearest(option, options):
         hint = f"did you mean {near}?"
-    elif word not in OPTIONS and (key := nearest(word, _names(keys))):
-        hint = f"did you mean {key}={value or 'VALUE'}, a key of the recipe?"
+    elif word not in OPTIONS and (close := nearest(word, _names(keys))):
+        hint = f"did you mean {close}={value or 'VALUE'}, a key of the recipe?"
     else:
         hint = f"see vitreous {command} --help."
     return VitreousError(f"{command} has no option {option}; {hint}")

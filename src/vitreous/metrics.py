@@ -29,15 +29,15 @@ class Figure(NamedTuple):
 # Every figure of a split by the name under which it is logged, in the order in which people read them.
 FIGURES: dict[str, Figure] = {
     "loss": Figure("Loss", "mean cross-entropy, in nats"),
-    "acc": Figure("Accuracy", "fraction of images whose class was predicted correctly"),
+    "acc": Figure("Accuracy", "fraction of images classified correctly"),
     "cat_prec": Figure("Precision (macro)", "mean of the classes' precisions"),
     "cat_recall": Figure("Recall (macro)", "mean of the classes' recalls"),
     "cat_f1": Figure("F1 (macro)", "mean of the classes' F1 scores"),
     "ovr_prec": Figure("Precision (micro)", "over all images; equals accuracy"),
     "ovr_recall": Figure("Recall (micro)", "over all images; equals accuracy"),
     "ovr_f1": Figure("F1 (micro)", "over all images; equals accuracy"),
-    "top5": Figure("Top-5 accuracy", "fraction whose class is among the five likeliest"),
-    "ece": Figure("Calibration error", "mean gap between confidence and accuracy, 15 bins"),
+    "top5": Figure("Top-5 accuracy", "true class is among the five likeliest"),
+    "ece": Figure("Calibration error", "gap between confidence and accuracy, 15 bins"),
     "majority": Figure("Majority-class baseline", "accuracy of always guessing the largest class"),
 }
 
@@ -57,9 +57,9 @@ class Figures:
     scalars: dict[str, float]
     """Each of `FIGURES` by its name; top5 only with more than 10 classes."""
     per_class: list[dict[str, Any]]
-    """precision, recall, f1 and support (the number of pictures) of each class."""
+    """precision, recall, f1 and support (the number of images) of each class."""
     confusion: list[list[int]]
-    """Number of pictures, [true][predicted]."""
+    """Number of images, [true][predicted]."""
 
     def named(self, stage: str) -> dict[str, float]:
         """The scalars as they are logged: `{"val_loss": …}` for the stage `val`."""
@@ -82,7 +82,7 @@ class SplitMetrics(nn.Module):
         self._totals.update(logits, labels)
 
     def reset(self) -> None:
-        """Forgets everything, for the next pass over a split."""
+        """Forgets everything, for the next evaluation of a split."""
         # Lightning validates in inference mode; states born there could not be updated outside it.
         with torch.inference_mode(False):
             self._totals.reset()
@@ -90,16 +90,17 @@ class SplitMetrics(nn.Module):
     def compute(self) -> Figures:
         """The figures of everything since the last `reset`.
 
-        Macro (`cat_`) figures average over the classes that occur or are predicted. With one label a
-        picture, the micro (`ovr_`) precision, recall and F1 all equal the accuracy by definition. `ece` is
+        Macro (`cat_`) figures average over the classes that occur or are predicted. With one label per
+        image, the micro (`ovr_`) precision, recall and F1 all equal the accuracy by definition. `ece` is
         the expected calibration error over 15 equal bins of the top confidence (Guo et al. 2017,
         arXiv:1706.04599).
 
-        Raises VitreousError if there was no picture.
+        Raises:
+            VitreousError: there was no image.
         """
         totals = self._totals.compute() if self._totals.update_called else {}
         if not totals or not totals["confusion"].any():
-            raise VitreousError("There are no pictures to evaluate; give a split that has at least one.")
+            raise VitreousError("There are no images to evaluate; give a split that has at least one.")
 
         confusion = totals["confusion"].cpu().numpy()
         count = int(confusion.sum())
@@ -135,7 +136,7 @@ class _Totals(Metric):
     """The sums over a split from which every figure follows.
 
     One confusion matrix in place of torchmetrics' separate precision, recall and F1, and sums per bin in
-    place of its calibration error, which keeps every picture's confidence and gives 1.0 a bin of its own.
+    place of its calibration error, which keeps every image's confidence and gives 1.0 a bin of its own.
     """
 
     full_state_update = False

@@ -189,14 +189,14 @@ SECTIONS: dict[str, type] = {
 
 def keys() -> dict[str, dict[str, Mapping[str, Any]]]:
     """Help and allowed values (see `settings.setting`) of every key, by section."""
-    kinds = {"model": Architecture, **SECTIONS}
-    sections = {
+    sections: dict[str, dict[str, Mapping[str, Any]]] = {
         name: {field.name: field.metadata for field in dataclasses.fields(kind)}
-        for name, kind in kinds.items()
+        for name, kind in {"model": Architecture, **SECTIONS}.items()
     }
     variant = {"help": "network to start from", "choices": tuple(VARIANTS)}
     sections["model"] = {"variant": variant, **sections["model"]}
-    return sections | {"budget": {unit: {"help": OPTIONS[unit].help} for unit in UNITS}}
+    sections["budget"] = {unit: {"help": OPTIONS[unit].help} for unit in UNITS}
+    return sections
 
 
 NOTEBOOKS = ("notebook-cifar10", "notebook-cifar100")

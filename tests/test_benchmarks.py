@@ -313,7 +313,7 @@ def complete(tables: dict[str, Any]) -> dict[str, Any]:
     return tables | {section: values | tables[section] for section, values in later.items()}
 
 
-TRAININGS = [record for record in records() if "recipe" in record]
+TRAININGS = [r for r in records() if "recipe" in r and r["study"] != "peer-recipe"]  # of `vitreous train`
 # Seeds share a recipe.
 DISTINCT = {re.sub(r"seeds? ?\d+", "", record["command"] or record["id"]): record for record in TRAININGS}
 

@@ -84,7 +84,9 @@ def time_ablation() -> None:
         recipe = dataclasses.replace(
             recipes.load("default", changes), budget=Budget(float(ABLATED_AT), "flops")
         )
-        plans[arm] = make_plan(recipe, Request("cifar10", judge="val", device="cpu"), lambda line, detail=False: None)
+        plans[arm] = make_plan(
+            recipe, Request("cifar10", judge="val", device="cpu"), lambda line, detail=False: None
+        )
     for number in range(SECONDS_ROUNDS):
         for arm, plan in plans.items():
             bf16 = plan.machine.precision == "bf16"

@@ -125,17 +125,18 @@ def peer_network(by: str, net: str, fused_attention: bool) -> nn.Module:
     if by == "transformers":
         from transformers import ViTConfig, ViTForImageClassification
 
-        config = ViTConfig(
-            image_size=side,
-            patch_size=patch,
-            hidden_size=dim,
-            num_hidden_layers=depth,
-            num_attention_heads=heads,
-            intermediate_size=mlp,
-            num_labels=classes,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-        )
+        settings: dict[str, Any] = {
+            "image_size": side,
+            "patch_size": patch,
+            "hidden_size": dim,
+            "num_hidden_layers": depth,
+            "num_attention_heads": heads,
+            "intermediate_size": mlp,
+            "num_labels": classes,
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+        }
+        config = ViTConfig(**settings)
         config._attn_implementation = "sdpa" if fused_attention else "eager"
         return ViTForImageClassification(config)
     if by == "vit-pytorch":
@@ -190,7 +191,7 @@ def read_all_tokens(model: nn.Module) -> None:
         if output.shape[1] != tokens:
             raise RuntimeError(f"the final norm saw {output.shape[1]} of {tokens} tokens")
 
-    model.norm.register_forward_hook(check)
+    model.get_submodule("norm").register_forward_hook(check)
 
 
 def build(arm: Mapping[str, Any], mode: Mode | None = None) -> Callable[[], float]:

@@ -148,7 +148,9 @@ def train(name: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         data = image_folder(Path(folder) / "pictures") if case.get("data") == "folder" else "cifar10"
         out, recipe = Path(folder) / "run", case.get("recipe", "default")
-        options = {name: case[name] for name in ("backend", "precision", "overrides") if name in case}
+        options: dict[str, Any] = {
+            name: case[name] for name in ("backend", "precision", "overrides") if name in case
+        }
         options |= {"steps": case.get("steps", STEPS), "device": "cpu", "out": out, "judge": "val"}
         if case.get("interrupted"):
             threading.Thread(target=interrupt, args=(out / "metrics.csv",), daemon=True).start()

@@ -139,7 +139,7 @@ def serve_steps(width: int, bf16: bool) -> None:
         accelerate(model)
         noise = lambda step: keyed_noise(model, 42, step, samples)  # noqa: E731
     except ImportError:  # in early versions the kernels were an attention path
-        from vitreous.training.classifier import counted_noise
+        from vitreous.training.classifier import counted_noise  # type: ignore[attr-defined]
 
         model.set_attention("native")
         noise = lambda step: counted_noise(42, step, torch.device("cpu"))  # noqa: E731

@@ -186,7 +186,9 @@ def default_step(machine: machines.Machine, args: argparse.Namespace) -> dict[st
             torch_step = functools.partial(step, optimizer())
             with FlopCounterMode(display=False) as counter:
                 torch_step()
-            step_times, product_times, data_times = [], [], []
+            step_times: list[float] = []
+            product_times: list[float] = []
+            data_times: list[float] = []
             began = time.monotonic()
             while len(step_times) < MIN_TURNS or (
                 len(step_times) < MAX_TURNS and time.monotonic() - began < TURN_SECONDS

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -36,7 +38,7 @@ def test_from_arrays_keeps_the_meaning_of_labels_past_ten() -> None:
 
 def test_wrong_arrays_are_refused_with_the_reason() -> None:
     images, labels, _ = raw_split([5, 4, 3])
-    wrong = [
+    wrong: list[tuple[tuple[Any, ...], str]] = [
         ((images / 255.0, labels), "type float64; give uint8"),
         ((torch.from_numpy(images) / 255.0, labels), "type float32; give uint8"),
         ((images.transpose(0, 3, 1, 2), labels), r"channels last \(`images.transpose\(0, 2, 3, 1\)`\)"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -207,7 +208,7 @@ def test_resizing_a_box_is_cutting_and_interpolating(height: int, width: int) ->
 
 def test_everything_at_once_is_one_after_the_other() -> None:
     images, index = random_images(50, 16, 16), torch.arange(50)
-    options = {"seed": 8, "fill": (0.1, 0.2, 0.3)}
+    options: dict[str, Any] = {"seed": 8, "fill": (0.1, 0.2, 0.3)}
     whole = Augment(crop=2, flip="random", resized_crop=(0.3, 1.0), cutout=5, **options)(images, index, 2)
     moved = Augment(crop=2, flip="random", **options)(images, index, 2)
     boxes = random_boxes(uniform(8, 2, index, 27), 16, 16, (0.3, 1.0))
@@ -298,10 +299,10 @@ def test_a_crop_larger_than_the_image_is_refused() -> None:
 # ---- mixing two images
 
 
-def mixed(seed: int, **probabilities: float) -> tuple[torch.Tensor, ...]:
+def mixed(seed: int, **probabilities: Any) -> tuple[torch.Tensor, ...]:
     x = torch.rand(200, 3, 12, 15, generator=torch.Generator().manual_seed(1))
     index = torch.arange(50, 250)
-    augment = Augment(seed=seed, **probabilities)  # type: ignore[arg-type]
+    augment = Augment(seed=seed, **probabilities)
     partner = x[torch.from_numpy(partners(200))]
     return x, uniform(seed, 6, index, module.STREAMS), *augment.mix(x, partner, index, 6)
 

@@ -358,20 +358,3 @@ def test_every_product_of_a_step_is_found_with_its_shape() -> None:
     assert any(name.startswith("convolution 2x3x9x9 5x3x3x3") for name in names)
     assert "mm 8x16 16x24" in names and any(name in ("mm 24x8 8x16", "mm 16x8 8x24") for name in names)
     assert len(names) == 4
-
-
-@pytest.mark.slow
-def test_two_arms_take_turns() -> None:
-    from race import race, ratio
-
-    arm = {"net": "notebook-cifar10", "task": "infer"}
-    times = race(
-        {"ours": {**arm, "by": "ours"}, "plain": {**arm, "by": "plain", "mode": "shipped"}},
-        2,
-        sys.executable,
-        lambda line: None,
-    )
-    assert set(times) == {"ours", "plain"} and all(
-        len(each) == 2 and min(each) > 0 for each in times.values()
-    )
-    assert ratio([4.0, 9.0, 2.0], [2.0, 3.0, 2.0]) == (2.0, 1.0, 3.0)

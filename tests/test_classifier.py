@@ -19,7 +19,12 @@ from vitreous.model.vit import VisionTransformer
 from vitreous.training.classifier import Classifier
 
 Arrays = tuple[np.ndarray, np.ndarray]
-QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 
 def make(**overrides: Any) -> Classifier:
@@ -29,7 +34,7 @@ def make(**overrides: Any) -> Classifier:
 
 
 def trainer(**options: Any) -> pl.Trainer:
-    return pl.Trainer(**{**QUIET, "enable_checkpointing": False, **options})  # type: ignore[arg-type]
+    return pl.Trainer(**{**QUIET, "enable_checkpointing": False, **options})
 
 
 @pytest.fixture
@@ -103,8 +108,12 @@ def test_a_trainer_predicts_in_float32(
         expected = classifier.model.eval()((pixels - mean) / std)
     torch.testing.assert_close(logits, expected)
     images = (pixels - mean) / std
-    for batches in ([images], [(images, data.splits.test.labels)]):  # images alone, or with labels
-        loader = torch.utils.data.DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+    datasets: tuple[Any, ...] = (
+        [images],
+        [(images, data.splits.test.labels)],
+    )  # images alone, or with labels
+    for batches in datasets:
+        loader = torch.utils.data.DataLoader(batches, batch_size=None)
         (alone,) = own.predict(classifier, loader)  # type: ignore[misc]
         torch.testing.assert_close(alone, expected)
 

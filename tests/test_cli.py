@@ -406,7 +406,12 @@ def test_evaluate_prints_a_table_in_words_or_json(capsys: Capture, monkeypatch: 
     scalars = {name: 0.1 * (i + 1) for i, name in enumerate(FIGURES)}
     figures = Figures(scalars, [], [[3, 1], [2, 994]])
     calls: list[Any] = []
-    monkeypatch.setattr(api, "evaluate", lambda *args, **options: calls.append((args, options)) or figures)
+
+    def recording_evaluate(*args: Any, **options: Any) -> Figures:
+        calls.append((args, options))
+        return figures
+
+    monkeypatch.setattr(api, "evaluate", recording_evaluate)
     assert run("evaluate runs/x") == 0
     heading, _, *rows = capsys.readouterr().out.splitlines()
     assert heading == "runs/x on its test split: 1,000 images of 2 classes, majority-class baseline 1.1000"

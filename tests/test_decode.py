@@ -5,7 +5,9 @@ from __future__ import annotations
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,14 +37,14 @@ def png(width: int, height: int, depth: int, colour_type: int, rows: bytes) -> b
     )
 
 
-def palette(**options: object) -> bytes:
+def palette(**options: Any) -> bytes:
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 200, 100, 50])
     image.putpixel((1, 0), 1)
     return encoded(image, **options)
 
 
-def pair(mode: str, left: object, right: object) -> Image.Image:
+def pair(mode: str, left: Any, right: Any) -> Image.Image:
     image = Image.new(mode, (2, 1), left)
     image.putpixel((1, 0), right)
     return image
@@ -208,7 +210,7 @@ def test_empty_file() -> None:
 
 @pytest.mark.parametrize("side", [8001, 10_000, 30_000])  # Pillow is silent, warns, refuses
 @pytest.mark.parametrize("read", [decode, image_dimensions])
-def test_huge_images_are_refused_unread(side: int, read) -> None:
+def test_huge_images_are_refused_unread(side: int, read: Callable[[bytes], Any]) -> None:
     data = png(side, side, 8, 0, b"\0" * side)
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")

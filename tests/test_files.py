@@ -7,8 +7,9 @@ import os
 import stat
 import tarfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -27,7 +28,7 @@ from vitreous.files import (
 )
 
 
-def make_tar(path: Path, members: list[tarfile.TarInfo | tuple[str, bytes]]) -> Path:
+def make_tar(path: Path, members: Sequence[tarfile.TarInfo | tuple[str, bytes]]) -> Path:
     with tarfile.open(path, "w:gz") as archive:
         for member in members:
             if isinstance(member, tarfile.TarInfo):
@@ -39,7 +40,7 @@ def make_tar(path: Path, members: list[tarfile.TarInfo | tuple[str, bytes]]) -> 
     return path
 
 
-def make_zip(path: Path, members: list[tuple[str | zipfile.ZipInfo, bytes]]) -> Path:
+def make_zip(path: Path, members: Sequence[tuple[str | zipfile.ZipInfo, bytes]]) -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in members:
             archive.writestr(name, content)
@@ -72,7 +73,11 @@ def test_atomic_write_makes_folders_and_replaces(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b.txt"
     atomic_write(path, "ä")
     assert path.read_bytes() == "ä".encode()
-    atomic_write(path, lambda file: file.write(b"new") and None)
+
+    def write_new(file: BinaryIO) -> None:
+        file.write(b"new")
+
+    atomic_write(path, write_new)
     assert path.read_bytes() == b"new"
     assert list(path.parent.iterdir()) == [path]
 
@@ -87,7 +92,7 @@ def test_atomic_write_keeps_the_old_content_when_writing_fails(tmp_path: Path) -
     path = tmp_path / "file"
     path.write_text("old")
 
-    def full_disk(file: io.BufferedIOBase) -> None:
+    def full_disk(file: BinaryIO) -> None:
         file.write(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -95,7 +100,7 @@ def test_atomic_write_keeps_the_old_content_when_writing_fails(tmp_path: Path) -
         atomic_write(path, full_disk)
     assert str(path) in str(failure.value)
 
-    def own_bug(file: io.BufferedIOBase) -> None:
+    def own_bug(file: BinaryIO) -> None:
         file.write(b"half")
         raise RuntimeError
 
@@ -174,7 +179,7 @@ def test_links_folders_and_devices_are_left_out(tmp_path: Path) -> None:
 
 def test_limits_of_count_and_size(tmp_path: Path) -> None:
     members = [("a", b"x" * 60), ("b", b"x" * 60)]
-    tar, zipped = make_tar(tmp_path / "a.tar.gz", members), make_zip(tmp_path / "a.zip", list(members))
+    tar, zipped = make_tar(tmp_path / "a.tar.gz", members), make_zip(tmp_path / "a.zip", members)
     for limits, text in [
         (Limits(members=1), "more than 1 files"),
         (Limits(total_bytes=100), "unpacks to more than 100 bytes"),

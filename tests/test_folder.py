@@ -301,9 +301,12 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert path.stat().st_size < 2**20
     unpacked = []
     read = zipfile.ZipExtFile.read
-    monkeypatch.setattr(
-        zipfile.ZipExtFile, "read", lambda self, n=-1: unpacked.append(self.name) or read(self, n)
-    )
+
+    def recording_read(self: zipfile.ZipExtFile, n: int | None = -1) -> bytes:
+        unpacked.append(self.name)
+        return read(self, n)
+
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", recording_read)
     assert "train/cat/b.png: too large" in refusal(path, tmp_path)
     assert "train/cat/0.png" in unpacked and "train/cat/b.png" not in unpacked
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,7 +106,7 @@ def test_wrong_arguments_are_refused() -> None:
 def test_a_loaded_state_continues_exactly_there(stop: int) -> None:
     def take(loader: BatchLoader, count: int) -> list[tuple[int, list[int]]]:
         # Like Lightning, never ask an iterator for more than `len` batches.
-        taken = []
+        taken: list[tuple[int, list[int]]] = []
         while len(taken) < count:
             left = len(loader) - loader.state_dict()["batch"]
             batches = itertools.islice(iter(loader), min(left, count - len(taken)))
@@ -168,7 +169,7 @@ class Recorder(pl.LightningModule):
         self.maybe_save("on_train_epoch_end")
 
 
-def fit(module: Recorder, path: Path, checkpoint: Path | None = None, **limits: float) -> None:
+def fit(module: Recorder, path: Path, checkpoint: Path | None = None, **limits: Any) -> None:
     """Three epochs of four batches unless limited otherwise."""
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -177,7 +178,7 @@ def fit(module: Recorder, path: Path, checkpoint: Path | None = None, **limits: 
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=path,
-        **({"max_epochs": 3} | limits),
+        **{"max_epochs": 3, **limits},
     )
     train = BatchLoader(make_split(10), 3, seed=7, shuffle=True)
     with warnings.catch_warnings():
@@ -204,7 +205,7 @@ def fit(module: Recorder, path: Path, checkpoint: Path | None = None, **limits: 
     ],
 )
 def test_a_lightning_run_that_was_interrupted_sees_the_same_batches(
-    tmp_path: Path, step: int, hook: str, limits: dict[str, float]
+    tmp_path: Path, step: int, hook: str, limits: dict[str, Any]
 ) -> None:
     whole = Recorder()
     fit(whole, tmp_path, **limits)

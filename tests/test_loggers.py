@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import struct
 import subprocess
@@ -41,7 +42,7 @@ def test_tensorboard(arrays: Arrays, tiny: dict[str, Any], tmp_path: Path) -> No
 
 def wandb_records(data: bytes) -> Iterator[Any]:
     """Records of a .wandb file: after 7 bytes, a LevelDB log (blocks of 32 KiB, chunks with 7-byte headers)."""
-    from wandb.proto import wandb_internal_pb2
+    wandb_internal_pb2 = importlib.import_module("wandb.proto.wandb_internal_pb2")
 
     position, whole = 7, b""
     while position + 7 <= len(data):

@@ -120,14 +120,16 @@ def test_every_figure_is_named_once_and_has_its_row_in_the_report() -> None:
 
 
 def test_it_leaves_no_trace_in_checkpoints() -> None:
-    module = nn.ModuleDict({"head": nn.Linear(3, 2), "metrics": SplitMetrics(2)})
-    module["metrics"].update(torch.randn(4, 2), torch.tensor([0, 1, 1, 0]))
+    metrics = SplitMetrics(2)
+    module = nn.ModuleDict({"head": nn.Linear(3, 2), "metrics": metrics})
+    metrics.update(torch.randn(4, 2), torch.tensor([0, 1, 1, 0]))
     assert list(module.state_dict()) == ["head.weight", "head.bias"]
     assert list(module.parameters()) == list(module["head"].parameters())
 
 
 def test_it_moves_with_its_module_and_keeps_its_precision() -> None:
-    metrics = nn.ModuleDict({"metrics": SplitMetrics(2)}).to("meta").bfloat16()["metrics"]
+    metrics = SplitMetrics(2)
+    nn.ModuleDict({"metrics": metrics}).to("meta").bfloat16()
     assert metrics._totals.confusion.is_meta
     assert metrics._totals.loss.dtype == torch.float32
 

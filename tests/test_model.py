@@ -334,6 +334,7 @@ def test_pooling() -> None:
     torch.testing.assert_close(tiny(pool="mean").pool(tokens), tokens.sum(dim=1) / 4)
     assert torch.equal(tiny(pool="cls").pool(tokens), tokens[:, 0])
     model = perturbed(tiny(pool="attention"))
+    assert model.attn_pool is not None
     scores = torch.einsum("bnd,d->bn", tokens, model.attn_pool.weight[0]).exp()
     expected = torch.einsum("bn,bnd->bd", scores / scores.sum(dim=1, keepdim=True), tokens)
     torch.testing.assert_close(model.pool(tokens), expected)
@@ -397,7 +398,7 @@ def test_the_two_branches_of_a_layer_are_dropped_independently() -> None:
 
 def test_drop_path_rises_over_the_depth() -> None:
     model = tiny(depth=5, drop_path=0.2)
-    rates = [block.drop_path1.rate.item() for block in model.blocks]
+    rates = [block.drop_path1.get_buffer("rate").item() for block in model.blocks]
     assert rates == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
     model.double()  # the dtype of `rate` does not affect the output's
     assert model(torch.randn(2, 3, 8, 8, dtype=torch.float64)).dtype == torch.float64
@@ -455,7 +456,7 @@ def test_dropout_zeroes_its_rate_and_keeps_the_mean(rate: float) -> None:
     assert rows.std() < 1.2 * (rate * (1 - rate) / 1001) ** 0.5
     assert columns.std() < 1.2 * (rate * (1 - rate) / 300) ** 0.5
     y.sum().backward()
-    assert torch.equal(x.grad, y.detach())
+    assert x.grad is not None and torch.equal(x.grad, y.detach())
     other = dropout(x.detach())
     assert abs(((y == 0) & (other == 0)).float().mean().item() - rate**2) < 0.005
     torch.manual_seed(1)
@@ -529,7 +530,7 @@ def test_conv_stem_has_a_stage_for_each_halving(patch_size: int, widths: list[in
     side = 2 * patch_size + 1
     model = tiny(image_size=side, patch_size=patch_size, stem="conv", stem_dims=(48, 12))
     assert isinstance(model.patch_embed, ConvStem)
-    shapes = [stage.conv.weight.shape for stage in model.patch_embed.stages]
+    shapes = [stage.get_parameter("conv.weight").shape for stage in model.patch_embed.stages]
     assert [shapes[0][1], *(shape[0] for shape in shapes)] == widths
     assert model.embed(torch.randn(2, 3, side, side)).shape == (2, 5, 16)
 
@@ -560,8 +561,10 @@ def test_conv_stem_step_by_step() -> None:
     images = torch.randn(2, 3, 9, 9, dtype=torch.float64)
     x = F.gelu(F.conv2d(images, stem.whiten.weight))
     for layer in stem.stages:
+        assert isinstance(layer, ConvStage)
         x = stage(x, layer, halve=True)
     x = x + stage(x, stem.mix, halve=False)
+    assert stem.proj.bias is not None
     tokens = torch.einsum("bcij,dc->bijd", x, stem.proj.weight[:, :, 0, 0]) + stem.proj.bias
     torch.testing.assert_close(stem(images), tokens.reshape(2, 4, 16))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -113,9 +115,15 @@ def test_the_native_kernel_takes_the_same_steps(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
     theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
-    settings = {"muon_learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.1, "dtype": dtype}
+    settings: dict[str, Any] = {
+        "muon_learning_rate": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 0.1,
+        "dtype": dtype,
+    }
     a, b = Muon(ours, [], native=True, **settings), Muon(theirs, [], **settings)
     five_steps(ours, a, theirs, b)
+    close: dict[str, Any]
     close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.02, "atol": 1e-2}
     for p, q in zip(ours, theirs, strict=True):
         torch.testing.assert_close(p, q, **close)

@@ -126,7 +126,7 @@ def test_a_full_disk_is_reported_and_leaves_nothing(
 def test_too_little_space_is_reported_before_anything_is_written(
     tmp_path: Path, splits: dict[str, RawSplit], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(VitreousError, match=r"Packing toy needs 3.8 kB at .*, where 1 bytes are free"):
         pack_at(tmp_path / "new" / "toy", splits)
     assert not (tmp_path / "new").exists()

@@ -156,7 +156,7 @@ def test_a_repeated_run_has_the_same_bits(
     tiny["overrides"] |= {"dropout": 0.1, "schedule.warmup": 0.5}
     with monkeypatch.context() as patch:
         slow_steps(patch)
-        first = vitreous.train(arrays, out=tmp_path / "first", seed=5, **budget, **tiny)  # type: ignore[arg-type]
+        first = vitreous.train(arrays, out=tmp_path / "first", seed=5, **budget, **tiny)
     fits = first.resolved["timeline"]["fits"]
     assert len(fits) > (3 if "minutes" in budget else 0)
     monkeypatch.setattr(machines, "product_speeds", lambda device: (20.0, 60.0))
@@ -426,7 +426,7 @@ def test_numpys_whole_numbers_are_written_as_such(
     arrays: Arrays, tiny: dict[str, Any], tmp_path: Path
 ) -> None:
     size: Any = np.int64(16)
-    run = vitreous.train(arrays, steps=1, image_size=size, seed=np.int32(3), out=tmp_path / "run", **tiny)  # type: ignore[arg-type]
+    run = vitreous.train(arrays, steps=1, image_size=size, seed=np.int32(3), out=tmp_path / "run", **tiny)
     assert run.resolved["request"].items() >= {"image_size": 16, "seed": 3}.items()
     assert digest(vitreous.repeat(run.path, arrays, out=tmp_path / "again")) == digest(run)
 
@@ -480,18 +480,18 @@ def test_torch_set_otherwise_is_a_sentence(arrays: Arrays, tiny: dict[str, Any],
             "too small for patch_size 2",
         ),
         (lambda x, y: vitreous.train((x, y), steps=1, overrides={"crop": 16}), "crop of 16"),
-        (lambda x, y: vitreous.train((x, y), sed=1), "did you mean 'seed'"),  # type: ignore[call-arg]
+        (lambda x, y: vitreous.train((x, y), sed=1), "did you mean 'seed'"),
         (lambda x, y: vitreous.train((x, y), steps=1, classes="abc"), "class names are 'abc'"),
-        (lambda x, y: vitreous.train((x, y), steps=1, classes=3), "class names are 3"),  # type: ignore[arg-type]
-        (lambda x, y: vitreous.train((x, y), steps=1, image_size=16.0), "image_size is 16.0"),  # type: ignore[arg-type]
+        (lambda x, y: vitreous.train((x, y), steps=1, classes=3), "class names are 3"),
+        (lambda x, y: vitreous.train((x, y), steps=1, image_size=16.0), "image_size is 16.0"),
         (lambda x, y: vitreous.train((x, y), steps=1, seed=True), "seed is True"),
-        (lambda x, y: vitreous.train((x, y), steps=1, logger=None), "no logger None"),  # type: ignore[arg-type]
-        (lambda x, y: vitreous.train((x, y), steps=1, device=3), "no device 3"),  # type: ignore[arg-type]
-        (lambda x, y: vitreous.train((x, y), steps=1, out=3), "out is 3"),  # type: ignore[arg-type]
-        (lambda x, y: vitreous.train((x, y), steps=1, data_dir=3), "data_dir is 3"),  # type: ignore[arg-type]
-        (lambda x, y: vitreous.train((x, y), steps=1, overrides=3), "overrides are 3"),  # type: ignore[arg-type]
+        (lambda x, y: vitreous.train((x, y), steps=1, logger=None), "no logger None"),
+        (lambda x, y: vitreous.train((x, y), steps=1, device=3), "no device 3"),
+        (lambda x, y: vitreous.train((x, y), steps=1, out=3), "out is 3"),
+        (lambda x, y: vitreous.train((x, y), steps=1, data_dir=3), "data_dir is 3"),
+        (lambda x, y: vitreous.train((x, y), steps=1, overrides=3), "overrides are 3"),
         (lambda x, y: vitreous.train((x, y), steps=1, overrides="depth=6"), "overrides are 'depth=6'"),
-        (lambda x, y: vitreous.train((x, y), steps=1, overrides={3: 4}), "overrides are {3: 4}"),  # type: ignore[dict-item]
+        (lambda x, y: vitreous.train((x, y), steps=1, overrides={3: 4}), "overrides are {3: 4}"),
     ],
 )
 def test_what_cannot_be_trained_is_a_sentence_and_leaves_nothing(

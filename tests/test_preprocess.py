@@ -196,8 +196,9 @@ def test_a_pil_image_is_turned_upright_as_its_file_is_and_left_alone() -> None:
 
 @pytest.mark.parametrize("setting", CHOICES)
 def test_settings_that_are_not_implemented_are_refused(setting: str) -> None:
+    options: dict[str, Any] = {setting: "stretch"}
     with pytest.raises(VitreousError, match=f"preprocessing {setting} 'stretch'"):
-        Preprocess(8, **{setting: "stretch"})
+        Preprocess(8, **options)
     for size in (0, -1, 1.5, True, None):
         with pytest.raises(VitreousError, match="image size"):
             Preprocess(size)  # type: ignore[arg-type]
@@ -225,4 +226,4 @@ def test_prediction_sees_what_import_packed(tmp_path: Path) -> None:
     paths = [tmp_path / "set" / name for name in train.names]
     np.testing.assert_array_equal(Preprocess(24).batch(paths, read_image), train.images)
     lossless = train.images[[not name.endswith(".jpg") for name in train.names]]  # JPEG readers differ
-    assert hashlib.sha256(lossless).hexdigest() == PACKED
+    assert hashlib.sha256(lossless.tobytes()).hexdigest() == PACKED

@@ -125,7 +125,12 @@ def test_the_arm_with_equal_work_computes_every_token_of_the_last_layer(
     images = torch.randn(3, 3, 32, 32)
     seen: list[torch.Tensor] = []
     encode = ops.encode
-    monkeypatch.setattr(ops, "encode", lambda *args: seen.append(encode(*args)) or seen[-1])
+
+    def recording_encode(*args: Any) -> torch.Tensor:
+        seen.append(encode(*args))
+        return seen[-1]
+
+    monkeypatch.setattr(ops, "encode", recording_encode)
     with torch.no_grad():
         expected = plain(model).embed(images)
         for block in model.blocks:
@@ -179,7 +184,12 @@ def test_the_fastest_mode_that_runs_is_chosen(monkeypatch: pytest.MonkeyPatch) -
     def build(arm: dict[str, Any], mode: Any) -> Any:
         if mode.compiled:
             raise RuntimeError("no compiler")
-        return lambda: time.sleep(seconds[mode.precision]) or 0.0
+
+        def step() -> float:
+            time.sleep(seconds[mode.precision])
+            return 0.0
+
+        return step
 
     monkeypatch.setattr(arms, "build", build)
     monkeypatch.setattr(arms, "CHOICE_SECONDS", 0.0)

@@ -110,7 +110,7 @@ def _take(folder: str, count: int, queue: Any) -> None:
 
 
 def test_two_processes_never_share_a_folder(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
+    context: Any = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
     queue = context.Queue()
     processes = [context.Process(target=_take, args=(str(tmp_path), 40, queue)) for _ in range(2)]
     for process in processes:
@@ -232,7 +232,8 @@ def test_a_full_disk_does_not_end_a_run_that_only_logs_a_line(
 
 def test_json_knows_no_nan(tmp_path: Path) -> None:
     nan, inf = float("nan"), float("inf")
-    write_json(tmp_path / "x.json", {"a": nan, "b": [1.5, inf, {"c": -inf}], "d": (1, "Žluť"), 3: True})
+    content: dict[Any, Any] = {"a": nan, "b": [1.5, inf, {"c": -inf}], "d": (1, "Žluť"), 3: True}
+    write_json(tmp_path / "x.json", content)
     text = (tmp_path / "x.json").read_text(encoding="utf-8")
 
     def refuse(constant: str) -> None:

@@ -331,11 +331,11 @@ def test_a_malicious_pickle_does_nothing_and_is_refused(
     name, split_images = tiny
     mark = tmp_path / "executed"
     for place in ("data", "labels", "extra"):
-        files = python_files(
-            name,
-            split_images,
-            lambda fields, place=place: pickle.dumps(fields | {place: Malicious(mark)}, protocol=protocol),
-        )
+
+        def dump(fields: Any, place: str = place) -> bytes:
+            return pickle.dumps(fields | {place: Malicious(mark)}, protocol=protocol)
+
+        files = python_files(name, split_images, dump)
         origin = write_files(tmp_path / place, files)
         try:
             splits = read_cifar(cifar(name), origin)

@@ -88,7 +88,7 @@ def test_a_constant_channel_can_be_normalised(colour: tuple[int, ...]) -> None:
 
 def test_an_importers_mistakes_are_value_errors(splits: dict[str, RawSplit]) -> None:
     images, labels, names = splits["train"]
-    for wrong in [
+    mistakes: list[dict[str, RawSplit]] = [
         {"test": splits["test"]},
         {"train": splits["train"], "extra": splits["test"]},
         {"train": (images.astype(np.float32), labels, names)},
@@ -96,6 +96,7 @@ def test_an_importers_mistakes_are_value_errors(splits: dict[str, RawSplit]) -> 
         {"train": (images, labels[1:], names)},
         {"train": (images, labels + 1, names)},
         {"train": (images[:0], labels[:0], [])},
-    ]:
+    ]
+    for wrong in mistakes:
         with pytest.raises(ValueError):
             toy_store(**wrong)

@@ -196,7 +196,7 @@ def test_a_budget_is_said_once_in_its_own_unit(
     tmp_path: Path,
     capsys: Capture,
 ) -> None:
-    run = vitreous.train(arrays, out=tmp_path / "run", **budget, **tiny)  # type: ignore[arg-type]
+    run = vitreous.train(arrays, out=tmp_path / "run", **budget, **tiny)
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("budget: "))
     assert line.startswith(f"budget: {words}") and line.endswith(f", saved in {run.path}")
     if "minutes" not in budget:
@@ -611,8 +611,8 @@ def test_a_trainer_of_ones_own(arrays: Arrays, tiny: dict[str, Any], tmp_path: P
 def test_pairs_of_images_and_labels_will_do(tiny: dict[str, Any]) -> None:
     recipe = recipes.load("default", tiny["overrides"])
     classifier = Classifier(vitreous.VisionTransformer(recipe.model, 16, 3), recipe)
-    batches = [(torch.randn(8, 3, 16, 16), torch.arange(8) % 3)] * 2
-    loader = torch.utils.data.DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+    batches: Any = [(torch.randn(8, 3, 16, 16), torch.arange(8) % 3)] * 2
+    loader = torch.utils.data.DataLoader(batches, batch_size=None)
     trainer = pl.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
                          enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
     trainer.fit(classifier, loader)
@@ -676,7 +676,7 @@ def test_mixed_images_count_both_labels(tiny: dict[str, Any]) -> None:
     model = VisionTransformer(recipe.model, 8, 3)
     classifier = Classifier(model, recipe, timeline=Timeline([(0, 10)]))
     classifier.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
-    classifier.optimizers = lambda: SimpleNamespace(param_groups=[{"lr": 0.0}])  # type: ignore[method-assign, assignment, return-value]
+    classifier.optimizers = lambda: SimpleNamespace(param_groups=[{"lr": 0.0}])  # type: ignore[method-assign, assignment]
     images, label, other = (
         torch.rand(5, 3, 8, 8),
         torch.tensor([0, 1, 2, 0, 1]),

@@ -1,4 +1,4 @@
-"""Checkpoints on full disks, after kills, and of doubtful origin."""
+"""Checkpoints on full disks, after kills, and from strangers."""
 
 from __future__ import annotations
 
@@ -203,11 +203,11 @@ def spoil_by_another_run(path: Path) -> None:
         (spoil_by_emptying, "not a checkpoint"),
         (spoil_by_another_table, "not a checkpoint"),
         (spoil_by_no_table, "not a checkpoint"),
-        (spoil_by_another_step, "step 3"),
+        (spoil_by_another_step, "it is of step 3"),
         (spoil_by_another_run, "another run"),
     ],
 )
-def test_a_doubtful_checkpoint_is_passed_over_with_its_reason(
+def test_an_unusable_checkpoint_is_skipped_with_its_reason(
     cut: Path, spoil: Callable[[Path], None], reason: str
 ) -> None:
     path = cut / "checkpoints" / "step-00000004.ckpt"
@@ -229,7 +229,7 @@ def test_names_that_are_no_steps_are_left_alone(cut: Path, arrays: Arrays) -> No
     assert {"step-abc.ckpt", "step-.ckpt", "step-00000009x.ckpt", "step-00000006.ckpt"} <= set(names(folder))
 
 
-def test_resuming_without_a_checkpoint_says_that_it_starts_anew(
+def test_resuming_without_a_usable_checkpoint_starts_again_and_says_so(
     cut: Path, arrays: Arrays, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for path in (cut / "checkpoints").glob("*.sha256"):

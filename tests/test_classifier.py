@@ -1,4 +1,4 @@
-"""The Classifier in a Trainer of one's own: loaded again, predicting, under a clock, in float32."""
+"""The Classifier in a Trainer of one's own: loading, predicting, time limits, precision."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_what_is_no_checkpoint_is_a_sentence_and_is_never_run(tmp_path: Path) ->
     empty = tmp_path / "empty.ckpt"
     empty.touch()
     for path in (attack, plain, words, other, empty):
-        with pytest.raises(VitreousError, match=rf"{path.name} is damaged or no checkpoint"):
+        with pytest.raises(VitreousError, match=rf"{path.name} is damaged or not a checkpoint"):
             Classifier.load_from_checkpoint(path)
     assert not marker.exists()
     with pytest.raises(VitreousError, match="There is no checkpoint"):

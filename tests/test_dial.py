@@ -1,4 +1,4 @@
-"""The dial: what a budget calls for, and that a person's own settings stand."""
+"""The dial: the network and augmentation for a budget, and that a person's own settings stay."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def applied(
     epochs: float = 10,
     size: int = 32,
 ) -> tuple[Recipe, list[str]]:
-    recipe, of_size = dial.apply_size(recipes.load("default", overrides), lambda architecture: flops)
-    recipe, of_augmentation = dial.apply_augmentation(recipe, epochs, size)
-    return recipe, [of_size, of_augmentation]
+    recipe, size_reason = dial.apply_size(recipes.load("default", overrides), lambda architecture: flops)
+    recipe, augmentation_reason = dial.apply_augmentation(recipe, epochs, size)
+    return recipe, [size_reason, augmentation_reason]
 
 
-def test_more_flops_never_call_for_a_smaller_network() -> None:
-    found = []
+def test_more_flops_never_choose_a_smaller_network() -> None:
+    sizes_in_flops = []
     for start, sizes in dial.SIZES:
         recipe, _ = applied(flops=max(start, 1.0))
         assert {key: getattr(recipe.model, key) for key in sizes} == sizes
@@ -49,36 +49,36 @@ def test_more_flops_never_call_for_a_smaller_network() -> None:
             "half of the FLOPs are the encoder's"
         )
         assert in_blocks > sum(p.numel() for p in model.parameters()) / 2
-        found.append(count_flops(model))
-    assert found == sorted(set(found))
+        sizes_in_flops.append(count_flops(model))
+    assert sizes_in_flops == sorted(set(sizes_in_flops))
     assert [start for start, _ in dial.SIZES] == sorted(start for start, _ in dial.SIZES)
     assert dial.SIZES[0][0] == 0
 
 
-def test_more_epochs_call_for_more_augmentation() -> None:
-    few, said = applied(epochs=10.2)
+def test_more_epochs_choose_more_augmentation() -> None:
+    few, reasons = applied(flops=6.48e13, epochs=10.2)
     many, _ = applied(epochs=60)
     assert few.augment.cutout < many.augment.cutout and few.augment.crop <= many.augment.crop
-    assert said[1] == "dial: 10.2 epochs → augmentation: crop 2"
+    assert reasons == ["6.5e13 FLOPs → 96 wide, 4 layers", "10.2 epochs → augmentation: crop 2"]
     assert applied(epochs=60, size=64)[0].augment.cutout == 2 * many.augment.cutout
 
 
 def test_what_a_person_sets_stays() -> None:
-    recipe, said = applied({"depth": 3, "crop": 5}, flops=1e18, epochs=60)
+    recipe, reasons = applied({"depth": 3, "crop": 5}, flops=1e18, epochs=60)
     plain = recipes.load("default")
     assert recipe.model == Architecture(**{**vars(plain.model), "depth": 3})
     assert recipe.augment.crop == 5 and recipe.augment.cutout > 0
-    assert "crop" not in " ".join(said)
+    assert reasons[0] == "" and "crop" not in reasons[1]
     assert not recipe.dial and applied()[0].tables() == recipes.parse(applied()[0].tables()).tables()
 
 
-def test_what_stands_in_a_recipe_of_ones_own_stays(tmp_path: Path) -> None:
+def test_the_values_of_an_own_recipe_stay(tmp_path: Path) -> None:
     own = tmp_path / "own.toml"
     own.write_text(
         'dial = true\n[model]\nvariant = "compact"\ndepth = 6\n[augment]\ncrop = 3\n[budget]\nminutes = 1\n'
     )
-    sized, said = dial.apply_size(recipes.load(str(own)), lambda architecture: 1e18)
-    assert not said
+    sized, reason = dial.apply_size(recipes.load(str(own)), lambda architecture: 1e18)
+    assert reason == ""
     recipe, _ = dial.apply_augmentation(sized, 60, 32)
     assert (recipe.model.depth, recipe.augment.crop) == (6, 3)
     assert recipe.augment.cutout > 0  # which it does not name
@@ -99,19 +99,20 @@ SMALL = {"embed_dim": 32, "depth": 1, "num_heads": 2, "mlp_dim": 32, "stem_dims"
 
 
 @pytest.mark.parametrize("budget", [{"flops": 1e9}, {"steps": 2}, {"epochs": 1}, {"minutes": 0.02}])
-def test_every_unit_turns_it(
+def test_the_dial_works_for_every_unit(
     budget: dict[str, Any], arrays: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dial, "SIZES", ((0.0, SMALL), (1e12, {**SMALL, "embed_dim": 64})))
     run = vitreous.train(arrays, out=tmp_path / "run", device="cpu", precision="32", **budget)
     assert run.model.architecture.embed_dim == 32
     log = (run.path / "log.txt").read_text()
-    assert "training FLOPs → network: embed_dim 32" in log and "epochs → augmentation: crop" in log
+    assert re.search(r"dial: \S+ FLOPs → 32 wide, 1 layer\n", log)
+    assert re.search(r"dial: \S+ epochs → augmentation: crop 1\n", log)  # 2 of 32 pixels
     assert not run.recipe.dial
 
 
 @pytest.mark.parametrize("size", [SMALL, {**SMALL, "embed_dim": 64}])
-def test_the_epochs_announced_are_those_made(
+def test_the_epochs_announced_are_those_trained(
     size: dict[str, Any], arrays: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Muon's products and the phases count in both; so does the batch that an epoch leaves out."""

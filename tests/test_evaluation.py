@@ -1,4 +1,4 @@
-"""What stands at a run's end, and evaluation afterwards: against scipy, scikit-learn and numpy."""
+"""Evaluation at the end of a run and afterwards, against scipy, scikit-learn and numpy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SETTINGS: dict[str, Any] = {"device": "cpu", "precision": "32", "overrides": dic
 
 
 def blobs(count: int = 300, size: int = 16, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Images of 3 classes that differ in brightness, by so little that some are mistaken."""
+    """Images of 3 classes that differ in brightness, by so little that some are misclassified."""
     generator = np.random.default_rng(seed)
     labels = np.arange(count) % 3
     shade = 12 * labels + generator.normal(0, 8, count)
@@ -77,10 +77,9 @@ def test_temperature_against_scipy(classes: int, scale: float) -> None:
         return -log_softmax(logits.astype(np.float64) / temperature, axis=1)[np.arange(600), labels].mean()
 
     expected = minimize_scalar(loss, bounds=TEMPERATURES, method="bounded", options={"xatol": 1e-9}).x
-    found = fit_temperature(logits, labels)
-    assert found == pytest.approx(expected, rel=1e-4)
-    assert loss(found) <= loss(expected) + 1e-12
-    assert found == fit_temperature(logits, labels)
+    fitted = fit_temperature(logits, labels)
+    assert fitted == pytest.approx(expected, rel=1e-4)
+    assert loss(fitted) <= loss(expected) + 1e-12
 
 
 def test_temperature_where_none_is_best() -> None:
@@ -105,30 +104,30 @@ def test_predictions_are_kept_and_the_figures_are_theirs(run: Run) -> None:
     images, _ = blobs()
     summary = run.summary
     assert set(run.predictions) == {"val", "test"}
-    for split, made in run.predictions.items():
-        probabilities = softmax(made.logits.astype(np.float64), axis=1)
-        assert summary[f"{split}_acc"] == accuracy_score(made.labels, probabilities.argmax(axis=1))
-        assert summary[f"{split}_loss"] == pytest.approx(log_loss(made.labels, probabilities), rel=1e-5)
-        assert summary[f"{split}_ece"] == pytest.approx(ece(made.logits, made.labels), abs=1e-5)
-        calibrated = made.logits / summary["temperature"]
-        assert summary[f"{split}_ece_calibrated"] == pytest.approx(ece(calibrated, made.labels), abs=1e-5)
-        source = [int(name.rpartition(":")[2]) for name in made.names]
-        np.testing.assert_array_equal(made.labels, blobs()[1][source])
-        np.testing.assert_allclose(run.bundle.logits(images[source]), made.logits, atol=1e-4)
+    for split, output in run.predictions.items():
+        probabilities = softmax(output.logits.astype(np.float64), axis=1)
+        assert summary[f"{split}_acc"] == accuracy_score(output.labels, probabilities.argmax(axis=1))
+        assert summary[f"{split}_loss"] == pytest.approx(log_loss(output.labels, probabilities), rel=1e-5)
+        assert summary[f"{split}_ece"] == pytest.approx(ece(output.logits, output.labels), abs=1e-5)
+        calibrated = output.logits / summary["temperature"]
+        assert summary[f"{split}_ece_calibrated"] == pytest.approx(ece(calibrated, output.labels), abs=1e-5)
+        source = [int(name.rpartition(":")[2]) for name in output.names]
+        np.testing.assert_array_equal(output.labels, blobs()[1][source])
+        np.testing.assert_allclose(run.bundle.logits(images[source]), output.logits, atol=1e-4)
 
 
 def test_the_temperature_is_that_of_validation_and_used_for_probabilities(run: Run) -> None:
-    made = run.predictions["val"]
+    output = run.predictions["val"]
     temperature = run.summary["temperature"]
-    assert temperature == fit_temperature(made.logits, made.labels) != 1
+    assert temperature == fit_temperature(output.logits, output.labels) != 1
     assert run.bundle.temperature == temperature
-    expected = softmax(made.logits / temperature, axis=1)
-    images = blobs()[0][[int(name.rpartition(":")[2]) for name in made.names]]
+    expected = softmax(output.logits / temperature, axis=1)
+    images = blobs()[0][[int(name.rpartition(":")[2]) for name in output.names]]
     np.testing.assert_allclose(run.predict_proba(images), expected, atol=1e-4)
     with np.load(run.path / "mistakes.npz") as mistakes:
-        made = run.predictions["test"]
-        probabilities = softmax(made.logits / temperature, axis=1)
-        wrong = probabilities.argmax(axis=1) != made.labels
+        output = run.predictions["test"]
+        probabilities = softmax(output.logits / temperature, axis=1)
+        wrong = probabilities.argmax(axis=1) != output.labels
         assert mistakes["confidence"][0] == pytest.approx(probabilities[wrong].max(), rel=1e-5)
 
 
@@ -139,13 +138,13 @@ def test_a_bundle_knows_its_data_its_baseline_and_its_figures(run: Run) -> None:
         assert run.summary[name] == value
     assert {"val_acc", "test_acc", "test_ece_calibrated"} <= set(bundle.figures)
     trained_on = set(range(300)) - {
-        int(name.rpartition(":")[2]) for made in run.predictions.values() for name in made.names
+        int(name.rpartition(":")[2]) for output in run.predictions.values() for name in output.names
     }
     counts = np.bincount(blobs()[1][sorted(trained_on)])
     assert bundle.majority == (str(counts.argmax()), counts.max() / counts.sum())
 
 
-def test_where_validation_was_trained_on_the_temperature_is_1_and_that_is_said(
+def test_without_validation_images_the_temperature_is_1_and_that_is_said(
     trained: dict[str, Path],
 ) -> None:
     run = Run(trained["test"])
@@ -235,7 +234,7 @@ def test_classes_are_matched_by_name(run: Run) -> None:
     fewer = from_arrays(images[some], labels[some] // 2, classes=["0", "2"])
     figures = vitreous.evaluate(run, data=fewer)
     assert np.sum(figures.confusion, axis=1).tolist() == [*np.bincount(labels[some], minlength=3)]
-    with pytest.raises(VitreousError, match=r"does not know \(cat, dog\); the run's are 0, 1, 2"):
+    with pytest.raises(VitreousError, match=r"does not know \(cat, dog\); .* The run knows 0, 1, 2"):
         vitreous.evaluate(run, data=from_arrays(images, labels, classes=["cat", "1", "dog"]))
     with pytest.raises(VitreousError, match="Labels reach from"):
         vitreous.evaluate(run, data=(images, labels + 1))
@@ -314,7 +313,7 @@ def test_the_command_line_takes_other_data_and_read_test(
     run = Run(shutil.copytree(trained["val"], tmp_path / "run"))
     words = ["evaluate", str(run.path), "--data", str(place), "--data-dir", str(tmp_path), "--json"]
     assert main(words) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["test_acc"] == accuracy_score(labels, run.predict(images))
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["test_acc"] == accuracy_score(labels, run.predict(images))
     assert main(["evaluate", "--read-test", str(run.path)]) == 2
     assert "give them again" in capsys.readouterr().err

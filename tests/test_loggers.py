@@ -1,4 +1,4 @@
-"""What the loggers leave behind, read back with their own packages."""
+"""The files of the loggers, read back with their own packages."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_wandb_offline(
     assert {"model", "optimizer"} <= config
 
 
-def test_histograms_of_what_is_not_finite_or_not_trained(tmp_path: Path) -> None:
+def test_histograms_leave_out_what_is_not_finite_or_not_trained(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     model = torch.nn.Linear(3, 2)
     model.weight.grad = torch.tensor([[1.0, torch.nan, 2.0], [torch.inf, 3.0, 4.0]])
@@ -203,7 +203,7 @@ def test_unknown_logger(arrays: Arrays, tiny: dict[str, Any], tmp_path: Path) ->
     assert not (tmp_path / "run").exists()
 
 
-def test_csv_forgets_a_lost_future(tmp_path: Path) -> None:
+def test_csv_discards_rows_after_the_step_it_continues_from(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     log = MetricsCsv(path, seconds=lambda: 1.5, steps_per_epoch=4)
     for step in range(6):

@@ -1,11 +1,13 @@
-"""What the machine is asked, and that its choices follow from facts."""
+"""The choices for a machine follow from facts about it."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import platform
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,24 +20,35 @@ CPU = Machine("cpu", "a processor", threads=2, float32_gflops=118.0, bf16_gflops
 CRAWLING = replace(CPU, float32_gflops=178.0, bf16_gflops=0.3)
 
 
-def unit(monkeypatch: pytest.MonkeyPatch, name: str | None) -> None:
-    monkeypatch.setattr(machines, "bf16_unit", lambda device: name)
+def has_units(monkeypatch: pytest.MonkeyPatch, amx: bool, avx512: bool) -> None:
+    """A processor on which torch detects these units for bf16."""
+    if "bf16" in machines.processor_flags() or platform.system() == "Darwin":
+        pytest.skip("an Arm processor with bf16 of its own")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
 
 
-def test_bf16_is_taken_where_there_is_a_unit_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    unit(monkeypatch, "AMX tiles")
-    for speed in (345.0, 119.0, 10.0):  # whatever else the processor does at the moment
-        found = choose_precision(replace(CPU, bf16_gflops=speed), "auto")
-        assert (found.precision, found.reasons) == ("bf16", ("precision: bf16, as the cpu has AMX tiles",))
-    unit(monkeypatch, None)
+@pytest.mark.parametrize(("amx", "avx512"), [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("speed", [345.0, 119.0, 10.0])  # on an idle machine and on a busy one
+def test_auto_is_bf16_on_a_processor_with_a_unit_for_it(
+    amx: bool, avx512: bool, speed: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_units(monkeypatch, amx, avx512)
+    machine = choose_precision(replace(CPU, bf16_gflops=speed), "auto")
+    assert machine.precision == "bf16"
+    assert ("AMX" if amx else "AVX-512") in machine.reasons[0]
+
+
+def test_auto_is_float32_without_a_unit_however_fast_bf16_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    has_units(monkeypatch, amx=False, avx512=False)
     assert choose_precision(CPU, "auto").precision == "32"
-    assert choose_precision(CPU, "bf16").precision == "bf16"
+    assert choose_precision(CPU, "bf16").precision == "bf16"  # but a person may ask for it
 
 
-def test_bf16_is_left_where_it_crawls(monkeypatch: pytest.MonkeyPatch) -> None:
-    unit(monkeypatch, "AMX tiles")
-    found = choose_precision(CRAWLING, "auto")
-    assert found.precision == "32" and "0.3 GFLOP/s" in found.reasons[0]
+def test_bf16_far_slower_than_float32_is_avoided_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    has_units(monkeypatch, amx=True, avx512=True)
+    machine = choose_precision(CRAWLING, "auto")
+    assert machine.precision == "32" and "0.3 GFLOP/s" in machine.reasons[0]
     assert choose_precision(replace(CRAWLING, bf16_gflops=178 / 19), "auto").precision == "bf16"
     with pytest.raises(VitreousError, match="no bf16 unit"):
         choose_precision(CRAWLING, "bf16")
@@ -44,28 +57,33 @@ def test_bf16_is_left_where_it_crawls(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(
     platform.machine() != "x86_64" or platform.system() != "Linux", reason="reads x86's flags"
 )
-def test_the_unit_found_is_one_that_linux_lists() -> None:
+def test_the_detected_unit_is_one_that_linux_lists() -> None:
     names = {"AMX tiles": "amx_bf16", "AVX-512 with bf16": "avx512_bf16"}
-    found = machines.bf16_unit("cpu")
+    unit = machines.bf16_unit("cpu")
     flags = machines.processor_flags()
-    assert names[found] in flags if found else not set(names.values()) & set(flags)
+    assert names[unit] in flags if unit else not set(names.values()) & set(flags)
 
 
-def test_a_crawling_product_is_never_tried_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = []
+@pytest.mark.parametrize("bf16_speed", [0.3e9, 345e9])
+def test_speeds_of_products_and_no_large_one_where_bf16_is_slow(
+    bf16_speed: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a made-up clock, which each product advances."""
+    now, sizes = [0.0], []
 
-    def best_time(run: object, device: str, repeats: int) -> float:
-        size, dtype = run.__closure__[0].cell_contents.shape[0], run.__closure__[0].cell_contents.dtype  # type: ignore[attr-defined]
-        sizes.append((size, dtype))
-        return 2 * size**3 / (178e9 if dtype == torch.float32 else 0.3e9)
+    def multiply(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        now[0] += 2 * len(a) ** 3 / (178e9 if a.dtype == torch.float32 else bf16_speed)
+        if a.dtype == torch.bfloat16:
+            sizes.append(len(a))
+        return a
 
-    monkeypatch.setattr(machines, "best_time", best_time)
-    float32, bf16 = machines.product_speeds("cpu")
-    assert (float32, bf16) == (pytest.approx(178), pytest.approx(0.3))
-    assert max(size for size, dtype in sizes if dtype == torch.bfloat16) <= 256
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(torch.Tensor, "__matmul__", multiply)
+    assert machines.product_speeds("cpu") == (pytest.approx(178), pytest.approx(bf16_speed / 1e9))
+    assert max(sizes) == (256 if bf16_speed < 1e9 else 1024)
 
 
-def test_real_speeds_are_of_this_world_and_draw_no_number() -> None:
+def test_real_speeds_are_plausible_and_leave_the_generator_alone() -> None:
     state = torch.get_rng_state()
     float32, bf16 = machines.product_speeds("cpu")
     assert torch.equal(torch.get_rng_state(), state)
@@ -96,10 +114,23 @@ def test_threads_are_as_recorded_and_no_more_than_processors() -> None:
         torch.set_num_threads(before)
 
 
-def test_the_native_backend_is_taken_wherever_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machines, "compiler_version", lambda: "g++ 12")
-    found = choose_backend(CPU, "auto", None)
-    assert (found.backend, found.compiler) == ("native", "g++ 12")
+def has_compiler(monkeypatch: pytest.MonkeyPatch, folder: Path, version: str | None) -> None:
+    """A machine whose only compiler is a script that prints `version`, or that has none."""
+    if os.name != "posix":
+        pytest.skip("scripts are not programs here")
+    if version is not None:
+        (folder / "g++").write_text(f"#!/bin/sh\necho '{version}'\necho 'Copyright'\n")
+        (folder / "g++").chmod(0o755)
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+def test_auto_is_the_native_backend_where_it_can_be_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    has_compiler(monkeypatch, tmp_path, "g++ 12.2")
+    machine = choose_backend(CPU, "auto", None)
+    assert (machine.backend, machine.compiler) == ("native", "g++ 12.2")
     assert choose_backend(CPU, "torch", None).backend == "torch"
     assert choose_backend(CPU, "auto", "there is no C++ compiler").backend == "torch"
     with pytest.raises(VitreousError, match=r"there is no C\+\+ compiler.*--backend torch"):
@@ -122,16 +153,16 @@ def test_attention_follows_from_device_precision_and_tokens() -> None:
     assert {choose_attention(device, "bf16", 49) for device in ("cuda", "mps")} == {"fused"}
 
 
-def test_compiling_needs_a_compiler_and_a_long_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machines, "cpp_compiler", lambda: "g++")
-    monkeypatch.setattr(machines, "compiler_version", lambda: "g++ 12")
-    assert choose_compile(CPU, "auto", 1e15).compile
+def test_compiling_needs_a_compiler_and_a_long_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    has_compiler(monkeypatch, tmp_path, "g++ 12.2")
+    compiled = choose_compile(CPU, "auto", 1e15)
+    assert compiled.compile and compiled.compiler == "g++ 12.2"
     assert not choose_compile(CPU, "auto", 1e13).compile
     assert not choose_compile(replace(CPU, backend="native"), "auto", 1e15).compile
     assert (
         choose_compile(CPU, True, 1e13).compile and not choose_compile(CPU, False, 1e15).compile
     )  # as recorded
-    monkeypatch.setattr(machines, "cpp_compiler", lambda: None)
+    (tmp_path / "g++").unlink()
     without = choose_compile(CPU, "auto", 1e15)
     assert not without.compile and "C++ compiler" in without.reasons[-1]
     with pytest.raises(VitreousError, match="cannot be compiled"):
@@ -140,7 +171,7 @@ def test_compiling_needs_a_compiler_and_a_long_run(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's own counters")
 def test_memory_goes_back_to_the_system_afterwards() -> None:
-    """A freed block of 1 GiB, larger than any hole, is kept inside, as malloc's own count says; not so afterwards."""
+    """By malloc's own counters: a freed block of 1 GiB, larger than any hole, is kept inside, but not afterwards."""
 
     class Mallinfo2(ctypes.Structure):
         _fields_ = [(f"field_{i}", ctypes.c_size_t) for i in range(10)]
@@ -165,9 +196,9 @@ def test_memory_goes_back_to_the_system_afterwards() -> None:
         libc.free(block)
         return mapped >> 20, (libc.mallinfo2().free - before.free) >> 20
 
-    libc.mallopt(-3, 128 * 1024)  # the threshold that a process begins with
+    libc.mallopt(-3, 128 * 1024)  # a new process's threshold
     with machines.keep_memory():
         mapped, kept = mapped_and_kept(1024)
         assert mapped == 0 and kept >= 1023
     assert mapped_and_kept(1024)[0] == 1024
-    assert mapped_and_kept(16)[0] == 0  # a large tensor's, as glibc comes to keep it
+    assert mapped_and_kept(16)[0] == 0  # the size of a large tensor, which glibc keeps

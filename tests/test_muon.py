@@ -29,9 +29,9 @@ def test_orthogonalize_keeps_singular_vectors_and_levels_singular_values(shape: 
     generator = torch.Generator().manual_seed(0)
     matrices = torch.randn(3, *shape, generator=generator, dtype=torch.float64)
     u, s, vh = torch.linalg.svd(matrices, full_matrices=False)
-    found = orthogonalize(matrices)
+    orthogonal = orthogonalize(matrices)
     # In the basis of the singular vectors only the diagonal is left, and it is near one.
-    diagonal = u.mT @ found @ vh.mT
+    diagonal = u.mT @ orthogonal @ vh.mT
     values = diagonal.diagonal(dim1=1, dim2=2)
     assert (diagonal - torch.diag_embed(values)).abs().max() < 1e-9
     large = values[s > 0.05 * s.max()]
@@ -80,7 +80,7 @@ def test_a_convolution_counts_as_a_matrix() -> None:
 
 
 def test_state_survives_saving() -> None:
-    def fresh() -> tuple[list[torch.nn.Parameter], Muon]:
+    def new() -> tuple[list[torch.nn.Parameter], Muon]:
         torch.manual_seed(0)
         parameters = [torch.nn.Parameter(torch.randn(4, 4)), torch.nn.Parameter(torch.randn(4))]
         return parameters, Muon(parameters[:1], parameters[1:])
@@ -92,11 +92,11 @@ def test_state_survives_saving() -> None:
                 p.grad = torch.randn(p.shape, generator=generator)
             optimizer.step()
 
-    whole, optimizer = fresh()
+    whole, optimizer = new()
     steps(whole, optimizer, range(6))
-    first, optimizer = fresh()
+    first, optimizer = new()
     steps(first, optimizer, range(3))
-    second, other = fresh()
+    second, other = new()
     for p, q in zip(second, first, strict=True):
         p.data.copy_(q.data)
     other.load_state_dict(optimizer.state_dict())
@@ -106,7 +106,7 @@ def test_state_survives_saving() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_our_kernel_takes_the_same_steps(dtype: torch.dtype) -> None:
+def test_the_native_kernel_takes_the_same_steps(dtype: torch.dtype) -> None:
     if isinstance(load_kernels(dtype), str):
         pytest.skip("no C++ compiler")
     shapes = [(12, 8), (8, 12), (33, 70), (70, 33), (48, 48), (24, 5, 3, 3), (4, 4)]
@@ -122,7 +122,7 @@ def test_our_kernel_takes_the_same_steps(dtype: torch.dtype) -> None:
         torch.testing.assert_close(a.state[p]["momentum"], b.state[q]["momentum"])
 
 
-def test_what_our_kernel_does_not_know_goes_torchs_way() -> None:
+def test_torch_takes_the_steps_that_the_native_kernel_does_not_support() -> None:
     if isinstance(load_kernels(torch.float32), str):
         pytest.skip("no C++ compiler")
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""The plan: made once and by facts, recorded, and used again to the same bits."""
+"""The plan: made by facts, recorded, and used again to the same bits."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def digest(run: vitreous.Run) -> str:
     return hashlib.sha256((run.path / "bundle" / "model.safetensors").read_bytes()).hexdigest()
 
 
-def silent(line: str, quiet: bool = False) -> None:
+def silent(line: str, detail: bool = False) -> None:
     pass
 
 
@@ -61,32 +61,31 @@ def slow_steps(patch: pytest.MonkeyPatch, later: float = 0.2) -> None:
 
 
 @pytest.mark.parametrize(("budget", "networks"), [({"epochs": 2}, 1), ({"minutes": 0.1}, 2)])
-def test_everything_is_made_once(
+def test_the_data_are_opened_and_the_network_is_built_once(
     budget: dict[str, float], networks: int, arrays: Arrays, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A budget of minutes takes a twin to measure its steps on."""
-    made: list[str] = []
+    """A budget of minutes needs a second network, to time its steps on."""
+    built: list[str] = []
 
-    def counted(kind: type, name: str, counts: Any = lambda self: True) -> None:
-        whole = getattr(kind, "__init__")  # noqa: B009
+    def count_instances(kind: type, name: str, counts: Any = lambda self: True) -> None:
+        original = getattr(kind, "__init__")  # noqa: B009
 
         def wrapper(self: Any, *args: Any, **options: Any) -> None:
-            whole(self, *args, **options)
+            original(self, *args, **options)
             if counts(self):
-                made.append(name)
+                built.append(name)
 
         monkeypatch.setattr(kind, "__init__", wrapper)
 
-    counted(VisionTransformer, "network", lambda self: self.pos_embed.device.type != "meta")
-    counted(Augment, "augment")
+    count_instances(VisionTransformer, "network", lambda self: self.pos_embed.device.type != "meta")
+    count_instances(Augment, "augment")
     opened = module.open_data
-    monkeypatch.setattr(module, "open_data", lambda *a, **k: made.append("data") or opened(*a, **k))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(module, "open_data", lambda *a, **k: built.append("data") or opened(*a, **k))  # type: ignore[func-returns-value]
     recipe = recipes.load("default", [f"{unit}={amount}" for unit, amount in budget.items()])
-    found = plan.make_plan(recipe, Request(arrays, device="cpu"), silent)
-    assert sorted(made) == ["augment", "data", *["network"] * networks]
-    assert not found.recipe.dial and found.data.augment is not None
-    assert found.data.augment.crop == found.recipe.augment.crop == 1  # 2 of 32 pixels
-    assert found.timeline.total == found.timeline.fits[0][1]
+    made_plan = plan.make_plan(recipe, Request(arrays, device="cpu"), silent)
+    assert sorted(built) == ["augment", "data", *["network"] * networks]
+    assert not made_plan.recipe.dial and made_plan.data.augment is not None
+    assert made_plan.data.augment.crop == made_plan.recipe.augment.crop == 1  # 2 of 32 pixels
 
 
 def test_the_shown_augmentation_is_that_of_the_training(
@@ -102,7 +101,7 @@ def test_the_shown_augmentation_is_that_of_the_training(
     monkeypatch.setattr(api, "draw", lambda store, augment, path: shown.append(augment))
     for epochs in (1, 26):
         api.show(arrays, out=tmp_path / "x.png", epochs=epochs, overrides=tiny["overrides"])
-        assert f"augmentation: as in a training of {epochs} epoch" in capsys.readouterr().out
+        assert f"as in a training of {epochs} epoch" in capsys.readouterr().out
         run = vitreous.train(arrays, out=tmp_path / str(epochs), epochs=epochs, **tiny)
         assert (shown[-1].crop, shown[-1].cutout) == (run.recipe.augment.crop, run.recipe.augment.cutout)
     assert [(augment.crop, augment.cutout) for augment in shown] == [
@@ -196,11 +195,11 @@ def test_a_choice_that_cannot_be_honoured_is_said(
     monkeypatch.setattr(machines, "cpp_compiler", lambda: None)
     again = vitreous.repeat(first.path, arrays, out=tmp_path / "again")
     log = (again.path / "log.txt").read_text()
-    assert "backend: the recorded 'native' was not possible" in log
+    assert "The recorded backend 'native' is not possible here" in log
     assert "backend was native and is torch" in log
     assert not again.resolved["exact"]
     other = vitreous.train(arrays, first.path / "recipe.toml", out=tmp_path / "other", device="cpu")
-    assert "the recorded 'native' was not possible" in (other.path / "log.txt").read_text()
+    assert "The recorded backend 'native' is not possible here" in (other.path / "log.txt").read_text()
     with pytest.raises(VitreousError, match="cannot be used"):  # but never without a word what was asked for
         vitreous.train(arrays, first.path / "recipe.toml", out=tmp_path / "x", backend="native")
 
@@ -241,8 +240,15 @@ def test_records_of_another_version_or_damaged_ones_are_told_apart(
 
     for text in (with_lines("backend ="), with_lines(add=("[resolved.request]", "colour = 1"))):
         file.write_text(text)
-        with pytest.raises(VitreousError, match=rf"another version of vitreous \({vitreous.__version__}"):
+        with pytest.raises(
+            VitreousError, match=f"other entries than vitreous {vitreous.__version__} writes; restore it"
+        ):
             vitreous.repeat(run.path, arrays)
+    version = f'vitreous = "{vitreous.__version__}"'
+    assert version in whole
+    file.write_text(with_lines("backend =").replace(version, 'vitreous = "0.0.1"'))
+    with pytest.raises(VitreousError, match=r"was written by vitreous 0\.0\.1.*use vitreous 0\.0\.1"):
+        vitreous.repeat(run.path, arrays)
     file.write_text(with_lines("backend ="))
     vitreous.train(arrays, file, out=tmp_path / "again", device="cpu")
     assert "does not record backend" in capsys.readouterr().out
@@ -253,7 +259,7 @@ def test_records_of_another_version_or_damaged_ones_are_told_apart(
         with pytest.raises(VitreousError, match=rf"has no \[resolved.{table}\]"):
             vitreous.repeat(run.path, arrays)
     file.write_text(whole.replace('data = "arrays"', 'data = "shapes"'))
-    with pytest.raises(VitreousError, match="trained on shapes, which it finds itself; leave data out"):
+    with pytest.raises(VitreousError, match="trained on shapes, which is found without help; leave data out"):
         vitreous.repeat(run.path, arrays)
     file.write_text(whole.replace("[training]", "[trainings]"))
     with pytest.raises(VitreousError, match="trainings"):
@@ -307,8 +313,9 @@ def test_a_repeat_is_exact_by_its_weights(
 
 
 def test_what_changes_bits_is_told(
-    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, capsys: Capture
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     first = vitreous.train(arrays, steps=1, out=tmp_path / "first", **tiny)
     file = first.path / "recipe.toml"
     machine, versions = first.resolved["machine"], first.resolved["versions"]
@@ -326,9 +333,14 @@ def test_what_changes_bits_is_told(
         vitreous.repeat(first.path, arrays, out=tmp_path / new[:5])
         file.write_text(whole)
         name, value = new.replace('"', "").split(" = ")
-        assert (
-            f"may not have the bits of the earlier one: {name} was {value} and is" in capsys.readouterr().out
-        )
+        assert f"in their last bits: {name} was {value} and is" in capsys.readouterr().out
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    limited = vitreous.repeat(first.path, arrays, out=tmp_path / "limited")
+    assert "in their last bits: ONEDNN_MAX_CPU_ISA was none and is AVX2" in capsys.readouterr().out
+    assert vitreous.repeat(limited.path, arrays, out=tmp_path / "alike").resolved["environment"] == {
+        "ONEDNN_MAX_CPU_ISA": "AVX2"
+    }
+    assert "in their last bits" not in capsys.readouterr().out
 
 
 def test_recorded_choices_are_said_to_be_recorded(
@@ -390,7 +402,7 @@ def test_a_malformed_record_is_a_sentence(
     with pytest.raises(VitreousError):
         vitreous.resume(run.path, arrays)
     if "machine" in key or not key:
-        with pytest.raises(VitreousError, match=r"(r|R)estore it, or train anew"):
+        with pytest.raises(VitreousError, match=r"[Rr]estore it, or train anew"):
             vitreous.train(arrays, file, out=tmp_path / "again")
     assert not (tmp_path / "again").exists()
 

@@ -1,10 +1,11 @@
-"""Run folders: their place, their files, and a sentence for each way in which one can be damaged."""
+"""Run folders: their names, their files, and an error message for each kind of damage."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
 import os
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+import vitreous
 from vitreous import recipe as recipes
 from vitreous.bundle import load_bundle
 from vitreous.errors import VitreousError
 from vitreous.run import (
+    LONGEST_NAME,
     Predictions,
     Run,
-    created,
     load,
     log,
+    new_folder,
     note_test_read,
     read_metrics,
+    run_name,
     write_json,
     write_predictions,
     write_recipe,
@@ -41,15 +45,45 @@ def begin(path: Path) -> None:
     write_recipe(path, recipes.load("default"), {"fingerprint": "00"})
 
 
-def new(out: str | None = None, data: str = "cifar10", recipe: str = "default") -> Path:
-    with created(out, data, recipe) as path:
+def new(out: str | None = None, name: str = "cifar10-default") -> Path:
+    with new_folder(out, name) as path:
         begin(path)
     return path
 
 
 def test_runs_are_numbered() -> None:
     assert [str(new()) for _ in range(3)] == [f"runs/cifar10-default-00{n}" for n in (1, 2, 3)]
-    assert str(new(data="shapes")) == "runs/shapes-default-001"
+    assert str(new(name="shapes-default")) == "runs/shapes-default-001"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "changes"),
+    [
+        ((), ""),
+        (["depth=6"], "-depth6"),
+        ({"model.depth": 6, "optimizer.learning_rate": 1e-3}, "-depth6-learning_rate0.001"),
+        (["pool=mean", "trivial=true", "schedule.small_sides=[0.5, 0.75]"],
+         "-pool-mean-trivial-true-small_sides0.5-0.75"),
+        ({"trivial": True, "small_sides": [0.5, 0.75]}, "-trivial-true-small_sides0.5-0.75"),
+        (["minutes=3", "depth=6", "budget.flops=3e13"], "-depth6"),
+        (["depth=6", "model.depth=8"], "-depth8"),
+    ],
+)  # fmt: skip
+def test_a_name_tells_changes_and_seed(overrides: Any, changes: str) -> None:
+    assert run_name("cifar10", "default", 42, overrides) == f"cifar10-default{changes}-seed42"
+
+
+def test_a_long_name_counts_the_changes_that_it_leaves_out() -> None:
+    overrides = [
+        f"{key}={value}" for key in ("embed_dim", "mlp_dim", "num_heads", "depth") for value in (1024,)
+    ]
+    for extra in range(6):
+        name = run_name("cifar10", "x" * 10 * extra, 1, overrides)
+        shown = [key for key in ("embed_dim", "mlp_dim", "num_heads", "depth") if f"{key}1024" in name]
+        hidden = re.search(r"(\d)-(?:more|changes)-seed1$", name)
+        assert len(shown) + (int(hidden[1]) if hidden else 0) == 4
+        assert len(f"{name}-001") <= LONGEST_NAME
+    assert run_name("cifar10", "x" * 100, 1) == "cifar10-" + "x" * (LONGEST_NAME - 18) + "-seed1"
 
 
 def test_the_number_follows_the_largest_there_is() -> None:
@@ -65,8 +99,9 @@ def test_the_number_follows_the_largest_there_is() -> None:
 
 
 def test_no_name_leads_out_of_the_folder() -> None:
-    assert str(new(data="a b", recipe="../../mine/[x]*")) == "runs/a-b-..-..-mine-x--001"
-    assert str(new(data="a b", recipe="../../mine/[x]*")).endswith("-002")
+    name = run_name("a b", "../../mine/[x]*", 3, {"stem": "../lin ear"})
+    assert name == "a-b-..-..-mine-x--stem-..-lin-ear-seed3"
+    assert [str(new(name=name)) for _ in range(2)] == [f"runs/{name}-001", f"runs/{name}-002"]
 
 
 def _take(folder: str, count: int, queue: Any) -> None:
@@ -80,7 +115,7 @@ def test_two_processes_never_share_a_folder(tmp_path: Path) -> None:
     processes = [context.Process(target=_take, args=(str(tmp_path), 40, queue)) for _ in range(2)]
     for process in processes:
         process.start()
-    taken = [path for _ in processes for path in queue.get(timeout=20)]
+    taken = [path for _ in processes for path in queue.get(timeout=300)]
     for process in processes:
         process.join()
     assert len(taken) == len(set(taken)) == 80
@@ -111,30 +146,30 @@ def test_a_file_in_place_of_the_folder_is_refused() -> None:
 def test_where_nothing_was_begun_no_folder_is_left(out: str | None) -> None:
     with (
         pytest.raises(VitreousError, match="no such data"),
-        created(out, "cifar01", "default") as path,
+        new_folder(out, "cifar01-default") as path,
         log(path) as say,
     ):
-        say("opening the data", quiet=True)
+        say("opening the data", detail=True)
         raise VitreousError("no such data")
     assert list(Path().iterdir()) == []
 
 
 def test_folders_that_were_there_before_stay() -> None:
     Path("mine").mkdir()
-    with pytest.raises(VitreousError), created("mine/run", "x", "y"):
+    with pytest.raises(VitreousError), new_folder("mine/run", "x"):
         raise VitreousError("stopped")
     assert list(Path("mine").iterdir()) == []
-    with pytest.raises(VitreousError), created("mine", "x", "y"):
+    with pytest.raises(VitreousError), new_folder("mine", "x"):
         raise VitreousError("stopped")
     assert Path("mine").is_dir()
     kept = new()
-    with pytest.raises(VitreousError), created(None, "cifar10", "default") as path:
+    with pytest.raises(VitreousError), new_folder(None, "cifar10-default") as path:
         raise VitreousError("stopped")
     assert kept.is_dir() and not path.exists()
 
 
 def test_a_run_that_was_begun_stays_after_a_failure() -> None:
-    with pytest.raises(KeyboardInterrupt), created(None, "cifar10", "default") as path:
+    with pytest.raises(KeyboardInterrupt), new_folder(None, "cifar10-default") as path:
         begin(path)
         raise KeyboardInterrupt
     assert (path / "recipe.toml").exists()
@@ -161,26 +196,38 @@ def test_a_read_only_disk_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None
             new(out)
 
 
-def test_what_is_said_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_log_keeps_what_is_printed_and_the_details(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with log(tmp_path) as say:
         say("first")
-        say("second", quiet=True)
-    with log(tmp_path) as say:  # as --resume does
+        say("second", detail=True)
+    assert capsys.readouterr().out == "first\n"
+    with log(tmp_path, verbose=True) as say:  # as --resume does
         say("third")
-        say("fourth \udce9", quiet=True)
+        say("fourth \udce9", detail=True)
     assert (tmp_path / "log.txt").read_bytes() == b"first\nsecond\nthird\nfourth \\udce9\n"
-    assert capsys.readouterr().out == "first\nthird\n"
+    assert capsys.readouterr().out == "third\nfourth \\udce9\n"
+
+
+def test_a_detail_is_printed_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with log(tmp_path, verbose=True) as say:
+        say("first")
+        say("second", detail=True)
+    assert capsys.readouterr().out == "first\nsecond\n"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_a_full_disk_does_not_end_a_run_that_only_wants_to_say_something(
+def test_a_full_disk_does_not_end_a_run_that_only_logs_a_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "log.txt").symlink_to("/dev/full")
     with log(tmp_path) as say:
         say("first")
+        say("second")
     output = capsys.readouterr()
-    assert output.out == "first\n" and output.err.startswith("Warning: The disk that holds")
+    assert output.out == "first\nsecond\n"
+    assert output.err.startswith("Warning: The disk that holds") and output.err.count("Warning") == 1
 
 
 def test_json_knows_no_nan(tmp_path: Path) -> None:
@@ -196,7 +243,7 @@ def test_json_knows_no_nan(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_a_run_reads_back_its_recipe_and_what_was_decided(tmp_path: Path) -> None:
+def test_a_run_reads_back_its_recipe_and_its_decisions(tmp_path: Path) -> None:
     recipe = recipes.load("notebook-cifar10", ["epochs=3"])
     write_recipe(
         tmp_path, recipe, {"fingerprint": "ab", "machine": {"threads": 2, "reasons": ["one", 'say "x"']}}
@@ -214,6 +261,19 @@ def test_metrics_read_back_and_a_line_cut_short_is_no_row(tmp_path: Path) -> Non
     assert rows[0] == {"step": 1, "epoch": 0.5, "seconds": 0.25, "train_loss": 2.5, "val_acc": None}
     assert rows[1]["val_acc"] == 0.125 and rows[1]["train_loss"] is None
     assert Run(tmp_path).metrics == rows
+
+
+def test_a_run_shows_its_path_status_and_accuracy(tmp_path: Path) -> None:
+    assert repr(Run(tmp_path / "none")) == f"<Run {tmp_path / 'none'}: not a run folder>"
+    begin(tmp_path)
+    run = Run(tmp_path)
+    assert repr(run) == f"<Run {tmp_path}: not finished>"
+    write_json(tmp_path / "summary.json", {"status": "interrupted"})
+    assert repr(run) == f"<Run {tmp_path}: interrupted>"
+    write_json(tmp_path / "summary.json", {"status": "finished", "val_acc": 0.8812, "test_acc": 0.875})
+    assert repr(run) == f"<Run {tmp_path}: finished, test accuracy 87.5 %, validation accuracy 88.1 %>"
+    (tmp_path / "summary.json").write_text("{")
+    assert repr(run) == f"<Run {tmp_path}: summary.json cannot be read>"
 
 
 READERS = {
@@ -286,11 +346,13 @@ def test_what_is_neither_run_nor_bundle_is_a_sentence(tmp_path: Path) -> None:
             load(path)
 
 
-@pytest.mark.parametrize("given", [3, None, b"runs", ""])
-@pytest.mark.parametrize("open_it", [load, Run, load_bundle])
-def test_what_is_no_path_is_a_sentence(open_it: Any, given: Any) -> None:
+@pytest.mark.parametrize("path", [3, None, b"runs", ""])
+@pytest.mark.parametrize(
+    "open_it", [load, Run, load_bundle, vitreous.resume, vitreous.repeat, vitreous.evaluate]
+)
+def test_what_is_no_path_is_a_sentence(open_it: Any, path: Any) -> None:
     with pytest.raises(VitreousError, match="cannot be used as a path"):
-        open_it(given)
+        open_it(path)
 
 
 def predictions(count: int = 5, classes: int = 3) -> Predictions:
@@ -303,23 +365,24 @@ def predictions(count: int = 5, classes: int = 3) -> Predictions:
 
 
 def test_predictions_read_back_and_hold_no_pickle(tmp_path: Path) -> None:
-    made = {"val": predictions(5), "test": predictions(0)}
-    write_predictions(tmp_path / "predictions.npz", made)
-    for found in (Run(tmp_path).predictions, {"val": made["val"], "test": made["test"]}):
-        assert set(found) == {"val", "test"}
-        for split, each in found.items():
-            for name, array in vars(each).items():
-                np.testing.assert_array_equal(array, getattr(made[split], name))
+    written = {"val": predictions(5), "test": predictions(0)}
+    write_predictions(tmp_path / "predictions.npz", written)
+    read = Run(tmp_path).predictions
+    assert set(read) == {"val", "test"}
+    for split in read:
+        for name, array in vars(read[split]).items():
+            np.testing.assert_array_equal(array, getattr(written[split], name))
     with np.load(tmp_path / "predictions.npz", allow_pickle=False) as plain:  # by numpy's own reader
         assert plain["val_logits"].dtype == np.float32 and plain["val_names"][1] == "train/Žluť 猫/1.png"
 
 
 def test_predictions_of_a_large_data_set_read_back(tmp_path: Path) -> None:
-    count, classes = 140_000, 500  # 280 MB, beyond what one picture of a stranger's archive may have
-    made = Predictions(np.full(count, "a"), np.zeros(count, np.int64), np.zeros((count, classes), np.float32))
-    write_predictions(tmp_path / "predictions.npz", {"val": made})
-    found = Run(tmp_path).predictions["val"]
-    assert found.logits.shape == (count, classes) and not found.logits.any()
+    count, classes = 140_000, 500  # 280 MB, beyond what one image of a stranger's archive may have
+    logits = np.zeros((count, classes), np.float32)
+    logits[-1, -1] = 1
+    written = Predictions(np.full(count, "a"), np.zeros(count, np.int64), logits)
+    write_predictions(tmp_path / "predictions.npz", {"val": written})
+    assert np.array_equal(Run(tmp_path).predictions["val"].logits, logits)
 
 
 @pytest.mark.parametrize(

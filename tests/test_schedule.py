@@ -70,10 +70,10 @@ def test_a_run_cannot_end_in_the_past() -> None:
 
 def test_phases_follow_each_other() -> None:
     section = ScheduleSection(small_sides=(0.5, 0.75), small_until=(0.2, 0.6))
-    found = phases(section, 32)
-    assert found == (Phase(0.2, 16), Phase(0.6, 24), Phase(1.0, 32))
+    all_phases = phases(section, 32)
+    assert all_phases == (Phase(0.2, 16), Phase(0.6, 24), Phase(1.0, 32))
     at = {0.0: 16, 0.19: 16, 0.2: 24, 0.59: 24, 0.6: 32, 0.99: 32, 1.0: 32}
-    assert {fraction: found[phase_at(found, fraction)].side for fraction in at} == at
+    assert {fraction: all_phases[phase_at(all_phases, fraction)].side for fraction in at} == at
     assert phases(ScheduleSection(), 32) == (Phase(1.0, 32),)
     for bad in (
         {"small_sides": (0.5,)},

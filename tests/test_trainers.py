@@ -1,4 +1,4 @@
-"""`Classifier` and `ImageData` in Trainers that are not ours."""
+"""`Classifier` and `ImageData` in Lightning Trainers of other people."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def test_several_processes_are_refused(
     many = trainer(devices=2, strategy=strategy)
     data = ImageData(arrays)
     assert many.world_size == 2
-    # No process is begun: what each of them does first is enough.
-    pickle.loads(pickle.dumps(data))  # as a spawned process is given it
+    # No process is started: the first action of each is enough.
+    pickle.loads(pickle.dumps(data))  # as a spawned process receives it
     data.trainer = many
     with pytest.raises(VitreousError, match=r"one process, and this Trainer has 2; give .*devices=1"):
         data.setup("fit")
@@ -51,7 +51,7 @@ def test_several_processes_are_refused(
     data.setup("fit")
 
 
-def test_a_pair_is_never_searched_for_the_keys_of_our_own_batches(tiny: dict[str, Any]) -> None:
+def test_a_pair_is_never_searched_for_the_keys_of_a_dictionary(tiny: dict[str, Any]) -> None:
     """`"share" in (images, labels)` compares each tensor with a string."""
     compared = []
 
@@ -80,7 +80,9 @@ def test_a_pair_is_never_searched_for_the_keys_of_our_own_batches(tiny: dict[str
     ("optimizer", "names"),
     [("adamw", {"learning_rate"}), ("muon", {"learning_rate", "muon_learning_rate"})],
 )
-def test_rates_in_a_trainer_of_ones_own(tiny: dict[str, Any], optimizer: str, names: set[str]) -> None:
+def test_learning_rates_in_a_trainer_of_ones_own(
+    tiny: dict[str, Any], optimizer: str, names: set[str]
+) -> None:
     batches = [(torch.randn(8, 3, 16, 16), torch.arange(8) % 3)] * 2
     own = trainer()
     model = classifier(tiny, **{"optimizer.name": optimizer})
@@ -91,8 +93,8 @@ def test_rates_in_a_trainer_of_ones_own(tiny: dict[str, Any], optimizer: str, na
         assert float(own.callback_metrics[name]) == pytest.approx(group["lr"])
 
 
-def test_rates_stay_off_the_device(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A number would be sent there by Lightning, which waits for the device in each step."""
+def test_learning_rates_stay_off_the_device(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning would send a number there and wait for the device in each step."""
     logged: dict[str, Any] = {}
     log = Classifier.log
 

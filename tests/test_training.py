@@ -1,11 +1,14 @@
-"""Whole runs on tiny data: budgets, resumption to the same bits, evaluation, the run folder."""
+"""Whole runs on tiny data: budgets, output, resumption to the same bits, evaluation, the run folder."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -114,6 +117,160 @@ def test_it_learns_and_the_folder_explains_itself(
     assert np.allclose(run.predict_proba(images[:5]).sum(axis=1), 1, atol=1e-5)
 
 
+Capture = pytest.CaptureFixture[str]
+
+
+def test_a_run_prints_three_lines_before_it_and_three_after(
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = vitreous.train(arrays, steps=6, seed=7, backend="torch", **tiny)
+    assert run.path == Path(
+        "runs/arrays-default-embed_dim32-num_heads2-mlp_dim32-depth1-and-2-more-seed7-001"
+    )
+    val, test = (run.predictions[split] for split in ("val", "test"))
+    right = [(output.logits.argmax(axis=1) == output.labels).mean() for output in (test, val)]
+    train_labels = np.concatenate([val.labels, test.labels])
+    assert len(val.labels) == len(test.labels) == 30 and (np.bincount(train_labels) == 20).all()
+    output = capsys.readouterr()
+    data, network, budget, result, cost, report = output.out.splitlines()
+    assert data == (
+        "data: arrays, 240 images to train on, 30 to validate (cut from training), "
+        "30 to test (cut from training), 3 classes, 16 x 16 pixels"
+    )
+    parameters = sum(p.numel() for p in run.model.parameters())
+    assert network == (
+        f"network: compact, 32 wide, 1 layer, {parameters:,} parameters (0.4 epochs → augmentation: crop 1)"
+    )
+    assert budget == f"budget: 6 steps of 16 images, 0.40 epochs, saved in {run.path}"
+    assert result == (
+        f"Test accuracy: {100 * right[0]:.1f} % on 30 images it had never seen "
+        f"(always guessing the largest class: 33.3 %); validation {100 * right[1]:.1f} % on 30."
+    )
+    assert re.fullmatch(
+        r"6 steps, 0\.40 epochs, \d(\.\d+)?e\d+ FLOPs, [\d,]+ images/s, \d+:\d\d in all", cost
+    )
+    assert report == f"report: {run.path / 'report.html'}"
+    log = (run.path / "log.txt").read_text().splitlines()
+    for detail in (
+        "precision: 32, as given",
+        "backend: torch, as given",
+        "optimizer: Muon at learning rate 0.02",
+    ):
+        assert any(line.startswith(detail) for line in log)
+    assert [line for line in log if line in output.out.splitlines()] == output.out.splitlines()
+
+
+def test_verbose_prints_what_the_log_has_and_is_not_part_of_the_run(
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    first = vitreous.train(arrays, steps=2, out=tmp_path / "first", verbose=True, **tiny)
+    assert capsys.readouterr().out == (first.path / "log.txt").read_text()
+    assert "verbose" not in (first.path / "recipe.toml").read_text()
+    again = vitreous.repeat(first.path, arrays, out=tmp_path / "again", verbose=True)
+    assert capsys.readouterr().out == (again.path / "log.txt").read_text()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_at(patch, 1)
+        vitreous.train(arrays, steps=2, out=tmp_path / "cut", **tiny)
+    before = len((tmp_path / "cut" / "log.txt").read_text())
+    capsys.readouterr()
+    vitreous.resume(tmp_path / "cut", arrays, verbose=True)
+    assert capsys.readouterr().out == (tmp_path / "cut" / "log.txt").read_text()[before:]
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [
+        ({"steps": 1}, "1 step of 16 images, 0.07 epochs"),
+        ({"epochs": 2}, "2 epochs, 30 steps of 16 images"),
+        ({"flops": 1e9}, "1e9 FLOPs, "),
+        ({"minutes": 0.02}, "0.02 minutes, about "),
+    ],
+)
+def test_a_budget_is_said_once_in_its_own_unit(
+    budget: dict[str, float],
+    words: str,
+    arrays: Arrays,
+    tiny: dict[str, Any],
+    tmp_path: Path,
+    capsys: Capture,
+) -> None:
+    run = vitreous.train(arrays, out=tmp_path / "run", **budget, **tiny)  # type: ignore[arg-type]
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("budget: "))
+    assert line.startswith(f"budget: {words}") and line.endswith(f", saved in {run.path}")
+    if "minutes" not in budget:
+        steps, epochs = run.summary["steps"], run.summary["epochs"]
+        assert f"{steps} step" in line
+        assert "epochs" in budget or f"{epochs:.2f} epochs" in line
+
+
+def test_the_split_that_a_run_is_judged_by_is_named(
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, capsys: Capture
+) -> None:
+    images, labels = arrays
+    data = (arrays, (images[::2], labels[::2]))
+    vitreous.train(data, steps=1, judge="val", out=tmp_path / "val", **tiny)
+    output = capsys.readouterr().out
+    assert "270 images to train on, 30 to validate (cut from training), 150 to test, 3 classes" in output
+    assert re.search(r"^Validation accuracy: [\d.]+ % on 30 images .*not looked at\.$", output, re.MULTILINE)
+    vitreous.train(data, steps=1, judge="test", out=tmp_path / "test", **tiny)
+    output = capsys.readouterr().out
+    assert "300 images to train on, validation images among them, 150 to test, 3 classes" in output
+    assert re.search(r"^Test accuracy: [\d.]+ % on 150 images [^;]*\.$", output, re.MULTILINE)
+
+
+def test_ctrl_c_and_resume_say_where_the_run_goes_on(
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    path = tmp_path / "cut"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_at(patch, 3)
+        vitreous.train(arrays, minutes=0.5, out=path, **tiny)
+    output = capsys.readouterr().out
+    assert output.endswith(f"Interrupted; continue with: vitreous train --resume {path}\n")
+    assert output.count("nterrupted") == 1
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_at(patch, 5)
+        vitreous.resume(path, arrays)
+    assert (
+        f"budget: 0.5 minutes, resumed after step 3 (step-00000003.ckpt), saved in {path}\n"
+        in capsys.readouterr().out
+    )
+
+
+def test_a_repeat_takes_the_next_number_of_its_name(
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = vitreous.train(arrays, "default", steps=2, **tiny)
+    again = vitreous.repeat(first.path, arrays)
+    assert again.path.name == first.path.name.removesuffix("-001") + "-002"
+    vitreous.resume(again.path)
+    accuracy = f"{100 * again.summary['test_acc']:.1f}"
+    assert f"{again.path} is finished (test accuracy {accuracy} %" in capsys.readouterr().out
+    named = vitreous.train(
+        arrays, recipes.load("default", tiny.pop("overrides")), steps=2, out="mine", **tiny
+    )
+    assert vitreous.repeat(named.path, arrays).path == Path("runs/arrays-default-seed42-001")
+
+
+def test_a_torch_backend_for_lack_of_a_compiler_is_said(tmp_path: Path) -> None:
+    code = (
+        "import numpy as np, vitreous; images = np.zeros((60, 16, 16, 3), np.uint8); images[::2] = 200;"
+        "vitreous.train((images, np.arange(60) % 2), steps=1, device='cpu', overrides=['depth=1'])"
+    )
+    environment = {**os.environ, "PATH": str(tmp_path), "CXX": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert re.match(r"backend: torch, because .*C\+\+ compiler", done.stdout), done.stdout
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(
     arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, backend: str
 ) -> None:
@@ -135,7 +292,7 @@ def test_a_run_is_repeated_from_its_own_recipe(
     assert same(a, again)
 
 
-# 300 pictures give 240 to train on, 15 steps of 16 in an epoch: within one, at its end, and at the very end.
+# 300 images give 240 to train on, 15 steps of 16 in an epoch: within one, at its end, and at the very end.
 @pytest.mark.parametrize("step", [4, 15, 22, 33])
 def test_an_interrupted_run_continues_to_the_same_bits(
     arrays: Arrays,
@@ -243,7 +400,7 @@ def test_minutes_are_kept_on_a_machine_that_changes_speed(
     monkeypatch.setattr(budgets, "REPORT_SECONDS", 0.0)
     run = vitreous.train(arrays, minutes=0.5, out=tmp_path / "run", **tiny)
     assert run.summary["total_seconds"] == pytest.approx(30, rel=0.03)
-    assert "steps become" in (run.path / "log.txt").read_text()
+    assert re.search(r"run would end [\d.]+ s late, so \d+ steps become", (run.path / "log.txt").read_text())
     assert run.metrics[-2]["learning_rate"] < 0.03 * 2e-3  # the schedule came to its end
     assert 150 < run.summary["steps"] < 350
 
@@ -291,7 +448,7 @@ def test_validation_keeps_to_its_share() -> None:
 SMALL_FIRST = {"schedule.small_sides": [0.5, 0.75], "schedule.small_until": [0.2, 0.6]}
 
 
-def test_a_run_that_begins_with_smaller_pictures(
+def test_a_run_that_begins_with_smaller_images(
     arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sides = []
@@ -320,7 +477,7 @@ def test_the_mean_cost_ahead() -> None:
 
 @pytest.mark.parametrize("name", ["notebook-cifar10", "notebook-cifar100"])
 def test_the_notebooks_schedule_and_optimizer(name: str) -> None:
-    """45,000 pictures in steps of 256 are 176 steps an epoch, of which the notebook's schedule knew 234."""
+    """45,000 images in steps of 256 are 176 steps an epoch, of which the notebook's schedule knew 234."""
     recipe = recipes.load(name)
     images, labels = np.zeros((50_000, 1, 1, 3), np.uint8), np.arange(50_000) % 2
     module = ImageData(
@@ -357,8 +514,8 @@ def test_the_head_has_the_datas_classes_and_statistics(arrays: Arrays, tmp_path:
     )
     assert run.model.num_classes == 3
     images = arrays[0].astype(np.float64) / 255
-    train = json.loads((run.path / "split.json").read_text())
-    assert set(train)  # what was cut is written down
+    record = json.loads((run.path / "split.json").read_text())["cut_from_train"]
+    assert record == {split: list(outputs.names) for split, outputs in run.predictions.items()}
     store = vitreous.open_data(arrays)
     assert run.bundle.mean == store.mean == pytest.approx(tuple(images.mean(axis=(0, 1, 2))), abs=1e-6)
 
@@ -395,7 +552,7 @@ def flops_of_real_steps(
     recipe: recipes.Recipe, size: int, classes: int, batch: int, bf16: bool = False
 ) -> list[int]:
     """FLOPs of a step of each phase, counted while it is really done."""
-    found = []
+    flops = []
     for phase in phases(recipe.schedule, size):
         model = VisionTransformer(recipe.model, size, classes).train()
         model.set_attention("explicit")
@@ -404,8 +561,8 @@ def flops_of_real_steps(
             optimizer = make_optimizer(model, recipe.optimizer, bf16=bf16)
             forward_loss(model, images, labels, bf16=bf16).backward()
             optimizer.step()
-        found.append(counter.get_total_flops())
-    return found
+        flops.append(counter.get_total_flops())
+    return flops
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -478,7 +635,8 @@ def test_small_data_get_smaller_batches(
         arrays, steps=1, out=tmp_path / "run", device="cpu", precision="32", overrides=overrides
     )
     assert run.recipe.training.batch_size == 16
-    assert "batch_size: 16" in capsys.readouterr().out
+    assert "budget: 1 step of 16 images" in capsys.readouterr().out
+    assert "batch_size: 16, for at least 8 steps" in (run.path / "log.txt").read_text()
     assert run.recipe.model.patch_size == 2  # of 16 pixels, as 4 of 32
     assert dataclasses.asdict(run.recipe) == dataclasses.asdict(recipes.load(str(run.path / "recipe.toml")))
 
@@ -493,7 +651,7 @@ def test_a_run_may_leave_test_unread(arrays: Arrays, tiny: dict[str, Any], tmp_p
 
 def test_a_final_run_trains_on_validation_too(arrays: Arrays, tiny: dict[str, Any], tmp_path: Path) -> None:
     usual, all_of_it = (
-        open_module(recipes.load("default"), Request(arrays, judge=judge), print).splits
+        open_module(recipes.load("default"), Request(arrays, judge=judge), lambda *_, **__: None).splits
         for judge in ("both", "test")
     )
     assert sorted(all_of_it.train.names) == sorted([*usual.train.names, *usual.val.names])
@@ -504,13 +662,13 @@ def test_a_final_run_trains_on_validation_too(arrays: Arrays, tiny: dict[str, An
     final = vitreous.train(arrays, epochs=2, judge="test", out=tmp_path / "final", **tiny)
     assert not [key for key in final.summary if key.startswith("val_")]
     assert vitreous.evaluate(final, data=arrays).named("test")["test_acc"] == final.summary["test_acc"]
-    with pytest.raises(VitreousError, match="trained on its validation pictures too"):
+    with pytest.raises(VitreousError, match="trained on its validation images too"):
         vitreous.evaluate(final, "val", data=arrays)
     with pytest.raises(VitreousError, match="did you mean"):
         vitreous.train(arrays, judge="tests", **tiny)
 
 
-def test_mixed_pictures_count_both_labels(tiny: dict[str, Any]) -> None:
+def test_mixed_images_count_both_labels(tiny: dict[str, Any]) -> None:
     recipe = recipes.load(
         "default", {**tiny["overrides"], "label_smoothing": 0.1, "small_sides": [], "small_until": []}
     )
@@ -534,7 +692,7 @@ def test_mixed_pictures_count_both_labels(tiny: dict[str, Any]) -> None:
 def test_patch_size_and_batch_size_stay_as_they_are_set(
     arrays: Arrays, tiny: dict[str, Any], tmp_path: Path
 ) -> None:
-    tiny["overrides"] |= {"patch_size": 4, "batch_size": 64}  # 16 pixels would have 2, 240 pictures 16
+    tiny["overrides"] |= {"patch_size": 4, "batch_size": 64}  # 16 pixels would have 2, 240 images 16
     run = vitreous.train(arrays, steps=2, out=tmp_path / "run", **tiny)
     assert (run.recipe.model.patch_size, run.recipe.training.batch_size) == (4, 64)
     with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
@@ -546,8 +704,8 @@ def test_patch_size_and_batch_size_stay_as_they_are_set(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"minutes": "five"}, "minutes is a number, not 'five'"),
-        ({"recipe": recipes.load("default"), "overrides": {"depth": 2}}, "recipe that is given by name"),
+        ({"minutes": "five"}, "minutes must be a number, not 'five'"),
+        ({"recipe": recipes.load("default"), "overrides": {"depth": 2}}, "need a recipe given by name"),
     ],
 )
 def test_wrong_arguments_are_told_in_a_sentence(

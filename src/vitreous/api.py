@@ -183,7 +183,7 @@ def resume(path: Path | str, data: Any = None, *, verbose: bool = False) -> Run:
     Args:
         path: the run folder.
         data: the same arrays again, for a run on arrays.
-        verbose: print every decision, as log.txt has them.
+        verbose: print everything that log.txt records.
 
     Raises:
         VitreousError: the run does not exist, its data have changed, or this machine cannot honour its decisions.
@@ -211,8 +211,8 @@ def repeat(
     Args:
         path: the run folder.
         data: the same arrays again, for a run on arrays.
-        out: the run folder itself; by default the next runs/DATA-RECIPE-NNN.
-        verbose: print every decision, as log.txt has them.
+        out: run folder; by default the next number of the run's own name in runs/.
+        verbose: print everything that log.txt records.
 
     Raises:
         VitreousError: the run does not exist or is not finished, or its data have changed.
@@ -243,7 +243,7 @@ def _train(
     repeats: Run | None = None,
     verbose: bool = False,
 ) -> Run:
-    """The whole of a training: plan, record, train, evaluate.
+    """A complete training: plan, record, train, evaluate.
 
     Args:
         recorded: the `[resolved]` table of the run that is resumed or repeated, or a part of the table of the run whose
@@ -702,6 +702,6 @@ def recorded_choices(recipe: str | Path | Recipe, request: Request) -> dict[str,
     }
     missing = [name for name in requested if name not in machine]
     if missing:
-        print(f"{recipe} does not record {', '.join(missing)}, so all machine choices are made anew.")
+        print(f"{recipe} does not record {', '.join(missing)}, so every machine choice starts from auto.")
         return {}
     return {"machine": {name: machine[name] for name, value in requested.items() if value == "auto"}}

@@ -371,7 +371,7 @@ def _name_of(value: Any) -> str:
         text = "-".join(map(str, value))
     else:
         text = str(value).lower() if isinstance(value, bool) else str(value).strip(" \"'[]")
-    return f"-{text}" if text[:1].isalpha() else text
+    return text if re.match(r"[-+.]?\d", text) else f"-{text}"
 
 
 def _safe(name: str) -> str:
@@ -462,7 +462,9 @@ def log(path: Path, verbose: bool = False) -> Iterator[Say]:
     def say(line: str, detail: bool = False) -> None:
         nonlocal warned
         if verbose or not detail:
-            print(line, flush=True)
+            # Names of files may hold characters that standard output cannot encode.
+            encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+            print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
         try:
             file.write(f"{line}\n".encode(errors="backslashreplace"))
         except OSError as error:

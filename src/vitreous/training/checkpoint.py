@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -96,6 +97,8 @@ class CheckpointKeeper(pl.Callback):
         if self.interrupted:
             raise KeyboardInterrupt
         self.interrupted = True
+        if sys.stderr.isatty():  # the terminal shows ^C at the end of the progress line
+            print(file=sys.stderr)
         self.say("Stopping after this step, with a checkpoint (Ctrl-C again stops at once).")
 
     def on_train_batch_end(

@@ -10,7 +10,6 @@ import multiprocessing
 import re
 import shlex
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 

@@ -249,7 +249,7 @@ def test_a_path_may_hold_an_equals_sign(
         ("train --resume nowhere", "There is no run folder nowhere"),
         ("evaluate nowhere", "There is no run folder nowhere"),
         ("evaluate x --split tset", "There is no split 'tset'; did you mean 'test'?"),
-        ("report nowhere", "There is no run at nowhere"),
+        ("report nowhere", "There is no run folder nowhere"),
         ("model vit-b61", "There is no model 'vit-b61'; did you mean 'vit-b16'?"),
         ("recipes defualt", "There is no recipe 'defualt'; did you mean 'default'?"),
         ("data fetch cifar01", "There is no data set to fetch 'cifar01'; did you mean 'cifar10'?"),

@@ -45,7 +45,7 @@ def test_several_processes_are_refused(
     # No process is started: the first action of each is enough.
     pickle.loads(pickle.dumps(data))  # as a spawned process receives it
     data.trainer = many
-    with pytest.raises(VitreousError, match=r"one process, and this Trainer has 2; give .*devices=1"):
+    with pytest.raises(VitreousError, match=r"one process, but this Trainer has 2; give .*devices=1"):
         data.setup("fit")
     data.trainer = trainer(devices=1)
     data.setup("fit")

@@ -624,7 +624,7 @@ def test_unknown_arguments_are_refused(arrays: Arrays) -> None:
         vitreous.train(arrays, sed=1)
     with pytest.raises(VitreousError, match="minutes and steps"):
         vitreous.train(arrays, minutes=1, steps=1)
-    with pytest.raises(VitreousError, match="more than zero"):
+    with pytest.raises(VitreousError, match="above zero"):
         vitreous.train(arrays, steps=0)
 
 

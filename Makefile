@@ -57,7 +57,7 @@ bench-accuracy: .venv/ready  ## accuracy at a budget of FLOPs, e.g. BUDGET=6e13 
 bench-study: .venv/ready  ## a study on validation: STUDY=law, STUDY=ablation or STUDY=seconds
 	$(BIN)/python benchmarks/study.py $(STUDY)
 
-leaderboard: .venv/ready  ## tables and plots of docs/results.md, from the records
+leaderboard: .venv/ready  ## all tables and plots of the pages, from the records
 	$(BIN)/python benchmarks/leaderboard.py
 
 clean:

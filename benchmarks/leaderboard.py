@@ -2,7 +2,7 @@
 
     python benchmarks/leaderboard.py
 
-Fills the tables of `docs/results.md` and the table of results in `README.md`; draws `docs/accuracy-flops.svg`,
+Fills the tables of `docs/results.md`, `docs/speed.md` and the table of results in `README.md`; draws `docs/accuracy-flops.svg`,
 `docs/accuracy-minutes.svg` and `docs/law.svg`.
 """
 
@@ -23,6 +23,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from pages import fill, markers
 from record import HERE, load
+from speed_page import fill_page
 
 Record = dict[str, Any]
 
@@ -99,7 +100,7 @@ PUBLISHED = (
 
 def main() -> None:
     render(HERE.parent)
-    print(f"{len(load())} records: docs/results.md and its plots")
+    print(f"{len(load())} records: README.md, docs/results.md with its plots, and docs/speed.md")
 
 
 def render(root: Path) -> None:
@@ -109,6 +110,7 @@ def render(root: Path) -> None:
         fill(results, name, table())
     if markers("results")[0] in readme.read_text(encoding="utf-8"):
         fill(readme, "results", readme_table())
+    fill_page(root / "docs" / "speed.md")
     plot_accuracy(root / "docs" / "accuracy-flops.svg", "train_flops")
     plot_accuracy(root / "docs" / "accuracy-minutes.svg", "total_seconds")
     plot_law(root / "docs" / "law.svg")

@@ -1,6 +1,6 @@
 """Fills the tables of `docs/speed.md` from the records.
 
-    python benchmarks/speed_page.py
+`leaderboard.py` calls it, so `make leaderboard` fills this page too.
 
 A cell whose measurement has no record shows "–".
 """
@@ -15,7 +15,6 @@ from typing import Any
 import pages
 import record
 
-PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 NETS = {"vit-xs4": "ViT-XS/4", "vit-ti16": "ViT-Ti/16"}
 TASKS = {"train": "training", "infer": "inference"}
 PEERS = ("timm", "transformers", "torchvision", "vit-pytorch")
@@ -24,10 +23,10 @@ NONE = "–"
 Records = Sequence[Mapping[str, Any]]
 
 
-def main() -> None:
+def fill_page(page: Path) -> None:
+    """Fills every table of the page from the records."""
     for name, lines in tables(record.load()).items():
-        pages.fill(PAGE, name, lines)
-    print(PAGE)
+        pages.fill(page, name, lines)
 
 
 def tables(records: Records) -> dict[str, list[str]]:
@@ -198,7 +197,3 @@ def machines_table(records: Records) -> list[str]:
         rows.append(cells)
     header = ["record", "processor", "threads", "torch", "date", "commit"]
     return table(header, rows or [[NONE] * len(header)])
-
-
-if __name__ == "__main__":
-    main()

@@ -2,7 +2,7 @@
 
     python benchmarks/leaderboard.py
 
-Fills the tables of `docs/results.md`, `docs/speed.md` and the table of results in `README.md`; draws `docs/accuracy-flops.svg`,
+Fills the tables of `docs/results.md` and `docs/speed.md`, and the table of results in `README.md`. Draws `docs/accuracy-flops.svg`,
 `docs/accuracy-minutes.svg` and `docs/law.svg`.
 """
 

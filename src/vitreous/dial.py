@@ -27,8 +27,8 @@ SIZES: tuple[tuple[float, dict[str, Any]], ...] = (
     (1e15, {"embed_dim": 192, "depth": 5, "num_heads": 3, "mlp_dim": 384, "stem_dims": (64, 192)}),
 )
 
-# Smallest number of epochs for each augmentation, in pixels of an image 32 pixels wide. At 6 epochs, crop 4 with cutout 8
-# instead of crop 2 cost 1.6 points of validation accuracy (one seed each, `cifar10-make-train-6583d17` and
+# Smallest number of epochs for each augmentation, in pixels of an image 32 pixels wide. At 6 epochs, crop 4 with cutout
+# 8 instead of crop 2 cost 1.6 points of validation accuracy (one seed each, `cifar10-make-train-6583d17` and
 # `cifar10-make-train-5de89af` in benchmarks/records.jsonl). The threshold itself comes from trials without a record,
 # which docs/log.md describes.
 EPOCHS: tuple[tuple[float, dict[str, Any]], ...] = (

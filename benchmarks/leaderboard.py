@@ -2,8 +2,8 @@
 
     python benchmarks/leaderboard.py
 
-Fills the tables of `docs/results.md` and `docs/speed.md`, and the table of results in `README.md`. Draws `docs/accuracy-flops.svg`,
-`docs/accuracy-minutes.svg` and `docs/law.svg`.
+Fills the tables of `docs/results.md` and `docs/speed.md`, and the table of results in `README.md`. Draws
+`docs/accuracy-flops.svg`, `docs/accuracy-minutes.svg` and `docs/law.svg`.
 """
 
 from __future__ import annotations

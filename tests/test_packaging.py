@@ -125,7 +125,9 @@ def test_source_distribution_holds_what_builds_the_package(distributions: tuple[
         files = {name.partition("/")[2] for name in archive.getnames()}
     assert {f"src/{name}" for name in package_files()} | set(TOP_LEVEL) <= files
     assert not [
-        name for name in files if name.startswith(("tests", "benchmarks", "docs", ".")) or "__pycache__" in name
+        name
+        for name in files
+        if name.startswith(("tests", "benchmarks", "docs", ".")) or "__pycache__" in name
     ]
 
 

@@ -106,24 +106,24 @@ def train(
             with uint8 [N, H, W, 3] and int [N], or an `ImageStore`.
         recipe: recipe to start from: a name (see vitreous recipes) or a TOML file, such as a run's recipe.toml;
             or a `Recipe`.
-        minutes: wall-clock minutes, from packed data to the test figures. At most one budget is given: minutes,
-            epochs, steps or flops.
+        minutes: wall-clock minutes, from packed data to the printed test accuracy. At most one budget
+            is given: minutes, epochs, steps or flops.
         epochs: how often each training image is used.
         steps: optimizer steps.
         flops: training FLOPs, as in 6e13.
         out: run folder; by default runs/DATA-RECIPE-CHANGES-seedN-NNN.
         overrides: changes to the recipe, as `{"model.depth": 6}` or `["depth=6"]`.
-        seed: seed of weights, order of images, augmentation and dropout.
+        seed: seed for weights, image order, augmentation and dropout.
         device: where to train: "auto", "cpu", "cuda" or "mps".
         precision: number format of matrix products; auto is bf16 on hardware that has it: "auto", "32" or "bf16".
         backend: what computes the network; native is kernels compiled for this CPU, auto is native where possible:
             "auto", "torch" or "native".
-        logger: log to write beside metrics.csv: "csv" (no other), "tensorboard" or "wandb".
+        logger: logger beside metrics.csv, which is always written: "csv" (no other), "tensorboard" or "wandb".
         data_dir: cache of packed data; by default $VITREOUS_DATA or ~/.cache/vitreous.
         image_size: side in pixels to resize images to.
         skip_bad: skip images that cannot be read instead of stopping.
         classes: class names, for arrays, in the order of the labels.
-        judge: splits to evaluate at the end; val leaves test unread, test also trains on validation images: "both",
+        judge: splits to evaluate at the end; val leaves test unread, test also trains on the validation images: "both",
             "val" or "test".
         verbose: print everything that log.txt records.
 
@@ -179,7 +179,7 @@ def _path(name: str, path: Any) -> Any:
 
 
 def resume(path: Path | str, data: Any = None, *, verbose: bool = False) -> Run:
-    """Continues an interrupted run to the same bits, with the decisions that were made at its start.
+    """Continues an interrupted run, bit for bit, with the decisions that were made at its start.
 
     Args:
         path: the run folder.
@@ -203,7 +203,7 @@ def resume(path: Path | str, data: Any = None, *, verbose: bool = False) -> Run:
 def repeat(
     path: Path | str, data: Any = None, *, out: Path | str | None = None, verbose: bool = False
 ) -> Run:
-    """Repeats a finished run to the same bits, in a run folder of its own.
+    """Repeats a finished run, bit for bit, in a run folder of its own.
 
     It uses the run's request, recipe, machine choices and number of steps, which for a budget of minutes was fitted
     while it ran. A choice that this machine cannot honour is reported. At the end the weights are compared, and the

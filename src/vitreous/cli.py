@@ -251,12 +251,10 @@ COMMANDS: dict[str, Command] = {
                 argument("--verbose", OPTIONS["verbose"].help, short="-v", action="store_true"),
             ),
             "instead of DATA, an earlier run": (
-                argument(
-                    "--resume", "continue an interrupted run, to the same bits", type=Path, metavar="RUN"
-                ),
+                argument("--resume", "continue an interrupted run, bit for bit", type=Path, metavar="RUN"),
                 argument(
                     "--repeat",
-                    "train again as a finished run did, to the same bits",
+                    "repeat a finished run, bit for bit",
                     type=Path,
                     metavar="RUN",
                 ),
@@ -301,7 +299,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "report": Command(
         report,
-        "write the report.html of a run again",
+        "regenerate the report.html of a run",
         {"arguments": (RUN,)},
         ("vitreous report runs/cifar10-default-seed42-001",),
     ),
@@ -557,8 +555,9 @@ def recipe_keys() -> list[str]:
     by_budget = {key for _, values in (*dial.SIZES, *dial.EPOCHS) for key in values}
     lines = [
         "",
-        "keys of the recipe, with their values in the recipe default (… is chosen by the",
-        "budget; name is in two sections, so write optimizer.name or schedule.name):",
+        "keys of the recipe, with their values in the recipe default (… is chosen from",
+        "the budget; two sections have a key name, so write optimizer.name or",
+        "schedule.name):",
     ]
     for section, keys in recipe.keys().items():
         if section == "budget":

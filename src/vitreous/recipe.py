@@ -30,16 +30,16 @@ UNITS = ("minutes", "epochs", "steps", "flops")
 @dataclass(frozen=True)
 class DataSection:
     val_fraction: float = setting(
-        0.1, "fraction of a split that is set aside for validation", low=0.001, high=0.5
+        0.1, "fraction of each class to hold out for each missing split", low=0.001, high=0.5
     )
-    split_seed: int = setting(
-        42, "seed of that choice, independent of the run's own seed", low=0, high=2**32 - 1
-    )
+    split_seed: int = setting(42, "seed of that choice, independent of --seed", low=0, high=2**32 - 1)
 
 
 @dataclass(frozen=True)
 class AugmentSection:
-    crop: int = setting(0, "random crop after reflecting so many pixels at each border", low=0, high=64)
+    crop: int = setting(
+        0, "random crop after reflection padding of this many pixels on each side", low=0, high=64
+    )
     flip: str = setting(
         "none",
         "horizontal flip; alternating flips an image in every other epoch",

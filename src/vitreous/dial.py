@@ -3,9 +3,9 @@
 The training FLOPs of a budget choose the network. The epochs that this network can train within the budget then choose
 the augmentation.
 
-The sizes were compared on CIFAR-10's validation split (docs/log.md, "The dial's law" and "5.5e14 FLOPs on
-validation"). The second and the third size are within half a point of each other at
-5.5e14 FLOPs. The third size starts at 1e15, an extrapolation. On CIFAR-100 the second size overtakes the first at a somewhat smaller budget.
+The sizes were compared on CIFAR-10's validation split (docs/log.md, "The dial's law", "5.5e14 FLOPs on validation").
+The second and the third size are within half a point of each other at 5.5e14 FLOPs. The third size starts at 1e15, an
+extrapolation. On CIFAR-100 the second size overtakes the first at a somewhat smaller budget.
 
 A value that a person has set stays. Setting any size field turns automatic sizing off.
 """

@@ -9,8 +9,9 @@ SEEDS ?= 42 43 44
 FINAL ?=
 MINUTES ?= 5
 STUDY ?= ablation
+RUN ?= runs/cifar10-default-seed42-001
 
-.PHONY: setup train test test-slow test-package test-native lint format notebook bench-speed bench-peers bench-peer-recipe bench-accuracy bench-study leaderboard clean
+.PHONY: setup train test test-slow test-package test-native lint format notebook bench-speed bench-peers bench-peer-recipe bench-accuracy bench-study leaderboard report-picture clean
 
 setup: .venv/ready  ## .venv with the package and everything that development needs
 
@@ -56,6 +57,9 @@ bench-accuracy: .venv/ready  ## accuracy at a budget of FLOPs, e.g. BUDGET=6e13 
 
 bench-study: .venv/ready  ## a study on validation: STUDY=law, STUDY=ablation or STUDY=seconds
 	$(BIN)/python benchmarks/study.py $(STUDY)
+
+report-picture: .venv/ready  ## docs/report.png from a run, e.g. RUN=runs/cifar10-default-seed42-001
+	$(BIN)/python benchmarks/report_picture.py $(RUN)
 
 leaderboard: .venv/ready  ## all tables and plots of the pages, from the records
 	$(BIN)/python benchmarks/leaderboard.py

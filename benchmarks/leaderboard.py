@@ -386,7 +386,16 @@ def runs_table() -> list[str]:
                 f"`{record['commit'][:7]}`",
             ]
         )
-    head = ("id", "study: variant", "training FLOPs", "epochs", "minutes", "images/s", "validation, %", "test, %")
+    head = (
+        "id",
+        "study: variant",
+        "training FLOPs",
+        "epochs",
+        "minutes",
+        "images/s",
+        "validation, %",
+        "test, %",
+    )
     return table(
         [*head, "test with flips, %", "peak MiB", "backend, precision", "machine", "commit"],
         rows,
@@ -453,14 +462,15 @@ def reads_text() -> list[str]:
     ]
     if replaced:
         sentences += [
-            f"{len(replaced)} of the {len(reads)} are earlier runs of `make train`. Later runs had replaced their records, "
-            "which were restored from the git history.",
+            f"{len(replaced)} of the {len(reads)} are earlier runs of `make train`. Later runs had replaced their "
+            "records, which were restored from the git history.",
         ]
     if short_runs:
         steps = [summary["steps"] for summary in short_runs]
         sentences += [
-            f"The record `golden` holds {len(golden_runs)} trainings of a few steps. {len(short_runs)} of them, of "
-            f"{min(steps)} to {max(steps)} steps, also read CIFAR-10's test split; the others train on a folder of images.",
+            f"The record `golden` holds {len(golden_runs)} short trainings. {len(short_runs)} of them, of "
+            f"{min(steps)} to {max(steps)} steps, also read CIFAR-10's test split. "
+            f"The other {len(golden_runs) - len(short_runs)} train on a folder of images.",
             "They compare bits between versions, and nothing is chosen by their accuracy.",
         ]
     return [" ".join(sentences)]

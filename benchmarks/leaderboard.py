@@ -34,10 +34,10 @@ STUDIES = {
     "make-train": "`make train`",
     "choose": "choosing",
     "ablation": "ablation",
-    "law": "law",
+    "law": "network size",
     "earlier": "earlier default",
     "notebook": "notebook",
-    "peer-recipe": "peer's recipe",
+    "peer-recipe": "another library's recipe",
 }
 ABLATED_AT = "6e13"  # training FLOPs
 # Row of the ablation: what it changes of the default recipe, in words and in overrides.
@@ -46,10 +46,10 @@ ABLATION: dict[str, tuple[str, list[str]]] = {
     "adamw lr 2e-3": ("AdamW in place of Muon", ["optimizer.name=adamw"]),
     "fullsize": ("full-size images from the start", ["small_sides=[1.0]"]),
     "linear": ("linear patches in place of the convolutional stem", ["stem=linear", "stem_dims=[]"]),
-    "qknorm": ("no normalization of queries and keys", ["qk_norm=false"]),
+    "qknorm": ("no normalisation of queries and keys", ["qk_norm=false"]),
     "mean": ("mean of the tokens in place of attention pooling", ["pool=mean"]),
     "cls": ("class token in place of attention pooling", ["pool=cls"]),
-    "zeroinit": ("residual branches not initialized to zero", ["zero_init=false"]),
+    "zeroinit": ("residual branches not initialised to zero", ["zero_init=false"]),
     "smoothing": ("no label smoothing", ["label_smoothing=0"]),
     "flip": ("random flips in place of alternating ones", ["flip=random"]),
     "crop": ("no crop", ["crop=0"]),
@@ -220,7 +220,7 @@ def final_table() -> list[str]:
             ]
         )
     head = ("data", "training FLOPs", "network", "epochs", "augmentation", "minutes", "test, %")
-    return table([*head, "test, flips averaged, %", "computed by", "seeds"], rows)
+    return table([*head, "test with flips, %", "backend, precision", "seeds"], rows)
 
 
 def readme_table() -> list[str]:
@@ -386,9 +386,18 @@ def runs_table() -> list[str]:
                 f"`{record['commit'][:7]}`",
             ]
         )
-    head = ("id", "study: arm", "training FLOPs", "epochs", "minutes", "images/s", "validation, %", "test, %")
+    head = (
+        "id",
+        "study: variant",
+        "training FLOPs",
+        "epochs",
+        "minutes",
+        "images/s",
+        "validation, %",
+        "test, %",
+    )
     return table(
-        [*head, "test, flips averaged, %", "peak MiB", "computed by", "machine", "commit"],
+        [*head, "test with flips, %", "peak MiB", "backend, precision", "machine", "commit"],
         rows,
     )
 
@@ -429,8 +438,8 @@ def machines_table() -> list[str]:
         own = [record["machine"] for record in load() if machine(record) == each]
         speeds = [known["bf16_gflops"] for known in own if "bf16_gflops" in known]
         rows.append([letter, *each, spread(speeds, ".0f"), len(own)])
-    head = ("", "processor", "threads", "vector extensions", "torch", "bf16 products, GFLOP/s", "records")
-    return table(head, rows)
+    head = ("", "processor", "threads", "vector extensions", "torch")
+    return table([*head, "bf16 matrix multiplications, GFLOP/s", "records"], rows)
 
 
 def reads_text() -> list[str]:
@@ -439,29 +448,29 @@ def reads_text() -> list[str]:
     flips = [r for r in reads if "test_acc_with_flips" in r["figures"]]
     replaced = [r for r in reads if r["study"] == "make-train" and r["command"] is None]
     kinds = grouped(reads, lambda r: r["data"])
-    short_runs = [
+    golden_runs = [
         case["summary"]
         for record in load("golden")
         for cases in record["figures"].values()
         for case in cases.values()
-        if case["summary"].get("data") == "cifar10" and "test_acc" in case["summary"]
     ]
+    short_runs = [s for s in golden_runs if s.get("data") == "cifar10" and "test_acc" in s]
     counts = " and ".join(f"{len(records)} on {DATA[data]}" for data, records in sorted(kinds.items()))
     sentences = [
         f"{len(reads)} runs on record read a test split, {counts}.",
-        "Each read it once, at its end.",
-        f"{len(flips)} of them went over its images a second time, mirrored, for the column of averaged flips.",
+        f"Each evaluated on it once, at its end; {len(flips)} also made a second pass over the mirrored images.",
     ]
     if replaced:
         sentences += [
-            f"{len(replaced)} of the {len(reads)} are earlier runs of `make train`, whose records had been replaced by "
-            "later ones and came back from the git history.",
+            f"{len(replaced)} of the {len(reads)} are earlier runs of `make train`. Later runs had replaced their "
+            "records, which were restored from the git history.",
         ]
     if short_runs:
         steps = [summary["steps"] for summary in short_runs]
         sentences += [
-            f"The record `golden` adds {len(short_runs)} trainings of {min(steps)} to {max(steps)} steps that read "
-            "CIFAR-10's test split too.",
+            f"The record `golden` holds {len(golden_runs)} short trainings. {len(short_runs)} of them, of "
+            f"{min(steps)} to {max(steps)} steps, also read CIFAR-10's test split. "
+            f"The other {len(golden_runs) - len(short_runs)} train on a folder of images.",
             "They compare bits between versions, and nothing is chosen by their accuracy.",
         ]
     return [" ".join(sentences)]

@@ -67,7 +67,7 @@ def with_interval(comparison: Mapping[str, Any] | None) -> str:
 
 
 def peers_table(records: Records, mode: str) -> list[str]:
-    """How many times as long as ours a step of each peer takes, with equal work; ours in milliseconds."""
+    """How many times as long as ours a step of each library takes, with equal work; ours in milliseconds."""
     columns = [figures_of(records, "peers", f"{net} {task}") for net in NETS for task in TASKS]
     header = ["", *(f"{net}, {task}" for net in NETS.values() for task in TASKS.values())]
     rows = [
@@ -87,7 +87,7 @@ def milliseconds(figures: Mapping[str, Any], arm: str) -> str:
 
 
 def modes_table(records: Records) -> list[str]:
-    """The mode in which each peer was fastest."""
+    """The mode in which each library was fastest."""
     columns = [figures_of(records, "peers", f"{net} {task}") for net in NETS for task in TASKS]
     header = ["", *(f"{net}, {task}" for net in NETS.values() for task in TASKS.values())]
     rows = [
@@ -110,7 +110,7 @@ def notebook_table(records: Records) -> list[str]:
 
 
 def notebook_times(records: Records) -> list[str]:
-    """Milliseconds per step and images per second of each competitor."""
+    """Milliseconds per step and images per second of each contestant."""
     figures = figures_of(records, "speed", "notebook")
     rows = []
     for name, values in figures.get("ms", {}).items():
@@ -121,7 +121,7 @@ def notebook_times(records: Records) -> list[str]:
         rows.append([label, f"{ms:,.0f}", f"{1000 * figures['batch'] / ms:,.0f}"])
     if figures:
         ms = figures["products_ms"]
-        label = "all FLOPs at the rate of large products"
+        label = "all FLOPs at the rate of large matrix multiplications"
         rows.append([label, f"{ms:,.0f}", f"{1000 * figures['batch'] / ms:,.0f}"])
     return table(["", "ms per step", "images/s"], rows or [[NONE] * 3])
 
@@ -134,8 +134,8 @@ def default_step_table(records: Records) -> list[str]:
         "network, image",
         "ms per step",
         "GFLOP",
-        "products alone",
-        "of the product rate",
+        "matrix multiplications alone",
+        "of the peak rate",
         "data and augmentation",
     ]
     rows = [

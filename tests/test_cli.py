@@ -42,7 +42,7 @@ def run(line: str) -> int:
 
 
 def refused(line: str, capsys: Capture) -> str:
-    """The one sentence that refuses a line, with status 2 and nothing on standard output."""
+    """The message that refuses a line, with status 2 and nothing on standard output."""
     assert run(line) == 2
     output = capsys.readouterr()
     assert output.out == ""
@@ -391,7 +391,7 @@ def test_habits_and_typing_errors_get_the_right_answer(line: str, hint: str, cap
         ("epoch", 3, "write epochs=3."),
         ("num_workers", 4, "batches are prepared in the training process, so there is no number of workers to set."),
         ("sed", 3, "did you mean 'seed'?"),
-        ("labels", [0, 1], "see help(vitreous.train)."),
+        ("labels", [0, 1], "see help(vitreous.api.train)."),
     ],
 )  # fmt: skip
 def test_python_arguments_get_the_right_answer(argument: str, value: Any, hint: str) -> None:
@@ -409,7 +409,7 @@ def test_python_arguments_get_the_right_answer(argument: str, value: Any, hint: 
         (lambda: api.train("shapes", overrides={"resume": "x"}), "write vitreous.resume('x')."),
         (lambda: api.show("shapes", overrides={"seed": 3}), "see vitreous train --help."),
         (lambda: api.show("shapes", overrides={"image_size": 8}), "give the argument image_size=8."),
-        (lambda: api.show("shapes", gpus=1), "see help(vitreous.show)."),
+        (lambda: api.show("shapes", gpus=1), "see help(vitreous.api.show)."),
         (lambda: api.show("shapes", epoch=3), "write epochs=3."),
         (lambda: api.resume("runs/x", dataset=3), "write data=3."),
         (lambda: api.repeat("runs/x", output="y"), "write out='y'."),

@@ -135,7 +135,7 @@ def train(
         The run, with `.summary`, `.model`, `.predict(images)` and `.path`.
 
     Raises:
-        VitreousError: the caller can correct something; one sentence says what.
+        VitreousError: the caller can correct something; the message says what.
         KeyboardInterrupt: the training was stopped; the run folder can be resumed.
     """
     request = Request(

@@ -186,7 +186,7 @@ def unknown_argument(
     elif takes_overrides and (reason := _reason(word, "", "device=" if "device" in arguments else "")):
         hint = reason
     else:
-        hint = suggestion(argument, arguments, see=f"help(vitreous.{function})")
+        hint = suggestion(argument, arguments, see=f"help(vitreous.api.{function})")
     return VitreousError(f"{function}() has no argument {argument!r}; {hint}")
 
 

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def run(line: str) -> int:
 
 
 def refused(line: str, capsys: Capture) -> str:
-    """The one sentence that refuses a line, with status 2 and nothing on standard output."""
+    """The message that refuses a line, with status 2 and nothing on standard output."""
     assert run(line) == 2
     output = capsys.readouterr()
     assert output.out == ""
@@ -286,15 +287,50 @@ def test_every_mistake_is_a_sentence(
         ("train c --val-split 0.2", "write val_fraction=0.2 (a key of the recipe)."),
         ("train c --optimizer adamw", "write optimizer.name=adamw (a key of the recipe)."),
         ("train c --smoothing 0.1", "did you mean label_smoothing=0.1, a key of the recipe?"),
-        ("train c seed=3", "write --seed 3 (in Python seed=3)."),
-        ("train c image_size=64", "write --image-size 64 (in Python image_size=64)."),
-        ("train c skip_bad=true", "write --skip-bad (in Python skip_bad=True)."),
-        ("train c device=cuda", "write --device cuda (in Python device='cuda')."),
-        ("train c img-size=64", "write --image-size 64 (in Python image_size=64)."),
-        ("train c classes=3", "give in Python classes=3."),
+        ("train c seed=3", "write --seed 3."),
+        ("train c image_size=64", "write --image-size 64."),
+        ("train c skip_bad=true", "write --skip-bad."),
+        ("train c device=cuda", "write --device cuda."),
+        ("train c img-size=64", "write --image-size 64."),
+        ("train c classes=3", "the data set decides the number of classes."),
+        ("train c --num-classes 3", "the data set decides the number of classes."),
         ("train c resume=runs/x", "write --resume runs/x."),
         ("train c epoch=3", "write epochs=3."),
-        ("train c optimizer.depth=3", "write depth."),
+        ("train c optimizer.depth=3", "write depth=3."),
+        ("train c optimizer.lr=2e-3", "write learning_rate=0.002."),
+        ("train c model.dim=192", "write embed_dim=192."),
+        ("train c training.bs=64", "write batch_size=64."),
+        ("train c --model.dim 192", "write embed_dim=192 (a key of the recipe)."),
+        ("train c model.name=x", "see vitreous train --help."),
+        ("train c skip_bad=false", "leave it out."),
+        ("train c skip_bad=0", "leave it out."),
+        ("train c amp=false", "write --precision 32."),
+        ("train c --amp off", "write --precision 32."),
+        ("train c gpu=0", "write --device cpu."),
+        ("train c --cpu false", "leave it out."),
+        ("train c --skip-bad=true", "leave out =true."),
+        ("train c --skip-bad=false", "leave out the option."),
+        ("train c --verbose=1", "leave out =1."),
+        ("train c --split 0.2", "write val_fraction=0.2 (a key of the recipe)."),
+        ("train c --split test", "write --judge test."),
+        ("train c split=val", "write --judge val."),
+        ("train c split=0.2", "write val_fraction=0.2."),
+        ("data show c --split 0.2", "write val_fraction=0.2 (a key of the recipe)."),
+        ("data show c --split val", "see vitreous data show --help."),
+        ("data show c seed=3", "see vitreous data show --help."),
+        ("data show c device=cpu", "see vitreous data show --help."),
+        ("data show c resume=runs/x", "see vitreous data show --help."),
+        ("data show c skip_bad=true", "write --skip-bad."),
+        ("data show c --output x", "write --out FILE.png."),
+        ("data show --dataset c", "write the data set without an option, as in vitreous data show cifar10."),
+        ("train c gpus=2", "a run uses one device, which --device chooses."),
+        ("data show c gpus=2", "see vitreous data show --help."),
+        ("evaluate x --dataset shapes", "write --data DATA."),
+        ("evaluate x --JSON", "write --json."),
+        ("data validate x", "write vitreous data check PATH."),
+        ("data test x", "write vitreous data check PATH."),
+        ("data download cifar10", "write vitreous data fetch."),
+        ("data eval x", "see vitreous --help."),
         ("train c --gpu", "write --device cuda."),
         ("train c --cuda", "write --device cuda."),
         ("train c --img-size 64", "write --image-size 64."),
@@ -342,17 +378,63 @@ def test_habits_and_typing_errors_get_the_right_answer(line: str, hint: str, cap
     [
         ("lr", 1e-3, "write overrides={'learning_rate': 0.001}."),
         ("depth", 6, "write overrides={'depth': 6}."),
-        ("gpu", 0, "write device='cuda'."),
+        ("gpu", 1, "write device='cuda'."),
+        ("cuda", False, "write device='cpu'."),
+        ("amp", False, "write precision='32'."),
+        ("cpu", False, "leave it out."),
+        ("gpus", 1, "a run uses one device, which device= chooses."),
+        ("num_classes", 3, "the data set decides the number of classes."),
+        ("checkpoint", Path("runs/x"), "write vitreous.resume('runs/x')."),
+        ("repeat", "runs/x", "write vitreous.repeat('runs/x')."),
+        ("split", 0.2, "write overrides={'val_fraction': 0.2}."),
+        ("split", "test", "write judge='test'."),
         ("epoch", 3, "write epochs=3."),
         ("num_workers", 4, "batches are prepared in the training process, so there is no number of workers to set."),
         ("sed", 3, "did you mean 'seed'?"),
-        ("labels", [0, 1], "see help(vitreous.train)."),
+        ("labels", [0, 1], "see help(vitreous.api.train)."),
     ],
 )  # fmt: skip
 def test_python_arguments_get_the_right_answer(argument: str, value: Any, hint: str) -> None:
     with pytest.raises(VitreousError) as failure:
         api.train("shapes", **{argument: value})
     assert str(failure.value) == f"train() has no argument {argument!r}; {hint}"
+
+
+@pytest.mark.parametrize(
+    ("call", "hint"),
+    [
+        (lambda: api.train(dataset="cifar10"), "write data='cifar10' (the first argument)."),
+        (lambda: api.train("shapes", overrides={"seed": 3}), "give the argument seed=3."),
+        (lambda: api.train("shapes", overrides={"skip_bad": False}), "leave it out."),
+        (lambda: api.train("shapes", overrides={"resume": "x"}), "write vitreous.resume('x')."),
+        (lambda: api.show("shapes", overrides={"seed": 3}), "see vitreous train --help."),
+        (lambda: api.show("shapes", overrides={"image_size": 8}), "give the argument image_size=8."),
+        (lambda: api.show("shapes", gpus=1), "see help(vitreous.api.show)."),
+        (lambda: api.show("shapes", epoch=3), "write epochs=3."),
+        (lambda: api.resume("runs/x", dataset=3), "write data=3."),
+        (lambda: api.repeat("runs/x", output="y"), "write out='y'."),
+    ],
+)
+def test_python_callers_get_an_answer_in_python(call: Callable[[], Any], hint: str) -> None:
+    with pytest.raises(VitreousError) as failure:
+        call()
+    assert str(failure.value).partition("; ")[2] == hint
+
+
+@pytest.mark.parametrize("command", ["train", "data show"])
+def test_answers_name_only_options_of_the_command(
+    command: str, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags, keys = {*COMMANDS[command].flags, "--help"}, recipes.keys()
+    known_keys = {key for names in keys.values() for key in names}
+    for word in {*OPTIONS, *habits.NAMES, *habits.ABSENT} - known_keys - set(keys):
+        for value in ("3", "false", "val"):
+            answers = [refused(f"{command} c {word}={value}", capsys).partition("; ")[2]]
+            if f"--{word.replace('_', '-')}" not in flags:
+                answers.append(refused(f"{command} c --{word}={value}", capsys).partition("; ")[2])
+            for answer in answers:
+                assert set(re.findall(r"--[\w-]+", answer)) <= flags, (word, answer)
 
 
 def test_every_habit_leads_to_something_that_exists() -> None:

@@ -32,7 +32,7 @@ from vitreous.dial import describe_size
 from vitreous.errors import InterruptedRun, VitreousError
 from vitreous.evaluation import bundle_of, final_figures
 from vitreous.evaluation import evaluate as evaluate  # part of this interface
-from vitreous.habits import unknown_argument
+from vitreous.habits import UnknownKeyError, unknown_argument, unknown_key_in_python
 from vitreous.model.summary import describe_architecture, render
 from vitreous.plan import (
     Plan,
@@ -63,7 +63,7 @@ Result = TypeVar("Result")
 
 
 def with_hints(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Refuses an unknown argument and suggests the nearest name, as the command line does for its options."""
+    """Refuses an unknown argument or recipe key and says what to write, as the command line does."""
     known = inspect.signature(function).parameters
 
     @functools.wraps(function)
@@ -71,7 +71,10 @@ def with_hints(function: Callable[Parameters, Result]) -> Callable[Parameters, R
         for key in kwargs:
             if key not in known:
                 raise unknown_argument(function.__name__, key, known, recipes.keys(), kwargs[key])
-        return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except UnknownKeyError as error:
+            raise unknown_key_in_python(error.key, recipes.keys(), error.value, known) from None
 
     return checked
 
@@ -118,7 +121,8 @@ def train(
         precision: number format of matrix products; auto is bf16 on hardware that has it: "auto", "32" or "bf16".
         backend: what computes the network; native is kernels compiled for this CPU, auto is native where possible:
             "auto", "torch" or "native".
-        logger: logger beside metrics.csv, which is always written: "csv" (no other), "tensorboard" or "wandb".
+        logger: csv is metrics.csv alone; tensorboard and wandb record the run there in addition: "csv",
+            "tensorboard" or "wandb".
         data_dir: cache of packed data; by default $VITREOUS_DATA or ~/.cache/vitreous.
         image_size: side in pixels to resize images to.
         skip_bad: skip images that cannot be read instead of stopping.
@@ -131,7 +135,7 @@ def train(
         The run, with `.summary`, `.model`, `.predict(images)` and `.path`.
 
     Raises:
-        VitreousError: the caller can correct something; one sentence says what.
+        VitreousError: the caller can correct something; the message says what.
         KeyboardInterrupt: the training was stopped; the run folder can be resumed.
     """
     request = Request(
@@ -178,6 +182,7 @@ def _path(name: str, path: Any) -> Any:
     return path
 
 
+@with_hints
 def resume(path: Path | str, data: Any = None, *, verbose: bool = False) -> Run:
     """Continues an interrupted run, bit for bit, with the decisions that were made at its start.
 
@@ -200,6 +205,7 @@ def resume(path: Path | str, data: Any = None, *, verbose: bool = False) -> Run:
     return _train(run.path, run.recipe, stored_request(run, data), recorded, resumes=True, verbose=verbose)
 
 
+@with_hints
 def repeat(
     path: Path | str, data: Any = None, *, out: Path | str | None = None, verbose: bool = False
 ) -> Run:
@@ -350,6 +356,7 @@ def fit(
     return trainer
 
 
+@with_hints
 def show(
     data: Any,
     recipe: str = "default",

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from vitreous.data.named import DOWNLOADED_NAMES, KINDS_OF_DATA
 from vitreous.errors import InterruptedRun, VitreousError
-from vitreous.habits import unknown_command, unknown_option
+from vitreous.habits import FALSE, UnknownKeyError, unknown_command, unknown_key, unknown_option
 from vitreous.request import OPTIONS
 from vitreous.settings import allowed_range, listed
 
@@ -44,9 +44,9 @@ def train(
     if resume is not None or repeat is not None:
         allowed = {"verbose"} if resume is not None else {"verbose", "out"}
         if data or overrides or set(options) - allowed or recipe != "default" or (resume and repeat):
-            option, others = ("--resume", "--verbose") if resume else ("--repeat", "--out and --verbose")
+            option, permitted = ("--resume", "--verbose") if resume else ("--repeat", "--out and --verbose")
             raise VitreousError(
-                f"{option} takes data, recipe and budget from the run folder; give nothing else but {others}."
+                f"{option} takes data, recipe and budget from the run folder; give nothing else but {permitted}."
             )
         if resume is not None:
             api.resume(resume, **options)
@@ -173,7 +173,7 @@ def print_record(record: Any, as_json: bool, text: Callable[[], str]) -> None:
     print(json.dumps(record, indent=1, ensure_ascii=False) if as_json else text())
 
 
-def whole(text: str) -> int:
+def whole_number(text: str) -> int:
     try:
         return int(text)
     except ValueError:
@@ -203,7 +203,7 @@ def option(name: str) -> Argument:
     help = f"{listed(known.choices)}: {known.help}" if known.choices else known.help
     if known.default is not None:
         help += f" (default: {known.default})"
-    kind = {int: whole, float: number}.get(known.kind, known.kind)
+    kind = {int: whole_number, float: number}.get(known.kind, known.kind)
     return argument(flag, help, type=kind, metavar=known.metavar)
 
 
@@ -234,6 +234,11 @@ class Command:
     @property
     def arguments(self) -> tuple[Argument, ...]:
         return tuple(argument for group in self.groups.values() for argument in group)
+
+    @property
+    def flags(self) -> dict[str, str]:
+        """The options, with what stands for their value in the help, or "" if they take none."""
+        return {name: settings.get("metavar", "") for name, settings in self.arguments if name[0] == "-"}
 
 
 COMMANDS: dict[str, Command] = {
@@ -388,13 +393,13 @@ COMMANDS: dict[str, Command] = {
                 argument(
                     "--num-classes",
                     "number of classes (default: as in published figures)",
-                    type=whole,
+                    type=whole_number,
                     metavar="N",
                 ),
                 argument(
                     "--image-size",
                     "side of an image in pixels (default: as in published figures)",
-                    type=whole,
+                    type=whole_number,
                     metavar="S",
                 ),
                 JSON,
@@ -416,9 +421,13 @@ COMMANDS: dict[str, Command] = {
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with its errors as one sentence."""
+    """argparse with its errors in the words of the project."""
 
     def error(self, message: str) -> NoReturn:
+        if refused := re.match(r"argument (?:.*/)?(\S+): ignored explicit argument '(.*)'", message):
+            option, value = refused.groups()
+            unneeded = "the option" if value.lower() in FALSE else f"={value}"
+            raise VitreousError(f"{option} takes no value; leave out {unneeded}.")
         message = re.sub(r"^the following arguments are required: (.*)", r"\1 is missing", message)
         message = re.sub(r"^argument (\S+?):? (?=takes|expected|not)", r"\1 ", message)
         message = message.replace("expected one argument", "needs a value")
@@ -479,7 +488,12 @@ def dispatch(words: list[str]) -> int:
         if word.startswith("-"):
             raise refused_option(name, command, word, rest)
         raise VitreousError(f"{word!r} is an unexpected argument; see {parser.prog} --help.")
-    return command.call(**vars(options)) or 0
+    try:
+        return command.call(**vars(options)) or 0
+    except UnknownKeyError as error:
+        from vitreous import recipe
+
+        raise unknown_key(error.key, recipe.keys(), error.value, name, command.flags) from None
 
 
 def make_parser(name: str, command: Command) -> Parser:
@@ -502,15 +516,15 @@ def refused_option(name: str, command: Command, word: str, words: list[str]) -> 
 
     keys = recipe.keys()
     section_facts = [facts for section in keys.values() for facts in section.values()]
-    option, equals, value = word.partition("=")
+    typed, equals, value = word.partition("=")
     if not equals:
         following = words[words.index(word) + 1 :][:1] if word in words else []
         # A number or the name of a choice is its value; any other word is the data set.
         choices = {choice for facts in section_facts for choice in facts.get("choices", ())}
-        pattern = r"[-+.\d][\d.eE+-]*|true|false"
+        choices |= {choice for option in OPTIONS.values() for choice in option.choices}
+        pattern = r"[-+.\d][\d.eE+-]*|(?i:true|false|yes|no|on|off)"
         value = next((word for word in following if word in choices or re.fullmatch(pattern, word)), "")
-    options = [name for name, _ in command.arguments if name.startswith("-")]
-    return unknown_option(name, option, options, keys if command.takes_recipe else {}, value)
+    return unknown_option(name, typed, command.flags, keys if command.takes_recipe else {}, value)
 
 
 def help_page(name: str, command: Command) -> str:

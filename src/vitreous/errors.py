@@ -10,7 +10,7 @@ CLOSE = 0.75  # smallest similarity at which a name is suggested
 
 
 class VitreousError(Exception):
-    """A failure that the user can fix. Its text is one sentence that says what is wrong and what to do."""
+    """A failure that the user can fix. Its text says in one or two short sentences what happened and what to do."""
 
 
 class InterruptedRun(KeyboardInterrupt):
@@ -49,7 +49,11 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     if close is not None and similarity(name, close) >= CLOSE:
         return close
     word = name.lower().strip("-").replace("-", "_")
-    holders = [each for each in known if word in re.split(r"[\W_]+", each.lower()) or word in each.split(" ")]
+    holders = [
+        candidate
+        for candidate in known
+        if word in re.split(r"[\W_]+", candidate.lower()) or word in candidate.split(" ")
+    ]
     return holders[0] if len(word) >= 4 and len(holders) == 1 else None
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from vitreous.errors import VitreousError, unknown
-from vitreous.habits import unknown_key
+from vitreous.habits import unknown_key_in_python
 from vitreous.model.variants import VARIANTS, Architecture
 from vitreous.request import OPTIONS
 from vitreous.settings import check_setting, setting
@@ -400,7 +400,7 @@ def _overrides(overrides: Mapping[str, Any] | Iterable[str]) -> list[tuple[str, 
                 fits = value in facts.get("choices", ())
                 hint = f"{name}.{first}={value}" if fits else f"one of its keys, as in {name}.{first}"
                 raise VitreousError(f"{name!r} is a section of the recipe; write {hint}.")
-            raise unknown_key(name, sections, value)
+            raise unknown_key_in_python(name, sections, value, OPTIONS)
         if len(homes) > 1:
             options = " or ".join(f"{section}.{key}" for section, key in homes)
             raise VitreousError(f"The key {name!r} is in several sections; write {options}.")

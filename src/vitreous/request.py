@@ -53,7 +53,10 @@ OPTIONS: dict[str, Option] = {
         str, "what computes the network; native is kernels compiled for this CPU, auto is native where possible",
         "NAME", "auto", ("auto", *BACKENDS),
     ),
-    "logger": Option(str, "logger beside metrics.csv, which is always written", "NAME", "csv", LOGGERS),
+    "logger": Option(
+        str, "csv is metrics.csv alone; tensorboard and wandb record the run there in addition",
+        "NAME", "csv", LOGGERS,
+    ),
     "data_dir": Option(Path, "cache of packed data; by default $VITREOUS_DATA or ~/.cache/vitreous", "DIR"),
     "image_size": Option(int, "side in pixels to resize images to", "S"),
     "skip_bad": Option(bool, "skip images that cannot be read instead of stopping", default=False),
@@ -85,7 +88,7 @@ class Request:
     def __post_init__(self) -> None:
         for name, low in (("seed", 0), ("image_size", 1)):
             if getattr(self, name) is not None or name == "seed":
-                object.__setattr__(self, name, _whole(name, getattr(self, name), low))
+                object.__setattr__(self, name, _whole_number(name, getattr(self, name), low))
         if not isinstance(self.data_dir, str | Path | None):
             raise VitreousError(f"data_dir is {self.data_dir!r}; give the path of a folder.")
         if type(self.skip_bad) is not bool:
@@ -102,7 +105,7 @@ class Request:
         return JUDGES[self.judge]
 
 
-def _whole(name: str, value: Any, low: int) -> int:
+def _whole_number(name: str, value: Any, low: int) -> int:
     """A whole number as Python's int, also from numpy's, which TOML and JSON could not hold."""
     try:
         number = -1 if isinstance(value, bool) else operator.index(value)

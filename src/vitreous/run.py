@@ -1,9 +1,9 @@
 """A run on disk: a folder that explains itself, written and read here.
 
 recipe.toml      the complete recipe; its [resolved] table holds data, machine, versions and every decision
-summary.json     the final figures, flat
+summary.json     the final metrics, flat
 metrics.csv      one row for each logged step or validation
-evaluation.json  figures, per-class figures and confusion matrix of the val and test splits
+evaluation.json  metrics, per-class metrics and confusion matrix of the val and test splits
 predictions.npz  names, labels and logits of the val and test splits, so that nothing has to read test again
 test_reads.json  when the test split was read, and by which command
 mistakes.npz     the most confident mistakes on the test images (on validation where test stays unread)
@@ -156,7 +156,7 @@ class Run:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """The final figures by name: `val_loss` … `test_ovr_f1`, `parameters`, `train_flops`, …"""
+        """The final metrics by name: `val_loss` … `test_ovr_f1`, `parameters`, `train_flops`, …"""
         return self._json("summary.json")
 
     @cached_property
@@ -166,9 +166,9 @@ class Run:
 
     @cached_property
     def evaluation(self) -> dict[str, Any]:
-        """Classes, and for "val" and "test" the figures, per-class figures and confusion matrix.
+        """Classes, and for "val" and "test" the metrics, per-class metrics and confusion matrix.
 
-        A figure that was not a number (a diverged run's loss) is left out.
+        A metric that was not a number (a diverged run's loss) is left out.
         """
         content = self._json("evaluation.json")
         try:
@@ -376,11 +376,11 @@ def _parse_evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
         if not all(_is_count(cell) for row in confusion for cell in row):
             raise ValueError(f"a cell of the confusion matrix of {split} is not a number of images")
         if len(rows) != num_classes:
-            raise ValueError(f"{split} does not have the figures of each of {num_classes} classes")
+            raise ValueError(f"{split} does not have the metrics of each of {num_classes} classes")
         if not all(_is_count(row["support"]) for row in rows):
             raise ValueError(f"a support of {split} is not a number of images")
         if not all(_is_fraction(row[name]) for row in rows for name in ("precision", "recall", "f1")):
-            raise ValueError(f"a per-class figure of {split} is not a number from 0 to 1")
+            raise ValueError(f"a per-class metric of {split} is not a number from 0 to 1")
         entry["figures"] = {key: float(v) for key, v in entry["figures"].items() if v is not None}
     return evaluation
 

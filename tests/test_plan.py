@@ -487,7 +487,7 @@ def test_torch_set_otherwise_is_a_sentence(arrays: Arrays, tiny: dict[str, Any],
         (lambda x, y: vitreous.train((x, y), steps=1, seed=True), "seed is True"),
         (lambda x, y: vitreous.train((x, y), steps=1, logger=None), "no logger None"),
         (lambda x, y: vitreous.train((x, y), steps=1, device=3), "no device 3"),
-        (lambda x, y: vitreous.train((x, y), steps=1, out=3), "out is 3"),
+        (lambda x, y: vitreous.train((x, y), steps=1, out=3), "3 cannot be used as a path"),
         (lambda x, y: vitreous.train((x, y), steps=1, data_dir=3), "data_dir is 3"),
         (lambda x, y: vitreous.train((x, y), steps=1, overrides=3), "overrides are 3"),
         (lambda x, y: vitreous.train((x, y), steps=1, overrides="depth=6"), "overrides are 'depth=6'"),
@@ -501,6 +501,34 @@ def test_what_cannot_be_trained_is_a_sentence_and_leaves_nothing(
     with pytest.raises(VitreousError, match=words):
         call(*arrays)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_home_folder_is_recorded_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "images").mkdir()
+    request = Request("~/images", data_dir="~/cache")
+    recorded = plan.record_request(request)
+    assert recorded["data"] == str((tmp_path / "images").resolve())
+    assert recorded["data_dir"] == str(tmp_path.resolve() / "cache")
+
+
+def test_a_data_path_gives_the_run_its_last_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "leaves.v2" / "below").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "leaves.v2")
+    monkeypatch.chdir(tmp_path / "leaves.v2" / "below")
+    names = [api.data_name(data) for data in ("..", "../../leaves.v2", "../../link", ".", "cifar10", "/")]
+    assert names == ["leaves", "leaves", "link", "below", "cifar10", "data"]
+
+
+def test_show_writes_into_the_home_folder(
+    arrays: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(VitreousError, match="3 cannot be used as a path"):
+        vitreous.show(arrays, out=3, steps=1)  # type: ignore[arg-type]
+    assert vitreous.show(arrays, out="~/x.png", steps=1) == tmp_path / "home" / "x.png"
+    assert (tmp_path / "home" / "x.png").exists()
 
 
 def test_arrays_may_have_names_and_a_test_split(arrays: Arrays, tiny: dict[str, Any], tmp_path: Path) -> None:
@@ -526,5 +554,8 @@ def test_a_training_that_diverges_says_so(
 
 def test_too_few_minutes_are_said_beforehand(arrays: Arrays, tiny: dict[str, Any], tmp_path: Path) -> None:
     run = vitreous.train(arrays, minutes=0.01, out=tmp_path / "run", **tiny)
-    assert "0.01 minutes are too few here" in (run.path / "log.txt").read_text().split("budget:")[0]
+    assert (
+        "The budget of 0.01 minutes is too short here"
+        in (run.path / "log.txt").read_text().split("budget:")[0]
+    )
     assert run.summary["steps"] <= 2

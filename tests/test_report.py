@@ -166,7 +166,7 @@ def test_a_finished_run_shows_its_figures(tmp_path: Path) -> None:
     for key in ("acc", "majority", "cat_f1", "ece"):
         assert f"{100 * test['figures'][key]:.2f}" in page.text
     assert f"{test['figures']['loss']:.4f}" in page.text
-    assert "no test figures" not in page.text
+    assert "no test metrics" not in page.text
     for expected in (
         "cifar10",
         "4:31",
@@ -310,7 +310,7 @@ def test_an_interrupted_run_says_that_it_has_no_test_figures(tmp_path: Path) -> 
     text = (run / "metrics.csv").read_text()
     (run / "metrics.csv").write_text(text + "976,5.51,27")  # killed while writing
     page = report(run)
-    assert "There are no test figures." in page.text
+    assert "There are no test metrics." in page.text
     assert f"vitreous train --resume {run}" in page.text
     assert "Validation accuracy" in page.text and "Test accuracy" not in page.text
     last = [row for row in csv.DictReader(io.StringIO(text)) if row["val_acc"]][-1]
@@ -323,7 +323,7 @@ def test_a_run_that_hardly_began_still_has_a_page(tmp_path: Path) -> None:
         if path.name != "recipe.toml":
             path.unlink()
     page = report(run)
-    assert "There are no test figures." in page.text
+    assert "There are no test metrics." in page.text
     assert not page.all("svg") and not page.all("table")
     assert "compact" in page.text
 
@@ -417,6 +417,14 @@ SPOILERS = {
         lambda run: spoil_mistakes(run, label=np.full(24, 99)),
         lambda run: spoil_mistakes(run, predicted=np.full(24, -1)),
         lambda run: spoil_mistakes(run, images=np.zeros((24, 8, 8, 3))),
+        lambda run: spoil_mistakes(run, images=np.zeros((24, 0, 8, 3), np.uint8)),
+        lambda run: spoil_mistakes(run, label=np.zeros(24)),
+        lambda run: spoil_mistakes(run, predicted=np.zeros(24)),
+        lambda run: spoil_mistakes(run, confidence=np.full(24, "high")),
+        lambda run: spoil_mistakes(run, confidence=np.zeros((24, 2), np.float32)),
+        lambda run: spoil_mistakes(run, label=np.zeros((24, 1), np.int64)),
+        lambda run: spoil_mistakes(run, name=np.arange(24)),
+        lambda run: spoil_mistakes(run, label=np.int64(3)),
     ],
 }
 

@@ -27,6 +27,7 @@ from vitreous.run import (
     note_test_read,
     read_metrics,
     run_name,
+    unreadable,
     write_json,
     write_predictions,
     write_recipe,
@@ -67,6 +68,9 @@ def test_runs_are_numbered() -> None:
         ({"trivial": True, "small_sides": [0.5, 0.75]}, "-trivial-true-small_sides0.5-0.75"),
         (["minutes=3", "depth=6", "budget.flops=3e13"], "-depth6"),
         (["depth=6", "model.depth=8"], "-depth8"),
+        (["optimizer.name=adamw", "schedule.name=onecycle"], "-optimizer.name-adamw-schedule.name-onecycle"),
+        (["small_sides=[]", "depth=6"], "-small_sides-none-depth6"),
+        ({"small_sides": [], "small_until": ()}, "-small_sides-none-small_until-none"),
     ],
 )  # fmt: skip
 def test_a_name_tells_changes_and_seed(overrides: Any, changes: str) -> None:
@@ -80,9 +84,11 @@ def test_a_long_name_counts_the_changes_that_it_leaves_out() -> None:
     for extra in range(6):
         name = run_name("cifar10", "x" * 10 * extra, 1, overrides)
         shown = [key for key in ("embed_dim", "mlp_dim", "num_heads", "depth") if f"{key}1024" in name]
-        hidden = re.search(r"(\d)-(?:more|changes)-seed1$", name)
+        hidden = re.search(r"(\d)-(?:more|changes?)-seed1$", name)
         assert len(shown) + (int(hidden[1]) if hidden else 0) == 4
         assert len(f"{name}-001") <= LONGEST_NAME
+    assert run_name("cifar10", "x" * 50, 1, ["depth=6"]) == f"cifar10-{'x' * 50}-depth6-seed1"
+    assert run_name("cifar10", "x" * 50, 1, ["embed_dim=1024"]) == f"cifar10-{'x' * 50}-1-change-seed1"
     assert run_name("cifar10", "x" * 100, 1) == "cifar10-" + "x" * (LONGEST_NAME - 18) + "-seed1"
 
 
@@ -92,6 +98,7 @@ def test_the_number_follows_the_largest_there_is() -> None:
         "cifar10-default-1234",
         "cifar10-default-x",
         "cifar10-default-x-9999",
+        "2024",
     ):
         Path("runs", name).mkdir(parents=True)
     Path("runs/notes.txt").touch()
@@ -102,6 +109,28 @@ def test_no_name_leads_out_of_the_folder() -> None:
     name = run_name("a b", "../../mine/[x]*", 3, {"stem": "../lin ear"})
     assert name == "a-b-..-..-mine-x--stem-..-lin-ear-seed3"
     assert [str(new(name=name)) for _ in range(2)] == [f"runs/{name}-001", f"runs/{name}-002"]
+
+
+@pytest.mark.parametrize("letter", ["é", "猫", "𝒳"])
+def test_a_name_fits_the_file_system(letter: str) -> None:
+    name = run_name(letter * 100, "default", 42)
+    assert name.startswith(letter * 50) and name.endswith("-seed42")
+    assert len(f"{name}-001") <= LONGEST_NAME
+    assert len(f"{name}-000001".encode()) <= 255
+    assert new(name=name).is_dir()
+
+
+def test_a_path_may_start_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert new("~/runs/x") == tmp_path / "home" / "runs" / "x"
+    assert not Path("~").exists()
+
+
+@pytest.mark.parametrize("out", ["x" * 300, "deep/" + "x" * 300 + "/er"])
+def test_a_name_that_is_too_long_is_a_sentence(out: str) -> None:
+    with pytest.raises(VitreousError, match="too long"):
+        new(out)
+    assert list(Path().iterdir()) == []
 
 
 def _take(folder: str, count: int, queue: Any) -> None:
@@ -130,9 +159,17 @@ def test_a_folder_of_ones_own() -> None:
 def test_a_folder_with_something_in_it_is_refused_and_left_alone() -> None:
     Path("mine").mkdir()
     Path("mine/thesis.txt").write_text("words")
-    with pytest.raises(VitreousError, match=r"mine is not empty.*--out.*--resume mine"):
+    with pytest.raises(VitreousError, match=r"mine is not empty; give another --out\.$"):
         new("mine")
     assert Path("mine/thesis.txt").read_text() == "words"
+
+
+def test_a_run_in_the_folder_can_be_resumed() -> None:
+    begin(Path("my run"))
+    with pytest.raises(VitreousError, match=r"my run is not empty.*--out.*--resume 'my run'$"):
+        new("my run")
+    with pytest.raises(VitreousError, match=r"no summary.json yet.*--resume 'my run'$"):
+        _ = Run("my run").summary
 
 
 def test_a_file_in_place_of_the_folder_is_refused() -> None:
@@ -320,6 +357,71 @@ def test_a_damaged_file_is_a_sentence(file: str, content: bytes, tmp_path: Path)
     with pytest.raises(VitreousError) as failure:
         READERS[file](Run(tmp_path))
     assert file in str(failure.value) and "\n" not in str(failure.value)
+
+
+EVALUATION: dict[str, Any] = {
+    "classes": ["a", "b"],
+    "val": {
+        "figures": {"acc": 0.5, "loss": None},
+        "per_class": [{"precision": 0.5, "recall": 1.0, "f1": 0.67, "support": 1}] * 2,
+        "confusion": [[1, 0], [1, 0]],
+    },
+}
+
+
+def test_an_evaluation_reads_back(tmp_path: Path) -> None:
+    write_json(tmp_path / "evaluation.json", EVALUATION)
+    assert Run(tmp_path).evaluation["val"]["figures"] == {"acc": 0.5}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"confusion": "[[1e400, 0], [0, 1]]"},
+        {"confusion": "[[1, -1], [0, 1]]"},
+        {"confusion": "[[1.5, 0], [0, 1]]"},
+        {"confusion": "[[1, 0], [0]]"},
+        {"confusion": "[1, 0]"},
+        {"confusion": "null"},
+        {"confusion": f"[[{10**30}, 0], [0, 1]]"},
+        {"per_class": '[["precision", "recall", "f1", "support"], ["precision", "recall", "f1", "support"]]'},
+        {"per_class": '[{"precision": 1, "recall": 1, "f1": "high", "support": 1}]'},
+        {"per_class": json.dumps([{"precision": 1, "recall": 1, "f1": None, "support": 1}] * 2)},
+        {"per_class": json.dumps([{"precision": 1, "recall": 1, "f1": 1, "support": -1}] * 2)},
+        {"per_class": json.dumps([{"precision": 1, "recall": 1, "support": 1}] * 2)},
+        {"figures": f'{{"acc": {10**400}}}'},
+        {"figures": "[1]"},
+    ],
+)
+def test_a_damaged_evaluation_is_a_sentence(change: dict[str, str], tmp_path: Path) -> None:
+    entry = {key: json.dumps(value) for key, value in EVALUATION["val"].items()} | change
+    text = ", ".join(f'"{key}": {value}' for key, value in entry.items())
+    (tmp_path / "evaluation.json").write_text(f'{{"classes": ["a", "b"], "val": {{{text}}}}}')
+    with pytest.raises(VitreousError, match=r"evaluation\.json cannot be read \(.+\); restore it, or train"):
+        _ = Run(tmp_path).evaluation
+
+
+def test_mistakes_without_an_evaluation_blame_the_evaluation(tmp_path: Path) -> None:
+    (tmp_path / "mistakes.npz").write_bytes(b"")
+    with pytest.raises(VitreousError, match=r"has no evaluation\.json yet"):
+        _ = Run(tmp_path).mistakes
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (KeyError("classes"), "it has no 'classes'"),
+        (MemoryError(), "MemoryError"),
+        (ValueError("two\n  lines"), "two lines"),
+    ],
+)
+def test_a_reason_is_always_given_on_one_line(error: Exception, reason: str) -> None:
+    for name, remedy in (
+        ("summary.json", "restore it, or train anew"),
+        ("mistakes.npz", "restore it or delete it"),
+        ("metrics.csv", "restore it or delete it"),
+    ):
+        assert str(unreadable(Path(name), error)) == f"{name} cannot be read ({reason}); {remedy}."
 
 
 def test_a_recipe_alone_is_no_run(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from vitreous.dial import describe_size
 from vitreous.errors import InterruptedRun, VitreousError
 from vitreous.evaluation import bundle_of, final_figures
 from vitreous.evaluation import evaluate as evaluate  # part of this interface
+from vitreous.files import path_of
 from vitreous.habits import UnknownKeyError, unknown_argument, unknown_key_in_python
 from vitreous.model.summary import describe_architecture, render
 from vitreous.plan import (
@@ -151,7 +152,7 @@ def train(
         raise VitreousError("Overrides need a recipe given by name; change the values in the Recipe itself.")
     recipe = with_budget(recipe, minutes=minutes, epochs=epochs, steps=steps, flops=flops)
     name = run_name(data_name(data), recipe.name, request.seed, overrides)
-    with runs.new_folder(_path("out", out), name) as path:
+    with runs.new_folder(out, name) as path:
         return _train(path, recipe, request, recorded, verbose=verbose)
 
 
@@ -174,12 +175,6 @@ def _number(unit: str, amount: Any) -> float:
         return float(amount)
     except (TypeError, ValueError):
         raise VitreousError(f"A budget of {unit} must be a number, not {amount!r}.") from None
-
-
-def _path(name: str, path: Any) -> Any:
-    if not isinstance(path, str | Path | None):
-        raise VitreousError(f"{name} is {path!r}; give the path of a folder.")
-    return path
 
 
 @with_hints
@@ -228,11 +223,11 @@ def repeat(
     recorded, request = check_record(run), stored_request(run, data)
     if not is_finished(run) or "timeline" not in recorded:
         raise VitreousError(
-            f"{run.path} is not finished; continue it with --resume {run.path} and repeat it then."
+            f"{run.path} is not finished; continue it with --resume {shlex.quote(str(run.path))} and repeat it then."
         )
     numbered = re.fullmatch(r"(.+-seed\d+)-\d{3,}", run.path.name)
     name = numbered[1] if numbered else run_name(data_name(request.data), run.recipe.name, request.seed)
-    with runs.new_folder(_path("out", out), name) as new:
+    with runs.new_folder(out, name) as new:
         return _train(new, run.recipe, request, recorded, repeats=run, verbose=verbose)
 
 
@@ -385,6 +380,7 @@ def show(
     Raises:
         VitreousError: as `train` does.
     """
+    target = Path(f"{data_name(data)}.png") if out is None else path_of(out)
     chosen = recipes.load(notebook_for(data) if recipe == "notebook" else recipe, overrides)
     chosen = with_budget(chosen, minutes=minutes, epochs=epochs, steps=steps, flops=flops)
     request = Request(data, data_dir=data_dir, image_size=image_size, skip_bad=skip_bad)
@@ -392,7 +388,7 @@ def show(
         plan = make_plan(chosen, request, lambda line, detail=False: None if detail else print(line))
     reason = plan.augmentation_reason or f"augmentation: {describe_augmentation(plan.recipe.augment)}"
     print(f"{reason}, as in a training of {chosen.budget}")
-    return draw(plan.data.store, plan.data.augment, Path(_path("out", out) or f"{data_name(data)}.png"))
+    return draw(plan.data.store, plan.data.augment, target)
 
 
 def resolve(plan: Plan, earlier: Mapping[str, Any] | None, say: Say) -> dict[str, Any]:
@@ -658,8 +654,9 @@ def resumable(path: Path, say: Say) -> Iterator[None]:
 def data_name(data: Any) -> str:
     """The name of the data in that of a run folder: a data set's own name, or the last part of a path."""
     if isinstance(data, str | Path):
-        stem = Path(data).stem or Path(data).resolve().name
-        return "".join(c if c.isalnum() or c in "-_" else "-" for c in stem) or "data"
+        path = path_of(data)
+        stem = (path.resolve() if path.name in ("", "..") else path).stem
+        return "".join(c if c.isalnum() or c in "-_" else "-" for c in stem).strip("-") or "data"
     return getattr(data, "name", "arrays")
 
 

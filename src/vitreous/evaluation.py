@@ -206,7 +206,7 @@ def evaluate(
             if not (read_test or _has_read_test(run)):
                 raise VitreousError(
                     f"{run.path} has left its test split unread; add --read-test (in Python read_test=True) once every "
-                    "choice is made, because choices made after reading it would flatter the test figures."
+                    "choice is made, because choices made after reading it would flatter the test metrics."
                 )
             runs.note_test_read(run.path, "evaluate")
     elif data is None:

@@ -24,6 +24,7 @@ from vitreous.data.normalize import normalize, to_float
 from vitreous.data.sources import open_data
 from vitreous.dial import apply_augmentation, apply_size
 from vitreous.errors import VitreousError, unknown
+from vitreous.files import path_of
 from vitreous.machine import Machine
 from vitreous.model.variants import VARIANTS, Architecture
 from vitreous.model.vit import ATTENTION, VisionTransformer
@@ -177,8 +178,8 @@ def make_plan(
     shortest = cost.full.seconds + final_seconds(cost, sizes)
     if measured and shortest > 60 * sized.budget.amount:
         notices[
-            f"{sized.budget} are too few here: a single step, the final evaluation and the report take about "
-            f"{count(round(shortest), 'second')}, so this run will take longer."
+            f"The budget of {sized.budget} is too short here: a single step, the final evaluation and the report take "
+            f"about {count(round(shortest), 'second')}, so this run will take longer."
         ] = None
     complete, augmentation_reason = apply_augmentation(sized, timeline.total / sizes.steps_per_epoch, size)
     for reason in filter(None, (size_reason, augmentation_reason)):
@@ -253,7 +254,7 @@ def fit_to_data(recipe: Recipe, data: ImageData, say: Say) -> Recipe:
         if phase.side < size and phase.side <= recipe.model.patch_size:
             raise VitreousError(
                 f"schedule.small_sides makes images of {phase.side} pixels, which are too small for patch_size "
-                f"{recipe.model.patch_size}; give larger shares of {size} pixels."
+                f"{recipe.model.patch_size}; give larger fractions of {size} pixels."
             )
     return recipe
 
@@ -309,8 +310,8 @@ def record_request(request: Request) -> dict[str, Any]:
     if not isinstance(data, str | Path):
         data = ARRAYS
     elif data not in DATASETS:
-        data = str(Path(data).resolve())
-    data_dir = str(Path(request.data_dir).resolve()) if request.data_dir else None
+        data = str(path_of(data).resolve())
+    data_dir = str(path_of(request.data_dir).resolve()) if request.data_dir else None
     return {**vars(request), "data": data, "data_dir": data_dir}
 
 

@@ -1,9 +1,9 @@
 """A run on disk: a folder that explains itself, written and read here.
 
 recipe.toml      the complete recipe; its [resolved] table holds data, machine, versions and every decision
-summary.json     the final figures, flat
+summary.json     the final metrics, flat
 metrics.csv      one row for each logged step or validation
-evaluation.json  figures, per-class figures and confusion matrix of the val and test splits
+evaluation.json  metrics, per-class metrics and confusion matrix of the val and test splits
 predictions.npz  names, labels and logits of the val and test splits, so that nothing has to read test again
 test_reads.json  when the test split was read, and by which command
 mistakes.npz     the most confident mistakes on the test images (on validation where test stays unread)
@@ -20,6 +20,7 @@ import csv
 import json
 import math
 import re
+import shlex
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -44,13 +45,14 @@ from vitreous.files import (
     write_failure,
     zip_members,
 )
-from vitreous.wording import percent
+from vitreous.wording import count, percent
 
 if TYPE_CHECKING:
     from vitreous.bundle import Bundle
     from vitreous.model.vit import VisionTransformer
 
 LONGEST_NAME = 80  # characters of a run folder's name
+LONGEST_ENCODED_NAME = 240  # bytes of it in UTF-8; file systems allow 255
 
 
 class Say(Protocol):
@@ -154,7 +156,7 @@ class Run:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """The final figures by name: `val_loss` … `test_ovr_f1`, `parameters`, `train_flops`, …"""
+        """The final metrics by name: `val_loss` … `test_ovr_f1`, `parameters`, `train_flops`, …"""
         return self._json("summary.json")
 
     @cached_property
@@ -164,22 +166,23 @@ class Run:
 
     @cached_property
     def evaluation(self) -> dict[str, Any]:
-        """Classes, and for "val" and "test" the figures, per-class figures and confusion matrix.
+        """Classes, and for "val" and "test" the metrics, per-class metrics and confusion matrix.
 
-        A figure that was not a number (a diverged run's loss) is left out.
+        A metric that was not a number (a diverged run's loss) is left out.
         """
         content = self._json("evaluation.json")
         try:
             return _parse_evaluation(content)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise unreadable(self.path / "evaluation.json", error) from None
 
     @cached_property
     def mistakes(self) -> Mistakes:
         """The most confident mistakes on test, or on validation where the run left test unread."""
         file = self.path / "mistakes.npz"
+        num_classes = len(self.evaluation["classes"])  # outside the try, whose errors blame mistakes.npz
         try:
-            return _parse_mistakes(read_arrays(file), len(self.evaluation["classes"]))
+            return _parse_mistakes(read_arrays(file), num_classes)
         except FileNotFoundError:
             raise unfinished(self.path, file.name) from None
         except DAMAGE as error:
@@ -268,12 +271,18 @@ def accuracies(summary: Mapping[str, Any]) -> list[str]:
 
 def unfinished(path: Path, name: str) -> VitreousError:
     """The error for a file that a run has not written yet."""
-    return VitreousError(f"{path} has no {name} yet; finish the run with: vitreous train --resume {path}")
+    return VitreousError(
+        f"{path} has no {name} yet; finish the run with: vitreous train --resume {shlex.quote(str(path))}"
+    )
 
 
 def unreadable(path: Path, error: Exception) -> VitreousError:
     """The error for a file of a run that is damaged or may not be read."""
-    return VitreousError(f"{path} cannot be read ({error}); restore it, or train anew.")
+    if isinstance(error, VitreousError) and error.__cause__ is not None:
+        error = error.__cause__  # its message without the name of the file and other advice
+    reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+    remedy = "restore it or delete it" if path.name in DISPENSABLE else "restore it, or train anew"
+    return VitreousError(f"{path} cannot be read ({reason or type(error).__name__}); {remedy}.")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -307,6 +316,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 # The errors that a damaged file of arrays can raise.
 DAMAGE = (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, MemoryError, VitreousError)
+DISPENSABLE = ("mistakes.npz", "metrics.csv")  # the report can be written without them
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -354,23 +364,49 @@ def _parse_predictions(arrays: Mapping[str, np.ndarray]) -> dict[str, Prediction
 
 
 def _parse_evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
-    count = len(evaluation["classes"])
-    columns = {"precision", "recall", "f1", "support"}
+    classes = evaluation["classes"]
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError("its classes are not a list of names")
+    num_classes = len(classes)
     for split in {"val", "test"} & set(evaluation):
         entry = evaluation[split]
-        if np.asarray(entry["confusion"], dtype=np.int64).shape != (count, count):
-            raise ValueError(f"the confusion matrix of {split} is not {count} by {count}")
-        if len(entry["per_class"]) != count or not all(columns <= set(row) for row in entry["per_class"]):
-            raise ValueError(f"{split} does not have the figures of each of {count} classes")
+        confusion, rows = entry["confusion"], entry["per_class"]
+        if len(confusion) != num_classes or any(len(row) != num_classes for row in confusion):
+            raise ValueError(f"the confusion matrix of {split} is not {num_classes} by {num_classes}")
+        if not all(_is_count(cell) for row in confusion for cell in row):
+            raise ValueError(f"a cell of the confusion matrix of {split} is not a number of images")
+        if len(rows) != num_classes:
+            raise ValueError(f"{split} does not have the metrics of each of {num_classes} classes")
+        if not all(_is_count(row["support"]) for row in rows):
+            raise ValueError(f"a support of {split} is not a number of images")
+        if not all(_is_fraction(row[name]) for row in rows for name in ("precision", "recall", "f1")):
+            raise ValueError(f"a per-class metric of {split} is not a number from 0 to 1")
         entry["figures"] = {key: float(v) for key, v in entry["figures"].items() if v is not None}
     return evaluation
+
+
+def _is_count(value: Any) -> bool:
+    """Whether a value of JSON is a number of images; beyond 2^53 it would overflow sums in int64."""
+    return type(value) is int and 0 <= value <= 1 << 53
+
+
+def _is_fraction(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1
 
 
 def _parse_mistakes(arrays: Mapping[str, np.ndarray], num_classes: int) -> Mistakes:
     mistakes = Mistakes(*(arrays[name] for name in ("images", "label", "predicted", "confidence", "name")))
     images = mistakes.images
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape[1:]:
         raise ValueError("its images are not uint8 [K, H, W, 3]")
+    for name, array, kind in (
+        ("label", mistakes.labels, "i"),
+        ("predicted", mistakes.predicted, "i"),
+        ("confidence", mistakes.confidence, "f"),
+        ("name", mistakes.names, "U"),
+    ):
+        if array.ndim != 1 or array.dtype.kind != kind:
+            raise ValueError(f"its array {name} has another type or shape than a run writes")
     if len({len(array) for array in vars(mistakes).values()}) != 1:
         raise ValueError("its arrays differ in length")
     for classes in (mistakes.labels, mistakes.predicted):
@@ -402,8 +438,9 @@ def note_test_read(path: Path, by: str) -> None:
 def run_name(data: str, recipe: str, seed: int, overrides: Mapping[str, Any] | Iterable[str] = ()) -> str:
     """The name of a run's folder without its number: DATA-RECIPE[-CHANGES]-seedN.
 
-    CHANGES are the overridden keys with their values, as in "depth6-pool-mean". The budget is not among them. Changes
-    that would make the name longer than `LONGEST_NAME` characters are only counted, as in "depth6-and-3-more".
+    CHANGES are the overridden keys with their values, as in "depth6-pool-mean". A key that several sections have keeps
+    its section, as in "optimizer.name-adamw". The budget is not among the changes. Changes that would make the name
+    longer than `LONGEST_NAME` characters or `LONGEST_ENCODED_NAME` bytes are only counted, as in "depth6-and-3-more".
 
     Args:
         overrides: valid ones, as `vitreous.train` takes them.
@@ -413,20 +450,27 @@ def run_name(data: str, recipe: str, seed: int, overrides: Mapping[str, Any] | I
         if isinstance(overrides, Mapping)
         else (override.partition("=")[::2] for override in overrides)
     )
+    sections_of: dict[str, list[str]] = {}
+    for section, settings in recipes.keys().items():
+        for name in settings:
+            sections_of.setdefault(name, []).append(section)
     changes = {}
     for key, value in pairs:
         section, _, name = str(key).strip().rpartition(".")
+        sections = sections_of.get(name, [])
+        section = section or next(iter(sections), "")
         if section != "budget" and name not in recipes.UNITS:
-            changes[name] = _safe(f"{name}{_name_of(value)}")
+            shown_key = f"{section}.{name}" if len(sections) > 1 else name
+            changes[section, name] = _safe(f"{shown_key}{_name_of(value)}").rstrip("-")
     start, end = _safe(f"{data}-{recipe}"), f"-seed{seed}"
-    room = LONGEST_NAME - len(f"{end}-000")
+    room, bytes_room = (limit - len(f"{end}-000") for limit in (LONGEST_NAME, LONGEST_ENCODED_NAME))
     for shown in range(len(changes), -1, -1):
         hidden = len(changes) - shown
-        more = [] if not hidden else [f"and-{hidden}-more" if shown else f"{hidden}-changes"]
-        name = "-".join([start, *list(changes.values())[:shown], *more])
-        if len(name) <= room:
+        more = f"and-{hidden}-more" if shown else count(hidden, "change").replace(" ", "-")
+        name = "-".join([start, *list(changes.values())[:shown], *([more] if hidden else [])])
+        if len(name) <= room and len(name.encode()) <= bytes_room:
             return name + end
-    return name[:room].rstrip("-") + end
+    return name[:room].encode()[:bytes_room].decode(errors="ignore").rstrip("-") + end
 
 
 def _name_of(value: Any) -> str:
@@ -435,7 +479,7 @@ def _name_of(value: Any) -> str:
         text = "-".join(map(str, value))
     else:
         text = str(value).lower() if isinstance(value, bool) else str(value).strip(" \"'[]")
-    return text if re.match(r"[-+.]?\d", text) else f"-{text}"
+    return text if re.match(r"[-+.]?\d", text) else f"-{text or 'none'}"
 
 
 def _safe(name: str) -> str:
@@ -450,9 +494,9 @@ def new_folder(out: Path | str | None, name: str) -> Iterator[Path]:
     If the run ends before its recipe.toml is written, every folder made here is removed again.
 
     Raises:
-        VitreousError: `out` is not empty, or the folder cannot be written.
+        VitreousError: `out` is no path or not empty, or the folder cannot be written.
     """
-    place = Path(out) if out is not None else Path("runs")
+    place = path_of(out) if out is not None else Path("runs")
     missing = [folder for folder in (place, *place.parents) if not folder.exists()]
     try:
         path = _make_empty(place) if out is not None else _make_numbered(place, name)
@@ -471,16 +515,17 @@ def new_folder(out: Path | str | None, name: str) -> Iterator[Path]:
 def _make_empty(path: Path) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     if any(path.iterdir()):
+        resume = f", or continue that run with --resume {shlex.quote(str(path))}"
         raise VitreousError(
-            f"{path} is not empty; give another --out, or continue that run with --resume {path}"
+            f"{path} is not empty; give another --out{resume if (path / 'recipe.toml').exists() else '.'}"
         )
     return path
 
 
 def _make_numbered(place: Path, prefix: str) -> Path:
     place.mkdir(exist_ok=True)
-    suffixes = [path.name.removeprefix(f"{prefix}-") for path in place.iterdir()]
-    number = max((int(suffix) for suffix in suffixes if suffix.isdecimal()), default=0)
+    numbered = (re.fullmatch(rf"{re.escape(prefix)}-(\d+)", path.name, re.ASCII) for path in place.iterdir())
+    number = max((int(match[1]) for match in numbered if match), default=0)
     while True:
         number += 1
         path = place / f"{prefix}-{number:03d}"

@@ -86,14 +86,14 @@ def count_cost(recipe: Recipe, image_size: int, num_classes: int, batch_size: in
 
 
 def encoder_flops_share(model: VisionTransformer, schedule: ScheduleSection) -> float:
-    """The encoder's share of the forward pass's FLOPs, 0 to 1, averaged over the steps of a run.
+    """The encoder's share of all forward FLOPs of a run, 0 to 1.
 
-    The encoder is all blocks; stem, pooling and head are the rest. Each phase of image sizes counts by its steps.
+    The encoder is all blocks. Stem, pooling and head are the rest. Both sums weight each image size by its steps.
     """
     with torch.device("meta"):
         network = VisionTransformer(model.architecture, model.image_size, model.num_classes).eval()
     network.set_attention("explicit")  # the counter knows every one of its products
-    average = start = 0.0
+    encoder_flops = forward_flops = start = 0.0
     with torch.no_grad():
         for phase in phases(schedule, model.image_size):
             images = torch.empty(1, 3, phase.side, phase.side, device="meta")
@@ -102,9 +102,11 @@ def encoder_flops_share(model: VisionTransformer, schedule: ScheduleSection) -> 
             tokens = network.embed(images)
             with FlopCounterMode(display=False) as block:
                 network.blocks[0](tokens)  # all blocks are alike
-            share = len(network.blocks) * block.get_total_flops() / forward.get_total_flops()
-            average, start = average + (phase.until - start) * share, phase.until
-    return average
+            steps = phase.until - start  # as a fraction of the run's
+            encoder_flops += steps * len(network.blocks) * block.get_total_flops()
+            forward_flops += steps * forward.get_total_flops()
+            start = phase.until
+    return encoder_flops / forward_flops
 
 
 def measure_seconds(

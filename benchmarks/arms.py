@@ -171,8 +171,8 @@ def our_network(arm: Mapping[str, Any]) -> tuple[nn.Module, torch.optim.Optimize
     `all_tokens` they do that work too, as other libraries do: a hook on the final norm reads every token. With
     `predict` the network is the float32 copy that `vitreous predict` runs.
     """
-    from vitreous.bundle import predictor
     from vitreous import machine as machines
+    from vitreous.bundle import predictor
     from vitreous.model.vit import create_model
     from vitreous.native.accelerate import unsupported
     from vitreous.plan import set_up

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import statistics
 
 import leaderboard
 import numpy as np
 import torch
-from record import load, training
+from record import add_replace_option, check_replacement, load, training
 
 from vitreous.data.sources import open_data
 from vitreous.run import Run
@@ -27,8 +28,10 @@ def main() -> None:
     judge = "test" if args.final else "val"
     before = {record["id"]: record for record in load()}
     accuracies = []
-    for seed in args.seeds:
-        id = f"{args.name or default_name(args)}-seed{seed}"
+    ids = {seed: f"{args.name or default_name(args)}-seed{seed}" for seed in args.seeds}
+    for seed, id in ids.items():
+        check_replacement(id, command(args, seed), args.replace)
+    for seed, id in ids.items():
         record = training(
             id,
             train_words(args, seed),
@@ -36,6 +39,7 @@ def main() -> None:
             study=before.get(id, {}).get("study", "final" if args.final else "choose"),
             arm=before.get(id, {}).get("arm", ", ".join(args.overrides) or "default"),
             more=with_flips if args.final else lambda run: {},
+            replace=args.replace,
         )
         accuracies.append(record["figures"][f"{judge}_acc"])
     print(
@@ -55,12 +59,16 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--final", action="store_true", help="train on everything and read test, once a run")
     parser.add_argument("--recipe", default="default")
     parser.add_argument("--name", help="the id of each record is NAME-seedSEED (default: from the options)")
+    add_replace_option(parser)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for vitreous train")
     return parser
 
 
 def default_name(args: argparse.Namespace) -> str:
-    changes = re.sub(r"[^\w.-]", "", "".join(f"-{word.rpartition('.')[2]}" for word in args.overrides))
+    """The id without its seed: the data, the recipe, each override without its section, the budget, the split."""
+    parts = (word.partition("=") for word in args.overrides)
+    changes = "".join(f"-{key.rpartition('.')[2]}{value}" for key, _, value in parts)
+    changes = re.sub(r"[^\w.-]", "", changes)
     judge = "test" if args.final else "val"
     return f"{args.data}-{args.recipe}{changes}-{float(args.flops):.2g}-{judge}".replace("+", "")
 
@@ -76,11 +84,11 @@ def command(args: argparse.Namespace, seed: int) -> str:
     """The command that makes one record again."""
     words = ["python", "benchmarks/accuracy.py", *args.overrides]
     parser = make_parser()
-    for option in ("data", "recipe", "name"):
+    for option in ("data", "recipe"):
         if getattr(args, option) != parser.get_default(option):
             words += [f"--{option}", getattr(args, option)]
     words += ["--flops", args.flops, "--seeds", str(seed), *(["--final"] if args.final else [])]
-    return " ".join(words)
+    return shlex.join([*words, *(["--name", args.name] if args.name else [])])
 
 
 def with_flips(run: Run) -> dict[str, float]:

@@ -6,6 +6,10 @@ It prints one line of JSON when it is warm. Then it reads lines with a number of
 seconds they took. Between lines it sleeps, so that competitors can take turns on an idle machine (`race.py`).
 
 Given several modes, it first races them against each other and continues with the fastest.
+
+Ours runs in the precision that `vitreous train` chooses, in inference too, so its inference rows compare the kernels
+in bf16 where the machine is faster in it. `vitreous predict` always computes in float32, and so does an arm with
+`predict`.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import random
 import statistics
 import sys
 import time
@@ -31,7 +36,7 @@ NETS: dict[str, tuple[int, ...]] = {
     "notebook-cifar10": (32, 4, 256, 6, 8, 512, 10, 256),
 }
 WARM_UP_STEPS = 2
-CHOICE_ROUNDS, CHOICE_SECONDS = 2, 0.5  # of the race between the modes of one competitor
+CHOICE_ROUNDS, CHOICE_SECONDS = 3, 0.5  # of the race between the modes of one competitor
 
 
 @dataclass(frozen=True)
@@ -163,9 +168,11 @@ def our_network(arm: Mapping[str, Any]) -> tuple[nn.Module, torch.optim.Optimize
     """Our network as `vitreous train` runs it, its optimizer, and whether it runs in bfloat16.
 
     With class-token pooling the kernels skip the last layer's work on tokens that the head does not read. With
-    `all_tokens` they do that work too, as other libraries do: a hook on the final norm reads every token.
+    `all_tokens` they do that work too, as other libraries do: a hook on the final norm reads every token. With
+    `predict` the network is the float32 copy that `vitreous predict` runs.
     """
     from vitreous import machine as machines
+    from vitreous.bundle import predictor
     from vitreous.model.vit import create_model
     from vitreous.native.accelerate import unsupported
     from vitreous.plan import set_up
@@ -173,8 +180,10 @@ def our_network(arm: Mapping[str, Any]) -> tuple[nn.Module, torch.optim.Optimize
     from vitreous.training.classifier import make_optimizer
 
     machine = machines.choose_precision(machines.detect_machine("cpu"), arm.get("precision", "auto"))
-    bf16 = machine.precision == "bf16"
+    bf16 = machine.precision == "bf16" and not arm.get("predict")
     model = create_model(arm["net"])
+    if arm.get("predict"):
+        return predictor(model), make_optimizer(model, OptimizerSection(), bf16=bf16), bf16
     machine = machines.choose_backend(machine, "auto", unsupported(model, (torch.float32, torch.bfloat16)))
     attention = machines.choose_attention(machine.device, machine.precision, model.num_tokens)
     set_up(model, machine.decided("", attention=attention))
@@ -200,8 +209,9 @@ def build(arm: Mapping[str, Any], mode: Mode | None = None) -> Callable[[], floa
     The memory settings belong to the whole process, so `main` makes them.
 
     Args:
-        arm: `by` ("ours", "plain" or a library), `net`, `task` ("train" or "infer"); for ours also `precision` and
-            `all_tokens`.
+        arm: `by` ("ours", "plain" or a library), `net`, `task` ("train" or "infer"); for ours also `precision`,
+            `all_tokens`, and `predict` for inference as `vitreous predict` does it. Without `predict`, inference of
+            ours runs in the precision of the training, which is bf16 autocast where the machine is faster in it.
         mode: how the network of another library is run; as shipped if None.
     """
     side, *_, classes, batch = NETS[arm["net"]]
@@ -243,7 +253,7 @@ def build(arm: Mapping[str, Any], mode: Mode | None = None) -> Callable[[], floa
 def choose_mode(
     arm: Mapping[str, Any], modes: Sequence[Mode]
 ) -> tuple[Mode, Callable[[], float], dict[str, float]]:
-    """Builds every mode, races them in this process, and returns the fastest with its step.
+    """Builds every mode, races them in this process in random order, and returns the fastest with its step.
 
     The last value is the median milliseconds per step of each mode. A mode that does not run here, such as a compiled
     one without a compiler, is left out.
@@ -259,9 +269,10 @@ def choose_mode(
             continue
         steps[mode], repeats[mode] = step, max(1, round(CHOICE_SECONDS / seconds_of(step, 1)))
     times: dict[Mode, list[float]] = {mode: [] for mode in steps}
+    generator = random.Random(0)
     for _ in range(CHOICE_ROUNDS):
-        for mode, step in steps.items():
-            times[mode].append(1000 * seconds_of(step, repeats[mode]) / repeats[mode])
+        for mode in generator.sample(list(steps), len(steps)):
+            times[mode].append(1000 * seconds_of(steps[mode], repeats[mode]) / repeats[mode])
     medians = {mode: statistics.median(values) for mode, values in times.items()}
     best = min(medians, key=lambda mode: medians[mode])
     return best, steps[best], {str(mode): round(ms, 2) for mode, ms in medians.items()}
@@ -281,8 +292,9 @@ def seconds_of(step: Callable[[], float], steps: int) -> float:
 
 def main() -> None:
     arm = json.loads(sys.argv[1])
+    answers, sys.stdout = sys.stdout, sys.stderr  # what a library prints must not mix with the answers
     modes = [Mode(**mode) for mode in arm.get("modes", [{}])]
-    if arm["by"] == "ours" or any(mode.tuned for mode in modes):
+    if (arm["by"] == "ours" and not arm.get("predict")) or any(mode.tuned for mode in modes):
         from vitreous.machine import keep_memory  # not at the top: a library as shipped runs without us
 
         keep_memory().__enter__()  # for as long as this process lives
@@ -294,9 +306,9 @@ def main() -> None:
     else:
         step = build(arm, modes[0])
     ready["loss"] = warm_up(step)
-    print(json.dumps(ready), flush=True)
+    print(json.dumps(ready), file=answers, flush=True)
     for line in sys.stdin:
-        print(seconds_of(step, int(line)), flush=True)
+        print(seconds_of(step, int(line)), file=answers, flush=True)
 
 
 if __name__ == "__main__":

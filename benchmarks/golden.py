@@ -69,7 +69,7 @@ STEPS = 24
 TIMES = {"train_seconds", "total_seconds", "images_per_second"}  # in a summary: no two runs agree on them
 
 
-def main() -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -80,6 +80,11 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="renew the record `golden`; needs --against")
     parser.add_argument("--cases", nargs="+", default=list(CASES), metavar="CASE")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # in a process of its own
+    return parser
+
+
+def main() -> None:
+    parser = make_parser()
     args = parser.parse_args()
     if args.one:
         args.file.write_text(json.dumps(train(args.cases[0])))
@@ -111,6 +116,7 @@ def main() -> None:
             versions={"torch": torch.__version__},
             figures={"before": before, "after": results},
             source_state=source_state,
+            replace=True,  # `--record` renews it, whatever it was compared with
             before_commit=before_commit,
         )
     if not equal(before, results):

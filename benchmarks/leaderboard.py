@@ -164,8 +164,17 @@ def accuracies(records: Iterable[Record], figure: str) -> list[float]:
     return values(records, figure, 100.0)
 
 
+def timed(records: Iterable[Record]) -> list[Record]:
+    """The records whose times mean something: a run that was halted has `timing: false`."""
+    return [r for r in records if r.get("timing", True)]
+
+
 def minutes(records: Iterable[Record]) -> list[float]:
-    return values(records, "total_seconds", 1 / 60)
+    return values(timed(records), "total_seconds", 1 / 60)
+
+
+def images_per_second(records: Iterable[Record]) -> list[float]:
+    return values(timed(records), "images_per_second")
 
 
 def spread(numbers: list[float], form: str = ".1f") -> str:
@@ -308,8 +317,8 @@ def ablation_table() -> list[str]:
         difference = Decimal(own - default).quantize(Decimal("0.0001"))  # drops the noise of floats at a tie
         return f"{difference.quantize(Decimal('0.1'), ROUND_HALF_UP):+}"
 
-    timed = {record["id"]: record["figures"]["seconds"] for record in load("seconds")}
-    seconds = timed.get("ablation-seconds", {})
+    by_id = {record["id"]: record["figures"]["seconds"] for record in load("seconds")}
+    seconds = by_id.get("ablation-seconds", {})
     lines = []
     for arm in sorted(rows, key=lambda arm: (arm != "default", accuracy(arm))):
         records = rows[arm]
@@ -375,8 +384,8 @@ def runs_table() -> list[str]:
                 f"{STUDIES[record['study']]}: {record['arm']}",
                 budget(record),
                 f"{figures['epochs']:.1f}",
-                f"{figures['total_seconds'] / 60:.1f}",
-                f"{figures['images_per_second']:,.0f}",
+                spread(minutes([record])),
+                spread(images_per_second([record]), ",.0f"),
                 spread(accuracies([record], "val_acc")),
                 spread(accuracies([record], "test_acc")),
                 spread(accuracies([record], "test_acc_with_flips")),
@@ -543,6 +552,8 @@ def plot_accuracy(file: Path, cost: str) -> None:
     """Test accuracy against training FLOPs, with published figures, or against minutes: a panel for each data set."""
     scale = 1 / 60 if cost == "total_seconds" else 1.0
     records = [r for r in trainings() if "test_acc" in r["figures"] and r["command"] is not None]
+    if cost == "total_seconds":
+        records = timed(records)
     chart, axes = panels(HEIGHT + 1.4 if cost == "train_flops" else HEIGHT)
     for axis, (data, title) in zip(axes, DATA.items(), strict=True):
         own = [r for r in records if r["data"] == data]

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,14 @@ THIS, OTHER = "this", "other"
 
 
 def main() -> None:
+    args = make_parser().parse_args()
+    if args.work:
+        serve_steps(args.width, args.precision == "bf16")
+    else:
+        measure(args)
+
+
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -38,12 +47,11 @@ def main() -> None:
     )
     parser.add_argument("--precision", default="bf16", choices=("bf16", "32"))
     parser.add_argument("--pairs", type=int, default=30)
+    parser.add_argument(
+        "--replace", action="store_true", help="replace a record with this id that another command made"
+    )
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.work:
-        serve_steps(args.width, args.precision == "bf16")
-    else:
-        measure(args)
+    return parser
 
 
 def measure(args: argparse.Namespace) -> None:
@@ -54,6 +62,15 @@ def measure(args: argparse.Namespace) -> None:
 
     from vitreous.machine import instruction_sets, processor
 
+    precision = {"32": "float32"}.get(args.precision, args.precision)
+    id = f"pairs-{args.width}-{args.precision}"
+    command = (
+        f"python benchmarks/pairs.py OTHER/src --width {args.width} --precision {args.precision} "
+        f"--pairs {args.pairs}"
+    )
+    record.check_replacement(id, command, args.replace)
+    source_state = record.state()
+    other_state = state_of_other(args.other)
     seconds: dict[str, list[float]] = {THIS: [], OTHER: []}
     orders = random_orders([THIS, OTHER], args.pairs, seed=0)
     source = Path(__file__).parent.parent / "src"
@@ -73,23 +90,38 @@ def measure(args: argparse.Namespace) -> None:
     }
     print(", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
     ratios = [this / other for this, other in zip(seconds[THIS], seconds[OTHER], strict=True)]
-    precision = {"32": "float32"}.get(args.precision, args.precision)
-    commit = subprocess.run(
-        ["git", "-C", str(args.other), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
     record.add(
-        f"pairs-{args.width}-{args.precision}",
+        id,
         study="pairs",
         arm=f"{args.width} wide, {precision}",
         path=f"native, {precision}",
-        command=f"python benchmarks/pairs.py OTHER/src --width {args.width} --precision {args.precision} "
-        f"--pairs {args.pairs}",
+        command=command,
         machine={"name": processor(), "instruction_sets": instruction_sets()},
         versions={"torch": torch.__version__},
         figures=figures | {"ratios": ratios},
-        other=commit.stdout.strip(),
-        note="OTHER is a checkout of the commit in `other`.",
+        source_state=source_state,
+        replace=args.replace,
+        **other_state,
+        note="OTHER is a checkout of the commit in `other`, with the changes in `other_changed_since`.",
     )
+
+
+def state_of_other(source: Path) -> dict[str, Any]:
+    """The other version's commit, and the files of its `src` that differ from it.
+
+    Raises:
+        SystemExit: `source` is in no git checkout, so a record could not say what was timed.
+    """
+    import record
+
+    try:
+        commit = record.git("rev-parse", "HEAD", folder=source).strip()
+        changed = record.changed_files(".", folder=source)
+    except (OSError, subprocess.CalledProcessError):
+        raise SystemExit(f"{source} is in no git checkout, so its version is unknown.") from None
+    if changed:
+        print(f"{source} has uncommitted changes: {', '.join(changed)}")
+    return {"other": commit, "other_changed_since": changed}
 
 
 @contextlib.contextmanager

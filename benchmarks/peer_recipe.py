@@ -32,8 +32,6 @@ from race import surroundings
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision import transforms
-from vit_pytorch.cct import cct_2
 
 from vitreous import machine as machines
 from vitreous.data.normalize import normalize, to_float
@@ -59,6 +57,8 @@ class AugmentedImages(Dataset[tuple[Tensor, int]]):
     """Training images, augmented one at a time."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+        from torchvision import transforms  # not at the top: only the peers' environment has it
+
         self.images, self.labels = images, labels
         self.transform = transforms.Compose(
             [
@@ -77,14 +77,28 @@ class AugmentedImages(Dataset[tuple[Tensor, int]]):
         return self.transform(Image.fromarray(self.images[index])), int(self.labels[index])
 
 
-def main() -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--workers", type=int, default=1, help="processes that augment (default: 1)")
-    args = parser.parse_args()
+    record.add_replace_option(parser)
+    return parser
+
+
+def main() -> None:
+    from vit_pytorch.cct import cct_2  # not at the top: only the peers' environment has it
+
+    args = make_parser().parse_args()
+    id = f"cifar10-cct2-{args.minutes:g}min-seed{args.seed}"
+    command = (
+        f"python benchmarks/peer_recipe.py --minutes {args.minutes:g} --seed {args.seed} "
+        f"--workers {args.workers}"
+    )
+    record.check_replacement(id, command, args.replace)
+    source_state = record.state()
     torch.manual_seed(args.seed)
     machine = machines.choose_precision(machines.detect_machine("cpu"), "auto")
     keep_memory().__enter__()  # for as long as this process lives
@@ -152,17 +166,18 @@ def main() -> None:
         f"{duration(figures['total_seconds'])}"
     )
     record.add(
-        f"cifar10-cct2-{args.minutes:g}min-seed{args.seed}",
+        id,
         study="peer-recipe",
         arm="CCT-2/3x2",
-        command=f"python benchmarks/peer_recipe.py --minutes {args.minutes:g} --seed {args.seed} "
-        f"--workers {args.workers}",
+        command=command,
         data="cifar10",
         seed=args.seed,
         path=f"torch, {'bf16' if bf16 else 'float32'}",
         recipe=RECIPE,
         **surroundings(machine, ("torch", "torchvision", "vit-pytorch")),
         figures=figures,
+        source_state=source_state,
+        replace=args.replace,
         peer="CCT-2/3x2 of vit-pytorch, by its authors' recipe for it",
     )
     sys.stdout.flush()

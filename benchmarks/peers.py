@@ -8,6 +8,9 @@ attention and compilation, found by a short race. Ours runs as `vitreous train` 
 the peers compute every token in the last layer, of which the head reads only the class token, and our kernels skip
 what the head does not read.
 
+Where the machine is faster in bf16, the inference rows of ours compare the kernels in bf16, as the training does its
+validation. `vitreous predict` always computes in float32: the row "vitreous, predict (float32)" times it.
+
 Both networks in training and inference take about 22 minutes on two cores. Leave the machine alone meanwhile.
 """
 
@@ -15,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -31,10 +33,10 @@ from vitreous.wording import duration
 PEERS = ("timm", "transformers", "torchvision", "vit-pytorch")
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "vit-pytorch")
 PEERS_WITH_TWO_ATTENTIONS = ("timm", "transformers")
-OURS, EQUAL_WORK = "vitreous", "vitreous, all tokens"
+OURS, EQUAL_WORK, PREDICT = "vitreous", "vitreous, all tokens", "vitreous, predict (float32)"
 
 
-def main() -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -44,7 +46,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="turns of each competitor (default: 7)")
     parser.add_argument("--seconds", type=float, default=ROUND_SECONDS, help="of a turn (default: 2)")
     parser.add_argument("--seed", type=int, default=0, help="of the order within the rounds (default: 0)")
-    args = parser.parse_args()
+    record.add_replace_option(parser)
+    return parser
+
+
+def main() -> None:
+    args = make_parser().parse_args()
+    command = record.this_command("peers.py")
+    for net in args.nets:
+        for task in args.tasks:
+            record.check_replacement(f"peers-{net}-{task}", command, args.replace)
+    source_state = record.state()
     machine = machines.choose_precision(machines.detect_machine("cpu"), "auto")
     print("\n".join(machine.reasons))
     for net in args.nets:
@@ -59,10 +71,12 @@ def main() -> None:
                 f"peers-{net}-{task}",
                 study="peers",
                 arm=f"{net} {task}",
-                command=f"python benchmarks/peers.py {' '.join(sys.argv[1:])}".strip(),
+                command=command,
                 seed=args.seed,
                 **surroundings(machine, PACKAGES),
                 figures=figures,
+                source_state=source_state,
+                replace=args.replace,
             )
 
 
@@ -79,12 +93,15 @@ def measure(
         OURS: {**base, "by": "ours"},
         EQUAL_WORK: {**base, "by": "ours", "all_tokens": True},
     }
+    if task == "infer":
+        arms[PREDICT] = {**base, "by": "ours", "predict": True}
+    own = list(arms)
     for by in peers:
         modes = [asdict(mode) for mode in best_mode_candidates(by, task, bf16)]
         arms[f"{by}, as shipped"] = {**base, "by": by}
         arms[f"{by}, best mode"] = {**base, "by": by, "modes": modes}
-    result = race(arms, rounds, seed=seed, round_seconds=seconds)
-    others = [name for name in result.ms if name not in (OURS, EQUAL_WORK)]
+    result = race(arms, rounds, seed=seed, round_seconds=seconds, required=own)
+    others = [name for name in result.ms if name not in own]
     equal_work = {name: compare(result.ms[name], result.ms[EQUAL_WORK]) for name in others}
     as_it_runs = {name: compare(result.ms[name], result.ms[OURS]) for name in others}
     for name in others:

@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,21 +63,26 @@ class Competitor:
     def __init__(self, arm: Mapping[str, Any], python: str) -> None:
         command = [python, str(HERE / "arms.py"), json.dumps(arm)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.ready = json.loads(self._line())
+        self.ready: dict[str, Any] = self._answer(dict)
 
     def seconds(self, steps: int) -> float:
         """Runs `steps` steps and returns the seconds they took."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{steps}\n")
         self.process.stdin.flush()
-        return float(self._line())
+        return self._answer(float)
 
-    def _line(self) -> str:
+    def _answer(self, kind: type[Any]) -> Any:
+        """The next line that is JSON of this kind. Other lines come from libraries that print."""
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{' '.join(self.process.args[2:])} ended early")  # type: ignore[arg-type, index]
-        return line
+        for line in self.process.stdout:
+            try:
+                answer = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(answer, kind):
+                return answer
+        raise RuntimeError(f"{' '.join(self.process.args[2:])} ended early")  # type: ignore[arg-type, index]
 
     def end(self) -> None:
         assert self.process.stdin is not None
@@ -91,6 +96,7 @@ def race(
     *,
     seed: int = 0,
     round_seconds: float = ROUND_SECONDS,
+    required: Collection[str] = (),
     python: str = sys.executable,
     say: Callable[[str], None] = print_now,
 ) -> Race:
@@ -101,11 +107,15 @@ def race(
         rounds: how often each competitor takes its turn.
         seed: seed of the order within the rounds.
         round_seconds: about how long a turn takes; never fewer than `MIN_STEPS` steps.
+        required: the competitors without which the race is worth nothing.
         python: interpreter of the processes.
         say: called with each line of progress.
 
     Returns:
         The measurements. A competitor that cannot start here is reported and left out.
+
+    Raises:
+        SystemExit: a required competitor cannot start here.
     """
     result = Race()
     competitors: dict[str, Competitor] = {}
@@ -115,6 +125,10 @@ def race(
             try:
                 competitors[name] = competitor = Competitor(arm, python)
             except RuntimeError as error:
+                if name in required:
+                    raise SystemExit(
+                        f"The race needs {name}, which does not run here; its error is above."
+                    ) from error
                 say(f"{name}: left out, because it does not run here ({error})")
                 continue
             result.ms[name] = []

@@ -3,8 +3,8 @@
     python benchmarks/record.py cifar10-mine-seed42 -- cifar10 --minutes 5 --seed 42
 
 Everything after `--` goes to `vitreous train`. A line holds the command, commit, versions, machine and seed, every
-figure of the run, its whole recipe and a short learning curve. A run with an id that is already there replaces that
-line. `docs/results.md` explains each key.
+figure of the run, its whole recipe and a short learning curve. A rerun of the same command replaces its line. Another
+command may replace a line only with `--replace`. `docs/results.md` explains each key.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import csv
 import fcntl
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -33,38 +34,103 @@ RECORDS = HERE / "records.jsonl"
 CURVE_POINTS = 40
 # The order of the keys in a line; a key without a value is left out, except for `command`.
 KEYS = (
-    *("id", "study", "arm", "data", "seed", "path", "command", "note", "date", "commit", "changed_since"),
+    *(
+        "id",
+        "study",
+        "arm",
+        "data",
+        "seed",
+        "path",
+        "command",
+        "note",
+        "timing",
+        "date",
+        "commit",
+        "changed_since",
+    ),
     *("versions", "machine", "figures", "recipe", "curve"),
 )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("id", help="of the record; an existing record with this id is replaced")
-    parser.add_argument("--study", help="default: that of the record which is replaced, or 'other'")
-    parser.add_argument("--arm", help="default: that of the record which is replaced, or 'default'")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the run folder here")
-    parser.add_argument("words", nargs="+", metavar="-- ARGUMENT", help="for vitreous train")
-    args = parser.parse_args()
+    args = make_parser().parse_args()
     before = next((record for record in load() if record["id"] == args.id), {})
     training(
         args.id,
         args.words,
-        f"python benchmarks/record.py {args.id} -- {' '.join(args.words)}",
+        command(args.id, args.words),
         study=args.study or before.get("study", "other"),
         arm=args.arm or before.get("arm", "default"),
         keep=args.keep,
+        replace=args.replace,
     )
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("id", help="of the record")
+    parser.add_argument("--study", help="default: that of the record which is replaced, or 'other'")
+    parser.add_argument("--arm", help="default: that of the record which is replaced, or 'default'")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the run folder here")
+    add_replace_option(parser)
+    parser.add_argument("words", nargs="+", metavar="-- ARGUMENT", help="for vitreous train")
+    return parser
+
+
+def add_replace_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--replace", action="store_true", help="replace a record with this id that another command made"
+    )
+
+
+def command(id: str, words: Sequence[str]) -> str:
+    """The command of this script that records `vitreous train` with `words`."""
+    return shlex.join(["python", "benchmarks/record.py", id, "--", *words])
+
+
+def this_command(script: str) -> str:
+    """The command that runs `script` with the arguments of this process, without `--replace`."""
+    words = [word for word in sys.argv[1:] if word != "--replace"]
+    return shlex.join(["python", f"benchmarks/{script}", *words])
 
 
 def load(study: str | None = None) -> list[dict[str, Any]]:
     """All records, or those of one study, in the order of their ids."""
     if not RECORDS.exists():
         return []
-    records = [json.loads(line) for line in RECORDS.read_text(encoding="utf-8").splitlines()]
+    records = [json.loads(line) for line in lines_of(RECORDS)]
     return [record for record in records if study in (None, record["study"])]
+
+
+def lines_of(file: Path) -> list[str]:
+    """The lines of a JSON Lines file. Only a line feed ends a line: a text may hold U+2028 or U+0085."""
+    return [line for line in file.read_text(encoding="utf-8").split("\n") if line]
+
+
+def check_replacement(id: str, command: str | None, replace: bool = False) -> None:
+    """Refuses to replace a record that another command made. Call it before a long run, too.
+
+    Args:
+        id: of the new record.
+        command: of the new record; it may be quoted differently.
+        replace: allows any replacement.
+
+    Raises:
+        SystemExit: a record with this id has another command, and `replace` is false.
+    """
+    old = next((record for record in load() if record["id"] == id), None)
+    if old is None or replace or split(old["command"]) == split(command):
+        return
+    raise SystemExit(
+        f"The record {id} was made by another command ({old['command']}), so it stays. "
+        "Choose another id, or replace it with --replace."
+    )
+
+
+def split(command: str | None) -> list[str] | None:
+    return None if command is None else shlex.split(command)
 
 
 def add(
@@ -81,7 +147,8 @@ def add(
     figures: dict[str, Any],
     recipe: dict[str, Any] | None = None,
     curve: dict[str, Any] | None = None,
-    source_state: dict[str, Any] | None = None,
+    source_state: dict[str, Any],
+    replace: bool = False,
     **extra: Any,
 ) -> dict[str, Any]:
     """Adds a line to `records.jsonl`, or replaces the line with the same id; returns the record.
@@ -97,12 +164,16 @@ def add(
         figures: the results, with all their digits.
         recipe: all tables of the recipe as it was trained.
         curve: see `short_curve`.
-        source_state: what `state` returned when the run began; by default it is called now.
-        extra: more keys, e.g. `date`, `note`.
+        source_state: what `state` returned when the run began. The sources may change during a long run.
+        replace: replaces a record with this id even if another command made it.
+        extra: more keys, e.g. `date`, `note`, or `timing=False` where the run's times mean nothing.
+
+    Raises:
+        SystemExit: a record with this id has another command, and `replace` is false.
     """
-    given = {
+    fields = {
         "date": datetime.now(UTC).date().isoformat(),
-        **(source_state or state()),
+        **source_state,
         **extra,
         **{
             "id": id,
@@ -115,12 +186,13 @@ def add(
         },
         **{"versions": versions, "machine": machine, "figures": figures, "recipe": recipe, "curve": curve},
     }
-    keys = [*KEYS, *sorted(set(given) - set(KEYS))]
-    filled = {key: given.get(key) for key in keys}
+    keys = [*KEYS, *sorted(set(fields) - set(KEYS))]
+    filled = {key: fields.get(key) for key in keys}
     record = {key: value for key, value in filled.items() if key == "command" or value not in (None, "")}
     line = json.dumps(record, ensure_ascii=False, allow_nan=False)
     with locked(RECORDS.parent):
-        lines = RECORDS.read_text(encoding="utf-8").splitlines() if RECORDS.exists() else []
+        check_replacement(id, command, replace)
+        lines = lines_of(RECORDS) if RECORDS.exists() else []
         lines = [*(other for other in lines if json.loads(other)["id"] != id), line]
         lines.sort(key=lambda text: json.loads(text)["id"])
         atomic_write(RECORDS, "\n".join(lines) + "\n")
@@ -148,6 +220,7 @@ def training(
     arm: str,
     more: Callable[[Run], dict[str, Any]] = lambda run: {},
     keep: Path | None = None,
+    replace: bool = False,
 ) -> dict[str, Any]:
     """Runs `vitreous train` and adds its record.
 
@@ -156,7 +229,12 @@ def training(
         command: makes this record again.
         more: further figures, computed while the run folder is there.
         keep: where the run folder stays; by default it is removed.
+        replace: replaces a record with this id even if another command made it.
+
+    Raises:
+        SystemExit: the training failed, or `check_replacement` refused it before it began.
     """
+    check_replacement(id, command, replace)
     source_state = state()
     with tempfile.TemporaryDirectory() as folder:
         path = keep or Path(folder) / id
@@ -187,6 +265,7 @@ def training(
             recipe=recipe,
             curve=short_curve((path / "metrics.csv").read_text(encoding="utf-8")),
             source_state=source_state,
+            replace=replace,
             fingerprint=resolved["fingerprint"],
         )
 
@@ -215,12 +294,20 @@ def digits(number: str) -> float:
 
 def state() -> dict[str, Any]:
     """The commit, and the files of `src` and of the benchmarks that differ from it."""
-    changed = git("status", "--porcelain", "--", "../src", ":(glob)*.py").splitlines()
-    return {"commit": git("rev-parse", "HEAD").strip(), "changed_since": [line[3:] for line in changed]}
+    return {
+        "commit": git("rev-parse", "HEAD").strip(),
+        "changed_since": changed_files("../src", ":(glob)*.py"),
+    }
 
 
-def git(*words: str) -> str:
-    return subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True, check=True).stdout
+def changed_files(*paths: str, folder: Path = HERE) -> list[str]:
+    """The files under `paths`, seen from `folder`, that differ from the commit."""
+    status = git("status", "--porcelain", "--", *paths, folder=folder)
+    return [line[3:] for line in status.split("\n") if line]
+
+
+def git(*words: str, folder: Path = HERE) -> str:
+    return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout
 
 
 if __name__ == "__main__":

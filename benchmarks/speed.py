@@ -45,6 +45,7 @@ from vitreous.request import Request
 from vitreous.training.classifier import make_optimizer
 from vitreous.training.schedule import phases
 
+PARTS = ("notebook", "default-step", "starts")
 NOTEBOOK = "notebook-cifar10"
 AS_PUBLISHED, MEMORY_KEPT, BEST = "as published", "memory kept, float32", "best mode"
 OURS, OURS_FLOAT32, EQUAL_WORK = "vitreous", "vitreous, float32", "vitreous, all tokens"
@@ -60,26 +61,37 @@ COMPARISONS = [
 MAX_TURNS, MIN_TURNS, TURN_SECONDS = 21, 7, 25.0
 
 
-def main() -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parts = {"notebook": notebook, "default-step": default_step, "starts": starts}
-    parser.add_argument("--parts", nargs="+", default=list(parts), choices=list(parts))
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--rounds", type=int, default=7, help="turns of each competitor (default: 7)")
     parser.add_argument("--seconds", type=float, default=ROUND_SECONDS, help="of a turn (default: 2)")
     parser.add_argument("--seed", type=int, default=0, help="of the order within the rounds (default: 0)")
-    args = parser.parse_args()
+    record.add_replace_option(parser)
+    return parser
+
+
+def main() -> None:
+    args = make_parser().parse_args()
+    command = record.this_command("speed.py")
+    for part in args.parts:
+        record.check_replacement(f"speed-{part}", command, args.replace)
+    source_state = record.state()
     machine = machines.choose_precision(machines.detect_machine("cpu"), "auto")
     print("\n".join(machine.reasons))
+    measure = {"notebook": notebook, "default-step": default_step, "starts": starts}
     for part in args.parts:
         record.add(
             f"speed-{part}",
             study="speed",
             arm=part,
-            command=f"python benchmarks/speed.py {' '.join(sys.argv[1:])}".strip(),
+            command=command,
             seed=args.seed,
-            figures=parts[part](machine, args),
+            figures=measure[part](machine, args),
+            source_state=source_state,
+            replace=args.replace,
             **surroundings(machine),
         )
 
@@ -114,9 +126,8 @@ def notebook_arms(bf16: bool) -> dict[str, dict[str, Any]]:
 
 def notebook(machine: machines.Machine, args: argparse.Namespace) -> dict[str, Any]:
     """The notebook's network, trained in plain torch and by vitreous; comparisons as in `COMPARISONS`."""
-    result = race(
-        notebook_arms(machine.precision == "bf16"), args.rounds, seed=args.seed, round_seconds=args.seconds
-    )
+    arms = notebook_arms(machine.precision == "bf16")
+    result = race(arms, args.rounds, seed=args.seed, round_seconds=args.seconds, required=list(arms))
     batch = NETS[NOTEBOOK][-1]
     step_flops = 3 * batch * count_flops(create_model(NOTEBOOK))  # forward, and backward twice that
     comparisons = [

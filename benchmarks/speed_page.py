@@ -180,10 +180,12 @@ def pairs_table(records: Records) -> list[str]:
 
 
 def machines_table(records: Records) -> list[str]:
-    """Where and when each study was measured."""
+    """Where and when each record of the page's tables was measured."""
+    shown = {("peers", f"{net} {task}") for net in NETS for task in TASKS}
+    shown |= {("speed", part) for part in ("notebook", "default-step", "starts")}
     rows: list[list[str]] = []
     for r in records:
-        if r["study"] not in ("peers", "speed", "pairs"):
+        if r["study"] != "pairs" and (r["study"], r["arm"]) not in shown:
             continue
         machine = r["machine"]
         cells = [

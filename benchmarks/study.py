@@ -16,7 +16,7 @@ from collections import defaultdict
 
 import torch
 from leaderboard import ABLATED_AT, ABLATION, best_adamw
-from record import add, load, training
+from record import add, command, load, state, training
 
 from vitreous import recipe as recipes
 from vitreous.dial import SIZES
@@ -33,11 +33,15 @@ SECONDS_ROUNDS = 7
 
 
 def main() -> None:
+    {"law": law, "ablation": ablation, "seconds": time_ablation}[make_parser().parse_args().study]()
+
+
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("study", choices=["law", "ablation", "seconds"])
-    {"law": law, "ablation": ablation, "seconds": time_ablation}[parser.parse_args().study]()
+    return parser
 
 
 def law() -> None:
@@ -73,11 +77,12 @@ def run(name: str, study: str, arm: str, data: str, budget: str, seed: int, chan
         return
     words = [data, *(change.replace(" ", "") for change in changes), "--flops", budget, "--judge", "val"]
     words += ["--seed", str(seed)]
-    training(id, words, f"python benchmarks/record.py {id} -- {' '.join(words)}", study=study, arm=arm)
+    training(id, words, command(id, words), study=study, arm=arm)
 
 
 def time_ablation() -> None:
     """Times a step of each row, all rows in turns, and multiplies it by the steps of the row's budget."""
+    source_state = state()
     seconds: dict[str, list[float]] = defaultdict(list)
     plans = {}
     for arm, (_, changes) in ABLATION.items():
@@ -105,6 +110,7 @@ def time_ablation() -> None:
         machine=machine.record() | {"instruction_sets": instruction_sets()},
         versions={"torch": torch.__version__},
         figures={"seconds": seconds},
+        source_state=source_state,
     )
 
 

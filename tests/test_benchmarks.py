@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import json
 import math
 import multiprocessing
@@ -77,6 +78,70 @@ def test_a_record_round_trips_and_replaces_the_one_with_its_id(empty_records: Pa
     assert len(record.load()) == 2
 
 
+def test_only_the_same_command_replaces_a_record_unless_told_to(empty_records: Path) -> None:
+    import record
+
+    record.add(**line("a-seed1", test_acc=0.5) | {"command": "python script.py stem_dims=[1,2]"})
+    record.add(**line("a-seed1", test_acc=0.6) | {"command": "python script.py 'stem_dims=[1,2]'"})
+    with pytest.raises(
+        SystemExit, match=r"a-seed1 was made by another command \(python script.py .*--replace"
+    ):
+        record.add(**line("a-seed1", test_acc=0.7))
+    assert [r["figures"]["test_acc"] for r in record.load()] == [0.6]
+    record.add(**line("a-seed1", test_acc=0.7), replace=True)
+    assert [r["figures"]["test_acc"] for r in record.load()] == [0.7]
+
+
+def test_a_training_that_may_not_replace_its_record_does_not_begin(
+    empty_records: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import record
+
+    record.add(**line("a-seed1"))
+    monkeypatch.setattr(record.subprocess, "Popen", lambda *_args: pytest.fail("the training began"))
+    with pytest.raises(SystemExit, match="another command"):
+        record.training("a-seed1", ["cifar10"], "other command", study="final", arm="default")
+
+
+def test_a_record_may_hold_the_line_breaks_of_unicode(empty_records: Path) -> None:
+    import record
+
+    note = "one\u2028two\u0085three\x0bfour"
+    record.add(**line("a-seed1"), note=note)
+    record.add(**line("b-seed2"))
+    assert [r.get("note") for r in record.load()] == [note, None]
+
+
+def test_default_names_tell_decimal_values_apart() -> None:
+    import accuracy
+
+    def name(*words: str) -> str:
+        return accuracy.default_name(accuracy.make_parser().parse_args(words))
+
+    assert name("augment.cutmix=0.5") == name("cutmix=0.5") == "cifar10-default-cutmix0.5-6e13-val"
+    names = {name(f"{key}={value}") for key in ("cutmix", "mixup") for value in ("0.5", "1.5", "5")}
+    assert len(names) == 6
+
+
+def test_a_run_without_meaningful_times_counts_for_accuracy_only(empty_records: Path) -> None:
+    import leaderboard
+    import record
+
+    id = "cifar10-default-3e13-test-seed"
+    record.add(**line(f"{id}1", test_acc=0.8, total_seconds=60, images_per_second=500))
+    record.add(**line(f"{id}2", test_acc=0.9, total_seconds=6000, images_per_second=5), timing=False)
+    assert record.load()[1]["timing"] is False
+    (row,) = leaderboard.final_table()[2:]
+    assert "| 1.0 |" in row and "| 85.0 (80.0 to 90.0) |" in row
+    timed, untimed = ([cell.strip() for cell in row.split("|")] for row in leaderboard.runs_table()[2:])
+    head = [cell.strip() for cell in leaderboard.runs_table()[0].split("|")]
+    columns = head.index("minutes"), head.index("images/s")
+    assert [timed[column] for column in columns] == ["1.0", "500"]
+    assert [untimed[column] for column in columns] == ["–", "–"]
+    record.add(**line(f"{id}1", test_acc=0.8, total_seconds=60, images_per_second=500), timing=False)
+    assert "| – |" in leaderboard.readme_table()[2] and "85.0" in leaderboard.readme_table()[2]
+
+
 def add_ten(name: str) -> None:
     import record
 
@@ -92,7 +157,7 @@ def test_records_added_at_the_same_time_are_all_kept(empty_records: Path) -> Non
     for writer in writers:
         writer.join()
     assert [writer.exitcode for writer in writers] == [0] * 4
-    ids = [json.loads(text)["id"] for text in empty_records.read_text().splitlines()]
+    ids = [record["id"] for record in map(json.loads, empty_records.read_text().split("\n")[:-1])]
     assert ids == sorted(f"{name}{number}-seed{number}" for name in "abcd" for number in range(10))
 
 
@@ -173,7 +238,7 @@ def test_adamw_is_shown_at_the_learning_rate_that_is_best_on_common_seeds(empty_
 
 def records() -> list[dict[str, Any]]:
     text = (BENCHMARKS / "records.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
 def test_every_record_is_complete() -> None:
@@ -195,8 +260,8 @@ def test_every_id_that_a_page_cites_is_on_record() -> None:
     shape = re.compile(r"`((?:cifar10|cifar100)-[\w.-]+|pairs-[\w.-]+|ablation-seconds)`")
     cited = {page.name: set(shape.findall(page.read_text(encoding="utf-8"))) for page in PAGES}
     assert len(cited["results.md"]) > 50
-    for page, found in cited.items():
-        assert found <= ids, f"{page}: {found - ids}"
+    for page, cited_ids in cited.items():
+        assert cited_ids <= ids, f"{page}: {cited_ids - ids}"
 
 
 def test_every_anchor_of_the_results_is_there() -> None:
@@ -277,6 +342,32 @@ def train_words(command: str) -> tuple[str, list[str]]:
     return f"{args.name or accuracy.default_name(args)}-seed{seed}", accuracy.train_words(args, seed)
 
 
+def test_every_command_is_one_that_its_script_understands() -> None:
+    scripts = set()
+    for record in records():
+        if record["command"] is None:
+            continue
+        python, script, *words = shlex.split(record["command"])
+        assert python == "python" and script.startswith("benchmarks/"), record["id"]
+        module = importlib.import_module(Path(script).stem)
+        try:
+            module.make_parser().parse_args(words)
+        except SystemExit:
+            pytest.fail(f"{record['id']}: {script} does not understand {words}")
+        scripts.add(module.__name__)
+    assert scripts == {"accuracy", "golden", "pairs", "peer_recipe", "peers", "record", "speed", "study"}
+
+
+def test_a_rerun_writes_the_recorded_command_of_an_accuracy_run() -> None:
+    import accuracy
+
+    commands = [r["command"] for r in records() if "benchmarks/accuracy.py" in (r["command"] or "")]
+    assert len(commands) > 20
+    for command in commands:
+        args = accuracy.make_parser().parse_args(shlex.split(command)[2:])
+        assert shlex.split(accuracy.command(args, args.seeds[0])) == shlex.split(command)
+
+
 def resolve(words: list[str], train_flops: float) -> tuple[dict[str, Any], int]:
     """The tables and the steps that `vitreous train` would come to; minutes as the FLOPs that they amounted to."""
     parser = argparse.ArgumentParser()
@@ -350,9 +441,9 @@ def test_every_product_of_a_step_is_found_with_its_shape() -> None:
     def step() -> None:
         (F.linear(x, weight).relu().sum() + F.conv2d(picture, kernel).sum()).backward()
 
-    seconds, found = product_seconds(step, repeats=1)
-    assert seconds == pytest.approx(sum(each * times for each, times, _ in found)) and seconds > 0
-    names = sorted(what for _, _, what in found)
+    seconds, products = product_seconds(step, repeats=1)
+    assert seconds == pytest.approx(sum(once * times for once, times, _ in products)) and seconds > 0
+    names = sorted(name for _, _, name in products)
     assert any(name.startswith("convolution_backward 2x5x7x7 2x3x9x9 5x3x3x3") for name in names)
     assert any(name.startswith("convolution 2x3x9x9 5x3x3x3") for name in names)
     assert "mm 8x16 16x24" in names and any(name in ("mm 24x8 8x16", "mm 16x8 8x24") for name in names)

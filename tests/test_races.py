@@ -109,6 +109,40 @@ def test_a_race_runs_every_competitor_in_the_recorded_order(
     assert [[names[i] for i in order] for order in stored["orders"]] == result.orders
 
 
+def scripted_competitors(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    import race
+
+    (folder / "arms.py").write_text("import json, sys\narm = json.loads(sys.argv[1])\n" + script)
+    monkeypatch.setattr(race, "HERE", folder)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+
+
+def test_a_race_stops_if_a_required_competitor_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import race
+
+    scripted_competitors(tmp_path, monkeypatch, "sys.exit()\n")
+    with pytest.raises(SystemExit, match="The race needs ours, which does not run here"):
+        race.race({"ours": {}, "theirs": {}}, 1, required=["ours"], say=lambda line: None)
+
+
+def test_what_a_library_prints_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import race
+
+    scripted_competitors(
+        tmp_path,
+        monkeypatch,
+        "print('Welcome!\\n\\n[1]')\n"
+        "print(json.dumps({'loss': 2.5}), flush=True)\n"
+        "for line in sys.stdin:\n"
+        "    print('compiling ...')\n"
+        "    print(1.5 * int(line), flush=True)\n",
+    )
+    result = race.race({"a": {}}, 2, say=lambda line: None)
+    assert result.ready == {"a": {"loss": 2.5}} and result.ms == {"a": [1500.0, 1500.0]}
+
+
 # ---- competitors
 
 
@@ -159,6 +193,7 @@ def test_equal_work_fails_if_the_last_layer_skips_tokens() -> None:
         {"by": "ours", "task": "train"},
         {"by": "ours", "task": "infer", "all_tokens": True},
         {"by": "ours", "task": "train", "all_tokens": True, "precision": "32"},
+        {"by": "ours", "task": "infer", "predict": True},
         {"by": "plain", "task": "train"},
     ],
     ids=str,
@@ -201,6 +236,38 @@ def test_the_fastest_mode_that_runs_is_chosen(monkeypatch: pytest.MonkeyPatch) -
     best, _, ms = arms.choose_mode({"by": "someone"}, modes)
     assert best == arms.Mode(precision="autocast")
     assert len(ms) == 2 and min(ms.values()) >= 5
+
+
+def test_the_predict_arm_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    import arms
+
+    from vitreous import machine as machines
+
+    monkeypatch.setattr(
+        machines, "choose_precision", lambda machine, _choice: machine.decided("", precision="bf16")
+    )
+    arm = {"by": "ours", "net": "vit-xs4", "task": "infer"}
+    assert arms.our_network(arm)[2]
+    model, _, bf16 = arms.our_network({**arm, "predict": True})
+    assert not bf16 and not model.training
+
+
+def test_inference_races_predict_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    import peers
+    from race import Race
+
+    raced: dict[str, Any] = {}
+
+    def race(arms: dict[str, Any], rounds: int, **options: Any) -> Race:
+        raced.update(arms=arms, required=options["required"])
+        return Race(ms={name: [1.0] for name in arms})
+
+    monkeypatch.setattr(peers, "race", race)
+    figures = peers.measure("vit-xs4", "infer", ["timm"], 1, 1.0, 0, bf16=True)
+    assert raced["arms"][peers.PREDICT]["predict"] and peers.PREDICT in raced["required"]
+    assert set(figures["equal_work"]) == {"timm, as shipped", "timm, best mode"}
+    peers.measure("vit-xs4", "train", ["timm"], 1, 1.0, 0, bf16=True)
+    assert peers.PREDICT not in raced["arms"]
 
 
 def test_weights_in_bf16_race_for_inference_only() -> None:
@@ -299,6 +366,14 @@ def test_the_page_shows_what_the_records_say() -> None:
     ]
     for lines in tables.values():
         assert len({line.count("|") for line in lines}) == 1
+
+
+def test_the_machines_are_those_of_the_pages_tables() -> None:
+    import speed_page
+
+    used, superseded = peer_record(1.2), peer_record(1.2) | {"id": "peers", "arm": "all"}
+    (row,) = speed_page.machines_table([used, superseded])[2:]
+    assert row.startswith("| peers-vit-ti16-infer |")
 
 
 def test_the_page_holds_every_table_and_is_up_to_date(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def main() -> None:
     from vit_pytorch.cct import cct_2  # not at the top: only the peers' environment has it
 
     args = make_parser().parse_args()
-    id = f"cifar10-cct2-{args.minutes:g}min-seed{args.seed}"
+    id = f"cifar10-cct2-authors-{args.minutes:g}min-seed{args.seed}"
     command = (
         f"python benchmarks/peer_recipe.py --minutes {args.minutes:g} --seed {args.seed} "
         f"--workers {args.workers}"

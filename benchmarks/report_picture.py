@@ -18,8 +18,7 @@ from PIL import Image
 from vitreous.report import write_report
 
 TARGET = Path(__file__).parent.parent / "docs" / "report.png"
-WIDTH, HEIGHT = 1180, 1560  # CSS pixels: the result, the curves, the metrics, and the confusion matrix
-COLOURS = 128  # a palette makes the file a third as large, and the page has few colours
+WIDTH, HEIGHT = 1180, 2020  # CSS pixels: the result, the curves, the metrics, and the confusion matrix
 
 
 def main() -> None:
@@ -50,7 +49,7 @@ def screenshot(page: Path, target: Path, width: int, height: int) -> None:
             ],
             check=True, capture_output=True, timeout=120,
         )  # fmt: skip
-        Image.open(picture).convert("RGB").quantize(COLOURS).save(target, optimize=True)
+        Image.open(picture).convert("RGB").save(target, optimize=True)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ FIGURES: dict[str, Figure] = {
 # Only of a run's final figures, since the temperature is fitted at its end.
 FINAL_FIGURES: dict[str, Figure] = {
     "ece_calibrated": Figure(
-        "Calibration error, calibrated", "of the probabilities that `predict_proba` gives"
+        "Calibration error, calibrated", "of the calibrated probabilities that predict_proba gives"
     ),
 }
 

@@ -8,8 +8,8 @@ attention and compilation, found by a short race. Ours runs as `vitreous train` 
 the peers compute every token in the last layer, of which the head reads only the class token, and our kernels skip
 what the head does not read.
 
-Where the machine is faster in bf16, the inference rows of ours compare the kernels in bf16, as the training does its
-validation. `vitreous predict` always computes in float32: the row "vitreous, predict (float32)" times it.
+Where the machine is faster in bf16, the inference rows of ours compare the kernels in bf16. `vitreous predict`
+always computes in float32: the row "vitreous, predict (float32)" times it.
 
 Both networks in training and inference take about 22 minutes on two cores. Leave the machine alone meanwhile.
 """

@@ -17,11 +17,12 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vitreous.machine import Machine, instruction_sets
 
 HERE = Path(__file__).parent
+T = TypeVar("T")
 ROUND_SECONDS = 2.0  # of each competitor in each round
 MIN_STEPS = 3  # in each round, however slow a competitor is
 RESAMPLES = 4000  # of the bootstrap
@@ -72,7 +73,7 @@ class Competitor:
         self.process.stdin.flush()
         return self._answer(float)
 
-    def _answer(self, kind: type[Any]) -> Any:
+    def _answer(self, kind: type[T]) -> T:
         """The next line that is JSON of this kind. Other lines come from libraries that print."""
         assert self.process.stdout is not None
         for line in self.process.stdout:

@@ -501,6 +501,9 @@ def new_folder(out: Path | str | None, name: str) -> Iterator[Path]:
     try:
         path = _make_empty(place) if out is not None else _make_numbered(place, name)
     except OSError as error:
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
         raise write_failure(place, error) from None
     try:
         yield path

@@ -526,8 +526,8 @@ def test_show_writes_into_the_home_folder(
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(VitreousError, match="3 cannot be used as a path"):
-        vitreous.show(arrays, out=3, steps=1)  # type: ignore[arg-type]
-    assert vitreous.show(arrays, out="~/x.png", steps=1) == tmp_path / "home" / "x.png"
+        api.show(arrays, out=3, steps=1)  # type: ignore[arg-type]
+    assert api.show(arrays, out="~/x.png", steps=1) == tmp_path / "home" / "x.png"
     assert (tmp_path / "home" / "x.png").exists()
 
 

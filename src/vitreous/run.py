@@ -276,7 +276,7 @@ def unfinished(path: Path, name: str) -> VitreousError:
     )
 
 
-def unreadable(path: Path, error: Exception) -> VitreousError:
+def unreadable(path: Path, error: BaseException) -> VitreousError:
     """The error for a file of a run that is damaged or may not be read."""
     if isinstance(error, VitreousError) and error.__cause__ is not None:
         error = error.__cause__  # its message without the name of the file and other advice
@@ -501,6 +501,9 @@ def new_folder(out: Path | str | None, name: str) -> Iterator[Path]:
     try:
         path = _make_empty(place) if out is not None else _make_numbered(place, name)
     except OSError as error:
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
         raise write_failure(place, error) from None
     try:
         yield path

@@ -403,16 +403,16 @@ def test_python_arguments_get_the_right_answer(argument: str, value: Any, hint: 
 @pytest.mark.parametrize(
     ("call", "hint"),
     [
-        (lambda: api.train(dataset="cifar10"), "write data='cifar10' (the first argument)."),
+        (lambda: api.train(dataset="cifar10"), "write data='cifar10' (the first argument)."),  # type: ignore[call-arg]
         (lambda: api.train("shapes", overrides={"seed": 3}), "give the argument seed=3."),
         (lambda: api.train("shapes", overrides={"skip_bad": False}), "leave it out."),
         (lambda: api.train("shapes", overrides={"resume": "x"}), "write vitreous.resume('x')."),
         (lambda: api.show("shapes", overrides={"seed": 3}), "see vitreous train --help."),
         (lambda: api.show("shapes", overrides={"image_size": 8}), "give the argument image_size=8."),
-        (lambda: api.show("shapes", gpus=1), "see help(vitreous.api.show)."),
-        (lambda: api.show("shapes", epoch=3), "write epochs=3."),
-        (lambda: api.resume("runs/x", dataset=3), "write data=3."),
-        (lambda: api.repeat("runs/x", output="y"), "write out='y'."),
+        (lambda: api.show("shapes", gpus=1), "see help(vitreous.api.show)."),  # type: ignore[call-arg]
+        (lambda: api.show("shapes", epoch=3), "write epochs=3."),  # type: ignore[call-arg]
+        (lambda: api.resume("runs/x", dataset=3), "write data=3."),  # type: ignore[call-arg]
+        (lambda: api.repeat("runs/x", output="y"), "write out='y'."),  # type: ignore[call-arg]
     ],
 )
 def test_python_callers_get_an_answer_in_python(call: Callable[[], Any], hint: str) -> None:

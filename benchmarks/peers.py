@@ -25,7 +25,7 @@ from typing import Any
 
 import record
 from arms import NETS, Mode
-from race import ROUND_SECONDS, compare, comparison_text, race, surroundings
+from race import add_race_options, compare, comparison_text, race, surroundings
 
 from vitreous import machine as machines
 from vitreous.wording import duration
@@ -43,9 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--nets", nargs="+", default=["vit-xs4", "vit-ti16"], choices=list(NETS))
     parser.add_argument("--tasks", nargs="+", default=["train", "infer"], choices=["train", "infer"])
     parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=PEERS)
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each competitor (default: 7)")
-    parser.add_argument("--seconds", type=float, default=ROUND_SECONDS, help="of a turn (default: 2)")
-    parser.add_argument("--seed", type=int, default=0, help="of the order within the rounds (default: 0)")
+    add_race_options(parser)
     record.add_replace_option(parser)
     return parser
 

@@ -7,6 +7,7 @@ before it favours one of them.
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import random
@@ -26,6 +27,12 @@ T = TypeVar("T")
 ROUND_SECONDS = 2.0  # of each competitor in each round
 MIN_STEPS = 3  # in each round, however slow a competitor is
 RESAMPLES = 4000  # of the bootstrap
+
+
+def add_race_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each competitor (default: 7)")
+    parser.add_argument("--seconds", type=float, default=ROUND_SECONDS, help="of a turn (default: 2)")
+    parser.add_argument("--seed", type=int, default=0, help="of the order within the rounds (default: 0)")
 
 
 @dataclass

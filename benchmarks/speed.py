@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from arms import NETS, Mode
 from products import product_seconds
-from race import ROUND_SECONDS, compare, comparison_text, race, surroundings
+from race import add_race_options, compare, comparison_text, race, surroundings
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitreous import dial
@@ -66,9 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each competitor (default: 7)")
-    parser.add_argument("--seconds", type=float, default=ROUND_SECONDS, help="of a turn (default: 2)")
-    parser.add_argument("--seed", type=int, default=0, help="of the order within the rounds (default: 0)")
+    add_race_options(parser)
     record.add_replace_option(parser)
     return parser
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from sample_data import random_png, write_files, write_zip
 from vitreous.data.check import REASONS, Check, check
-from vitreous.data.folder import import_folder
+from vitreous.data.importing import import_folder
+from vitreous.data.reading import ReadOptions
 from vitreous.errors import VitreousError
 
 
@@ -62,7 +63,7 @@ def test_every_bad_file_with_its_reason(tmp_path: Path) -> None:
         assert "5 problems found" in text
         # The check and the import agree on what is bad.
         with pytest.raises(VitreousError) as caught:
-            import_folder(path, tmp_path / "data", None, False, lambda line: None)
+            import_folder(path, tmp_path / "data", ReadOptions(), lambda line: None)
         assert all(name in str(caught.value) for name in bad)
 
 

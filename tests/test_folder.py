@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 
 from sample_data import random_image, random_png, write_files, write_zip
-from vitreous.data.folder import import_folder, open_tree
+from vitreous.data.folder import open_tree
+from vitreous.data.importing import import_folder
+from vitreous.data.reading import ReadOptions
 from vitreous.data.store import ImageStore
 from vitreous.errors import VitreousError
 
@@ -30,7 +32,9 @@ class Opened:
 
     def __init__(self, path: Path, data_dir: Path, image_size: int | None = None, skip_bad: bool = False):
         self.said: list[str] = []
-        self.store: ImageStore = import_folder(path, data_dir, image_size, skip_bad, self.said.append)
+        self.store: ImageStore = import_folder(
+            path, data_dir, ReadOptions(image_size, skip_bad=skip_bad), self.said.append
+        )
 
 
 def refusal(path: Path, tmp_path: Path, **options: object) -> str:
@@ -150,8 +154,8 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
 def test_split_folders_in_capitals_beside_others(tmp_path: Path) -> None:
     files = {"Train/a/1.png": b"", "Train/b/1.png": b"", "TEST/a/2.png": b"", "notes/read me.txt": b""}
     with open_tree(write_files(tmp_path / "pets", files)) as tree:
-        assert (tree.splits, tree.classes) == (("train", "test"), ("a", "b"))
-        assert tree.outside == ("notes/read me.txt",)
+        assert (tree.layout.splits, tree.layout.classes) == (("train", "test"), ("a", "b"))
+        assert tree.layout.passed_over[0].names == ("notes/read me.txt",)
 
 
 def test_deeper_folders_belong_to_their_class(tmp_path: Path) -> None:
@@ -385,17 +389,18 @@ def test_the_tree_of_a_folder_and_a_zip(tmp_path: Path) -> None:
         archive.writestr("test/eel/", "")
     for path in (root, tmp_path / "pets.zip"):
         with open_tree(path) as tree:
-            assert tree.splits == ("train", "test") and tree.classes == ("cat", "dog")
-            assert tree.empty == ("test/eel",)
-            assert tree.outside == ("extra/1.png", "train/list.csv")
-            assert [entry.name for entry in tree.entries] == sorted(
-                set(files) - set(tree.outside), key=lambda name: (name.startswith("test"), name)
+            assert tree.layout.splits == ("train", "test") and tree.layout.classes == ("cat", "dog")
+            assert tree.layout.empty == ("test/eel",)
+            assert tree.layout.passed_over[0].names == ("extra/1.png", "train/list.csv")
+            assert [entry.name for entry in tree.layout.entries] == sorted(
+                set(files) - set(tree.layout.passed_over[0].names),
+                key=lambda name: (name.startswith("test"), name),
             )
-            assert tree.read(tree.entries[0]) == files["train/cat/0.png"]
+            assert tree.read(tree.layout.entries[0].location) == files["train/cat/0.png"]
 
 
 def test_a_zip_that_was_cut_short_is_refused(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "pets.zip", pets())
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(VitreousError, match="not a complete zip"):
-        import_folder(path, tmp_path / "data", None, False, lambda line: None)
+        import_folder(path, tmp_path / "data", ReadOptions(), lambda line: None)

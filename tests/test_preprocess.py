@@ -14,7 +14,8 @@ from PIL import Image
 
 from sample_data import encoded
 from vitreous.data.decode import decode, read_image
-from vitreous.data.folder import import_folder
+from vitreous.data.importing import import_folder
+from vitreous.data.reading import ReadOptions
 from vitreous.errors import VitreousError
 from vitreous.preprocess import CHOICES, Preprocess, fit
 
@@ -221,7 +222,7 @@ def test_prediction_sees_what_import_packed(tmp_path: Path) -> None:
         path = tmp_path / "set" / f"class{i % 2}" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    store = import_folder(tmp_path / "set", tmp_path / "cache", 24, False, lambda line: None)
+    store = import_folder(tmp_path / "set", tmp_path / "cache", ReadOptions(24), lambda line: None)
     train = store.splits["train"]
     paths = [tmp_path / "set" / name for name in train.names]
     np.testing.assert_array_equal(Preprocess(24).batch(paths, read_image), train.images)

@@ -98,6 +98,10 @@ def train(
     logger: str = "csv",
     data_dir: Path | str | None = None,
     image_size: int | None = None,
+    fit: str = "crop",
+    value_range: tuple[float, float] | str | None = None,
+    splits: str | Mapping[str, str] = "auto",
+    group_by: str | None = None,
     skip_bad: bool = False,
     classes: Sequence[str] | None = None,
     judge: str = "both",
@@ -126,6 +130,12 @@ def train(
             "tensorboard" or "wandb".
         data_dir: cache of packed data; by default $VITREOUS_DATA or ~/.cache/vitreous.
         image_size: side in pixels to resize images to.
+        fit: how images that are not square become square: "crop", "pad" or "stretch".
+        value_range: values of black and white in images of more than 8 bits, as in (0, 4095); by default from the
+            files.
+        splits: auto recognises split folders by their names, none takes every folder for a class, train=DIR,test=DIR
+            names them.
+        group_by: regular expression over image names; images with the same match stay in one split.
         skip_bad: skip images that cannot be read instead of stopping.
         classes: class names, for arrays, in the order of the labels.
         judge: splits to evaluate at the end; val leaves test unread, test also trains on the validation images: "both",
@@ -140,7 +150,21 @@ def train(
         KeyboardInterrupt: the training was stopped; the run folder can be resumed.
     """
     request = Request(
-        data, seed, device, precision, backend, logger, data_dir, image_size, skip_bad, classes, judge
+        data,
+        seed,
+        device,
+        precision,
+        backend,
+        logger,
+        data_dir,
+        image_size,
+        skip_bad,
+        classes,
+        judge,
+        fit,
+        value_range,
+        splits,
+        group_by,
     )
     check_data(data, recipe)
     recorded = recorded_choices(recipe, request)
@@ -364,6 +388,10 @@ def show(
     overrides: Mapping[str, Any] | Sequence[str] = (),
     data_dir: Path | str | None = None,
     image_size: int | None = None,
+    fit: str = "crop",
+    value_range: tuple[float, float] | str | None = None,
+    splits: str | Mapping[str, str] = "auto",
+    group_by: str | None = None,
     skip_bad: bool = False,
 ) -> Path:
     """Writes a PNG of a data set: images with their labels, and the same images as a training would augment them.
@@ -383,7 +411,16 @@ def show(
     target = Path(f"{data_name(data)}.png") if out is None else path_of(out)
     chosen = recipes.load(notebook_for(data) if recipe == "notebook" else recipe, overrides)
     chosen = with_budget(chosen, minutes=minutes, epochs=epochs, steps=steps, flops=flops)
-    request = Request(data, data_dir=data_dir, image_size=image_size, skip_bad=skip_bad)
+    request = Request(
+        data,
+        data_dir=data_dir,
+        image_size=image_size,
+        fit=fit,
+        value_range=value_range,
+        splits=splits,
+        group_by=group_by,
+        skip_bad=skip_bad,
+    )
     with machines.keep_torch():
         plan = make_plan(chosen, request, lambda line, detail=False: None if detail else print(line))
     reason = plan.augmentation_reason or f"augmentation: {describe_augmentation(plan.recipe.augment)}"

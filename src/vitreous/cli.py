@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from vitreous.data.named import DOWNLOADED_NAMES, KINDS_OF_DATA
 from vitreous.errors import InterruptedRun, VitreousError
 from vitreous.habits import FALSE, UnknownKeyError, unknown_command, unknown_key, unknown_option
-from vitreous.request import OPTIONS
+from vitreous.request import OPTIONS, READING
 from vitreous.settings import allowed_range, listed
 
 if TYPE_CHECKING:
@@ -213,7 +213,8 @@ WORDS = argument("words", KINDS_OF_DATA, nargs="*", metavar="DATA [key=value …
 RUN = argument("run", "a run folder", type=Path, metavar="RUN")
 JSON = argument("--json", "print JSON", dest="as_json", action="store_true")
 BUDGETS = tuple(map(option, ("minutes", "epochs", "steps", "flops")))
-DATA_DIR, IMAGE_SIZE, SKIP_BAD = map(option, ("data_dir", "image_size", "skip_bad"))
+DATA_DIR = option("data_dir")
+READING_OPTIONS = tuple(map(option, READING))
 
 Groups = dict[str, tuple[Argument, ...]]  # the arguments of a command, under the headings of its help
 
@@ -246,7 +247,8 @@ COMMANDS: dict[str, Command] = {
         train,
         "train a Vision Transformer from scratch and evaluate it",
         {
-            "data and recipe": (WORDS, option("recipe"), IMAGE_SIZE, SKIP_BAD, DATA_DIR),
+            "data and recipe": (WORDS, option("recipe")),
+            "how the data are read": (*READING_OPTIONS, DATA_DIR),
             "budget (at most one; by default that of the recipe)": BUDGETS,
             "how it runs": tuple(map(option, ("seed", "device", "precision", "backend"))),
             "what it evaluates, writes and prints": (
@@ -339,14 +341,15 @@ COMMANDS: dict[str, Command] = {
     "data info": Command(
         data_info,
         "show the images, classes, statistics and location of a data set",
-        {"arguments": (DATA,), "options": (IMAGE_SIZE, SKIP_BAD, DATA_DIR, JSON)},
+        {"arguments": (DATA,), "how it is read": (*READING_OPTIONS, DATA_DIR), "options": (JSON,)},
         ("vitreous data info cifar10", "vitreous data info path/to/images --json"),
     ),
     "data show": Command(
         data_show,
         "draw images of a data set as they are and augmented, as a PNG",
         {
-            "data and recipe": (WORDS, option("recipe"), IMAGE_SIZE, SKIP_BAD, DATA_DIR),
+            "data and recipe": (WORDS, option("recipe")),
+            "how the data are read": (*READING_OPTIONS, DATA_DIR),
             "budget, which may choose the augmentation (at most one)": BUDGETS,
             "output": (
                 argument("--out", "file to write (default: DATA.png)", type=Path, metavar="FILE.png"),

@@ -24,7 +24,6 @@ from vitreous.errors import VitreousError, unknown
 from vitreous.files import atomic_write
 from vitreous.metrics import Figures, SplitMetrics
 from vitreous.model.vit import VisionTransformer
-from vitreous.preprocess import Preprocess
 from vitreous.run import Predictions, Run, Say
 from vitreous.wording import count
 
@@ -44,7 +43,7 @@ def bundle_of(model: VisionTransformer, store: ImageStore, train: Split) -> Bund
         store.classes,
         store.mean,
         store.std,
-        Preprocess(store.image_size),
+        store.preprocess,
         majority=(store.classes[largest], int(counts[largest]) / len(train)),
         data={"name": store.name, "fingerprint": store.fingerprint},
     )

@@ -21,7 +21,6 @@ from vitreous.data.augment import Augment
 from vitreous.data.module import ImageData
 from vitreous.data.named import DATASETS
 from vitreous.data.normalize import normalize, to_float
-from vitreous.data.sources import open_data
 from vitreous.dial import apply_augmentation, apply_size
 from vitreous.errors import VitreousError, unknown
 from vitreous.files import path_of
@@ -208,11 +207,8 @@ def make_plan(
 
 def open_module(recipe: Recipe, request: Request, say: Say) -> ImageData:
     """Opens the data and splits them as the recipe says; the augmentation comes later."""
-    source = request.data
-    if request.classes is not None:
-        source = open_data(source, classes=request.classes)
     data = ImageData(
-        source,
+        request.data,
         batch_size=recipe.training.batch_size,
         drop_last=recipe.training.drop_last,
         val_fraction=recipe.data.val_fraction,
@@ -220,9 +216,9 @@ def open_module(recipe: Recipe, request: Request, say: Say) -> ImageData:
         seed=request.seed,
         data_dir=request.data_dir,
         train_on_val="val" not in request.judges,
-        image_size=request.image_size,
-        skip_bad=request.skip_bad,
         say=say,
+        classes=request.classes,
+        **request.reading,
     )
     data.setup()
     for note in data.splits.notes:

@@ -15,12 +15,12 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from vitreous.errors import VitreousError, unknown
+from vitreous.request import FITS
 
 # The implemented values of each setting. A bundle with another value is refused.
 CHOICES: dict[str, tuple[Any, ...]] = {
-    "fit": ("crop",),  # the central square, then resized
+    "fit": FITS,
     "resample": ("bicubic",),  # with antialiasing
-    "value_range": (None,),  # decided by the type of the values, see `to_rgb`
     "ground": ("white",),  # colour behind transparent pixels
 }
 FILTERS = {"bicubic": Image.Resampling.BICUBIC}
@@ -39,7 +39,8 @@ class Preprocess:
 
     Attributes:
         size: S, in pixels.
-        fit: how an image of another shape becomes square: "crop" takes the central square.
+        fit: how an image of another shape becomes square: "crop" takes the central square, "pad" adds bars of the
+            ground's colour, "stretch" changes its proportions.
         resample: the filter for resizing: "bicubic".
         value_range: the values of black and white in images of more than 8 bits; None decides by their type.
         ground: the colour under transparent pixels: "white".

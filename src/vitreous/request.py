@@ -6,7 +6,7 @@ Importable without torch, as the command line's help needs it.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ JUDGES = {"both": ("val", "test"), "val": ("val",), "test": ("test",)}
 BACKENDS = ("torch", "native")
 PRECISIONS = ("32", "bf16")
 DEVICES = ("cpu", "cuda", "mps")
+FITS = ("crop", "pad", "stretch")  # the central square; bars beside it; other proportions
 LOGGERS = ("csv", "tensorboard", "wandb")
 
 
@@ -59,6 +60,21 @@ OPTIONS: dict[str, Option] = {
     ),
     "data_dir": Option(Path, "cache of packed data; by default $VITREOUS_DATA or ~/.cache/vitreous", "DIR"),
     "image_size": Option(int, "side in pixels to resize images to", "S"),
+    "fit": Option(
+        str, "how images that are not square become square", "HOW", "crop", FITS,
+    ),
+    "value_range": Option(
+        str, "values of black and white in images of more than 8 bits, as in 0,4095 (default: from the files)",
+        "LOW,HIGH",
+    ),
+    "splits": Option(
+        str, "auto recognises split folders by their names, none takes every folder for a class, "
+        "train=DIR,test=DIR names them",
+        "HOW", "auto",
+    ),
+    "group_by": Option(
+        str, "regular expression over image names; images with the same match stay in one split", "REGEX",
+    ),
     "skip_bad": Option(bool, "skip images that cannot be read instead of stopping", default=False),
     "classes": Option(tuple, "class names, for arrays, in the order of the labels"),
     "judge": Option(
@@ -67,6 +83,7 @@ OPTIONS: dict[str, Option] = {
     ),
     "verbose": Option(bool, "print everything that log.txt records", default=False),
 }  # fmt: skip
+READING = ("image_size", "fit", "value_range", "splits", "group_by", "skip_bad")  # how the data are read
 
 
 @dataclass(frozen=True)
@@ -84,6 +101,10 @@ class Request:
     skip_bad: bool = OPTIONS["skip_bad"].default
     classes: Sequence[str] | None = None
     judge: str = OPTIONS["judge"].default
+    fit: str = OPTIONS["fit"].default
+    value_range: tuple[float, float] | str | None = None
+    splits: str | Mapping[str, str] = OPTIONS["splits"].default
+    group_by: str | None = None
 
     def __post_init__(self) -> None:
         for name, low in (("seed", 0), ("image_size", 1)):
@@ -98,6 +119,11 @@ class Request:
                 raise unknown(name, getattr(self, name), option.choices)
         if isinstance(self.classes, list):  # TOML and JSON have no tuples; the data module checks the rest
             object.__setattr__(self, "classes", tuple(self.classes))
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How the data are read, as keyword arguments of `open_data`."""
+        return {name: getattr(self, name) for name in READING}
 
     @property
     def judges(self) -> tuple[str, ...]:

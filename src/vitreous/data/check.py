@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from vitreous.data.decode import BadImage, decode
-from vitreous.data.folder import SPLIT_FOLDERS, Entry, Tree, open_tree, read_all
-from vitreous.progress import track
+from vitreous.data.copies import find_copies
+from vitreous.data.folder import Tree, open_tree
+from vitreous.data.importing import choose_size, surveyed
+from vitreous.data.layout import SPLIT_FOLDERS, Entry, Problem
+from vitreous.data.reading import ReadOptions
 from vitreous.wording import count
 
 # In the order in which they are shown. The first five are those of `BadImage`.
@@ -32,21 +34,6 @@ REASONS = (
 )
 UNBALANCED = 2.0  # ratio of the largest to the smallest class from which on a note is given
 ROWS = 60  # classes shown in a table
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something that would harm training.
-
-    Attributes:
-        reason: one of `REASONS`.
-        name: the file or the class.
-        detail: more about it, or "".
-    """
-
-    reason: str
-    name: str
-    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -144,7 +131,7 @@ class Check:
         return [f"  {line}" for line in lines]
 
 
-def check(path: Path) -> Check:
+def check(path: Path, options: ReadOptions | None = None) -> Check:
     """Decodes each file of a folder or zip of class folders once, and collects all problems. Writes nothing.
 
     Images are duplicates if their decoded pixels are equal. Of two equal images the later one is named, in the order
@@ -153,20 +140,22 @@ def check(path: Path) -> Check:
     Raises:
         VitreousError: there is nothing at `path`, it is neither a folder nor a zip, or it has no class folders.
     """
-    with open_tree(path) as tree:
-        counts = {split: dict.fromkeys(tree.classes, 0) for split in tree.splits}
-        sizes: list[tuple[int, int]] = []
-        entries_of: dict[bytes, list[Entry]] = defaultdict(list)
-        problems = []
-        results = track(read_all(tree, _identify), len(tree.entries), f"Checking {tree.path.name}")
-        for entry, result in results:
-            if isinstance(result, BadImage):
-                problems.append(Problem(result.reason, entry.name, result.detail))
-                continue
-            digest, size = result
-            counts[entry.split][entry.label] += 1
-            sizes.append(size)
-            entries_of[digest].append(entry)
+    options = options or ReadOptions()
+    with open_tree(path, options.splits) as tree:
+        size, _ = choose_size(tree, options)
+        with surveyed(tree, size, options, Path(tempfile.gettempdir()) / "check") as survey:
+            counts = {split: dict.fromkeys(tree.layout.classes, 0) for split in tree.layout.splits}
+            for split, (_, labels, _) in survey.splits.items():
+                for label in labels.tolist():
+                    counts[split][tree.layout.classes[label]] += 1
+            problems = list(survey.problems)
+            copies = find_copies({split: images for split, (images, _, _) in survey.splits.items()})
+            sizes = [(fact.width, fact.height) for fact in survey.facts]
+            entries_of: dict[int, list[Entry]] = defaultdict(list)
+            by_name = {entry.name: entry for entry in tree.layout.entries}
+            for split, numbers in copies.groups.items():
+                for name, number in zip(survey.splits[split][2], numbers.tolist(), strict=True):
+                    entries_of[number].append(by_name[name])
 
     repeated = 0
     for entries in entries_of.values():
@@ -183,7 +172,7 @@ def check(path: Path) -> Check:
     balance = max(training) / min(training) if min(training) else None
     return Check(
         path=tree.path,
-        files=len(tree.entries),
+        files=len(tree.layout.entries),
         counts=counts,
         sizes={
             side: (float(min(values)), float(np.median(values)), float(max(values)))
@@ -193,13 +182,6 @@ def check(path: Path) -> Check:
         problems=tuple(problems),
         notes=tuple(_notes(tree, counts["train"], balance, repeated)),
     )
-
-
-def _identify(data: bytes) -> tuple[bytes, tuple[int, int]]:
-    """A digest of an image's pixels, and its width and height."""
-    image = decode(data)
-    width, height = image.size
-    return hashlib.sha256(b"%d %d " % (width, height) + image.tobytes()).digest(), (width, height)
 
 
 def _harmful_duplicate(entry: Entry, earlier: Sequence[Entry]) -> Problem | None:
@@ -218,7 +200,7 @@ def _harmful_duplicate(entry: Entry, earlier: Sequence[Entry]) -> Problem | None
 def _class_problems(tree: Tree, counts: dict[str, dict[str, int]]) -> list[Problem]:
     problems = []
     empty = set()
-    for name in tree.empty:
+    for name in tree.layout.empty:
         top, _, label = name.rpartition("/")
         empty.add((SPLIT_FOLDERS.get(top.casefold()), label))
         problems.append(Problem("empty class", name, "a folder without files"))
@@ -227,8 +209,10 @@ def _class_problems(tree: Tree, counts: dict[str, dict[str, int]]) -> list[Probl
             if not usable and (split, label) not in empty:
                 detail = f"{split} has no usable image of it"
                 problems.append(Problem("class missing from a split", label, detail))
-    if len(tree.classes) == 1:
-        problems.append(Problem("one class only", tree.classes[0], "training needs at least two classes"))
+    if len(tree.layout.classes) == 1:
+        problems.append(
+            Problem("one class only", tree.layout.classes[0], "training needs at least two classes")
+        )
     return problems
 
 
@@ -244,8 +228,9 @@ def _notes(tree: Tree, training: dict[str, int], balance: float | None, repeated
     if repeated:
         subject = count(repeated, "image repeats", "images repeat")
         notes.append(f"{subject} another image of the same class and split.")
-    if tree.outside:
-        subject = count(len(tree.outside), "file is", "files are")
-        examples = ", ".join(tree.outside[:3]) + (", …" if len(tree.outside) > 3 else "")
+    for passed_over in tree.layout.passed_over:
+        outside = passed_over.names
+        subject = count(len(outside), "file is", "files are")
+        examples = ", ".join(outside[:3]) + (", …" if len(outside) > 3 else "")
         notes.append(f"{subject} outside the class folders and will not be used ({examples}).")
     return notes

@@ -14,6 +14,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from PIL import Image, ImageOps
 
+from vitreous.data.values import Facts
 from vitreous.errors import VitreousError
 from vitreous.preprocess import Preprocess, to_rgb
 
@@ -71,9 +72,16 @@ def decode(data: bytes) -> Image.Image:
     return _converted(data, to_rgb)
 
 
-def decode_to(settings: Preprocess, data: bytes) -> np.ndarray:
-    """Decodes the bytes of a file to the network's input size, uint8 [S, S, 3]; raises `BadImage`."""
-    return _converted(data, settings.pixels)
+def decode_to(settings: Preprocess, data: bytes) -> tuple[np.ndarray, Facts]:
+    """Decodes the bytes of a file to the network's input size.
+
+    Returns:
+        uint8 [S, S, 3], and what the image contributes to the choices for its data set.
+
+    Raises:
+        BadImage: the image is damaged or has more than 64 million pixels, which are never decoded.
+    """
+    return _converted(data, lambda image: (settings.pixels(image), Facts(*image.size)))
 
 
 def read_image(source: str | PathLike[str] | bytes) -> Image.Image:

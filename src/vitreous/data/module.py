@@ -38,7 +38,7 @@ class ImageData(pl.LightningDataModule):
         val_fraction, split_seed: how validation is cut if the source has none, see `resolve_splits`.
         seed: seed of the order of the training images.
         train_on_val: train on the validation images too, so that only test can judge the model.
-        data_dir, image_size, skip_bad, say: see `vitreous.data.sources.open_data`.
+        data_dir, say, reading: see `vitreous.data.sources.open_data`; `reading` are its other arguments.
 
     Raises:
         VitreousError: (in `setup`) the source cannot be read, or the Trainer has several processes.
@@ -56,9 +56,8 @@ class ImageData(pl.LightningDataModule):
         seed: int = 42,
         train_on_val: bool = False,
         data_dir: Path | str | None = None,
-        image_size: int | None = None,
-        skip_bad: bool = False,
         say: Callable[[str], None] = print,
+        **reading: Any,
     ) -> None:
         super().__init__()
         self.source, self.augment, self.batch_size, self.drop_last = source, augment, batch_size, drop_last
@@ -68,9 +67,8 @@ class ImageData(pl.LightningDataModule):
             open_data,
             source,
             Path(data_dir) if data_dir else None,
-            image_size=image_size,
-            skip_bad=skip_bad,
             say=say,
+            **reading,
         )
         self._store: ImageStore | None = None
 

@@ -5,6 +5,7 @@ Letters: N images, H image_size (height and width), 3 channels red, green, blue.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -23,6 +24,7 @@ from vitreous.data.identity import ChannelStatistics, Fingerprint, canonical_ord
 from vitreous.data.store import SPLIT_NAMES, ImageStore, RawSplit, Split, validated
 from vitreous.errors import VitreousError
 from vitreous.files import atomic_write, check_free_space, write_failure
+from vitreous.preprocess import Preprocess
 
 HEADER = "store.json"
 PARTIAL = ".partial"  # suffix of a folder that is still being written
@@ -51,6 +53,9 @@ def pack(
     classes: Sequence[str],
     splits: Mapping[str, RawSplit],
     source: str,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    preprocess: Preprocess | None = None,
+    notes: Sequence[str] = (),
     extra: Mapping[str, Any] | None = None,
     expected: str | None = None,
 ) -> ImageStore:
@@ -66,6 +71,9 @@ def pack(
         splits: for "train" and optionally "val" and "test": (images uint8 [N, H, H, 3], labels int [N],
             names [N]) in any order. Images may be memory-mapped and are read piece by piece.
         source: where the images came from, for a person to read.
+        groups: the group of each image, in the order of `splits`, see `Split`.
+        preprocess: the settings by which the images were converted; by default those of images of this size.
+        notes: sentences about what was guessed or passed over when the images were read.
         extra: JSON-able facts kept in the header, for `read_header` (such as the state of a source folder).
         expected: the fingerprint that the result must have; otherwise nothing is kept.
 
@@ -98,6 +106,9 @@ def pack(
 
                 _write_array(partial / f"{split}_images.npy", images.shape, images.dtype, measured())
                 atomic_write(partial / f"{split}_names.json", json.dumps([names[i] for i in order]))
+                if groups is not None:
+                    grouped = json.dumps([groups[split][i] for i in order])
+                    atomic_write(partial / f"{split}_groups.json", grouped)
             digest = fingerprint.hexdigest()
             if expected is not None and digest != expected:
                 raise FingerprintError(f"{name} from {source} has the fingerprint {digest}, not {expected}.")
@@ -112,6 +123,8 @@ def pack(
                 "std": statistics.std(),
                 "fingerprint": digest,
                 "source": source,
+                "preprocess": dataclasses.asdict(preprocess or Preprocess(image_size)),
+                "notes": list(notes),
                 "files": {file.name: file.stat().st_size for file in sorted(partial.iterdir())},
                 "extra": dict(extra or {}),
             }
@@ -170,8 +183,8 @@ def _write_array(path: Path, shape: tuple[int, ...], dtype: np.dtype, pieces: It
 def read_header(path: Path) -> dict[str, Any] | None:
     """The header of the packed data set at `path`, or None if there is no packed data set.
 
-    Keys: name, classes, image_size, splits (number of images in each), mean, std, fingerprint, source, files
-    (bytes of each), extra (as given to `pack`).
+    Keys: name, classes, image_size, splits (number of images in each), mean, std, fingerprint, source, preprocess,
+    notes, files (bytes of each), extra (as given to `pack`).
     """
     try:
         header = json.loads((path / HEADER).read_text("utf-8"))
@@ -231,8 +244,18 @@ def _open_checked(path: Path, header: Mapping[str, Any]) -> ImageStore:
         std=tuple(header["std"]),
         fingerprint=header["fingerprint"],
         source=header["source"],
+        preprocess=_preprocess(header),
+        notes=tuple(header.get("notes", ())),
         path=path,
     )
+
+
+def _preprocess(header: Mapping[str, Any]) -> Preprocess:
+    """The settings by which the images were converted. Data sets from before they were recorded have the first ones."""
+    settings = dict(header.get("preprocess") or {"size": header["image_size"]})
+    if settings.get("value_range"):
+        settings["value_range"] = tuple(settings["value_range"])
+    return Preprocess(**settings)
 
 
 def _open_split(path: Path, split: str, count: int, image_size: int) -> Split:
@@ -242,7 +265,11 @@ def _open_split(path: Path, split: str, count: int, image_size: int) -> Split:
     expected = (count, image_size, image_size, 3)
     if images.shape != expected or (labels.shape, labels.dtype) != ((count,), "<i8") or len(names) != count:
         raise ValueError(f"its {split} split differs from its header")
-    return Split(images, labels, names)
+    grouped = path / f"{split}_groups.json"
+    groups = json.loads(grouped.read_text("utf-8")) if grouped.exists() else None
+    if groups is not None and not (len(groups) == count and all(isinstance(group, str) for group in groups)):
+        raise ValueError(f"the groups of its {split} split differ from its header")
+    return Split(images, labels, names, groups)
 
 
 def remove_store(path: Path) -> int:
@@ -255,7 +282,7 @@ def remove_store(path: Path) -> int:
     packed_files = [
         path / f"{split}_{kind}"
         for split in SPLIT_NAMES
-        for kind in ("images.npy", "labels.npy", "names.json")
+        for kind in ("images.npy", "labels.npy", "names.json", "groups.json")
     ]
     freed = 0
     for file in [

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from vitreous.data.arrays import from_pair
 from vitreous.data.cache import data_folder
@@ -24,9 +24,11 @@ from vitreous.data.packed import (
     read_header,
     store_path,
 )
+from vitreous.data.reading import ReadOptions, read_options
 from vitreous.data.store import ImageStore, RawSplit
 from vitreous.errors import VitreousError, unknown
 from vitreous.files import check_free_space, human_size, path_of
+from vitreous.wording import count
 
 Say = Callable[[str], None]
 
@@ -39,6 +41,10 @@ def open_data(
     say: Say = print,
     *,
     classes: Sequence[str] | None = None,
+    fit: str | None = None,
+    value_range: tuple[float, float] | str | None = None,
+    splits: str | Mapping[str, str] = "auto",
+    group_by: str | None = None,
 ) -> ImageStore:
     """Opens a data set, fetching or importing it first if it is not in the cache.
 
@@ -51,10 +57,26 @@ def open_data(
         skip_bad: leave out the bad files of a folder instead of stopping with a list of them.
         say: receives each message, a sentence at a time.
         classes: the class names of arrays; a label is a position in them.
+        fit: how images of another shape become square: "crop", "pad" or "stretch".
+        value_range: the values of black and white in images of more than 8 bits, as (0, 4095); None finds them from
+            the files.
+        splits: "auto" recognises the split folders of a folder or zip by their names; "none" takes every folder for
+            a class; "train=DIR,test=DIR" or {"train": "DIR", "test": "DIR"} names them.
+        group_by: a regular expression over image names. Images with the same match (its first group, if it has one)
+            stay on one side of every cut.
 
     Raises:
         VitreousError: there is no such data set, or it cannot be fetched or read.
     """
+    options = read_options(image_size, fit, value_range, splits, group_by, skip_bad)
+    store = _opened(source, data_dir, options, say, classes)
+    return store if options.group_by is None else grouped(store, options.group_by)
+
+
+def _opened(
+    source: Any, data_dir: Path | None, options: ReadOptions, say: Say, classes: Sequence[str] | None
+) -> ImageStore:
+    image_size = options.image_size
     is_pair = isinstance(source, tuple | list) and len(source) == 2
     if not is_pair and not isinstance(source, ImageStore | str | Path):
         raise VitreousError(
@@ -65,10 +87,6 @@ def open_data(
             "The classes of this data set already have names; leave `classes` out, it names the labels of arrays."
         )
     folder = data_folder(data_dir)
-    if image_size is not None and not _is_size(image_size):
-        raise VitreousError(
-            f"The image size is {image_size!r:.40}; give a whole number of pixels, such as 64."
-        )
     if is_pair or isinstance(source, ImageStore):
         store = from_pair(source, classes) if is_pair else source
         _refuse_resizing(store.name, store.image_size, image_size)
@@ -85,13 +103,30 @@ def open_data(
         if path.name == str(source) and not path.suffix:
             raise unknown("data set or folder", str(source), DATASETS)
         raise VitreousError(f"There is no folder or file {source}; check the path.")
-    from vitreous.data.folder import import_folder
+    from vitreous.data.importing import import_folder
 
-    return import_folder(path, folder, image_size, skip_bad, say)
+    return import_folder(path, folder, options, say)
 
 
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) > 0
+def grouped(store: ImageStore, pattern: str) -> ImageStore:
+    """The data set with the groups that a regular expression finds in the names of its images.
+
+    Raises:
+        VitreousError: a name does not match.
+    """
+    splits = {}
+    for name, split in store.splits.items():
+        matches = [re.search(pattern, image) for image in split.names]
+        missing = [image for image, match in zip(split.names, matches, strict=True) if match is None]
+        if missing:
+            raise VitreousError(
+                f"group_by {pattern!r} does not match {count(len(missing), 'image name')} of {store.name}, "
+                f"such as {missing[0]!r}; give an expression that matches every name."
+            )
+        splits[name] = replace(
+            split, groups=[(match[1] if match.re.groups else match[0]) for match in matches if match]
+        )
+    return replace(store, splits=splits)
 
 
 def _refuse_resizing(name: str, size: int, image_size: int | None) -> None:
@@ -180,11 +215,11 @@ def _import_archive(dataset: Downloaded, origin: Path, path: Path, source: str) 
             f"{origin} is not a known form of {dataset.title}; "
             "give an official archive, the folder it unpacks to, or a folder or zip of class folders."
         )
-    from vitreous.data.folder import import_folder
+    from vitreous.data.importing import import_folder
 
     with partial_folder(path) as folder:
         # Packed twice: first silently as an unknown folder, then under the name of the data set.
-        store = import_folder(origin, folder, dataset.image_size, False, lambda line: None)
+        store = import_folder(origin, folder, ReadOptions(dataset.image_size), lambda line: None)
         return pack_verified(
             {split: (part.images, part.labels, part.names) for split, part in store.splits.items()},
             store.classes,

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vitreous.data.identity import ChannelStatistics, Fingerprint, canonical_order, chunks
+from vitreous.preprocess import Preprocess
 
 SPLIT_NAMES = ("train", "val", "test")
 
@@ -23,19 +24,24 @@ RawSplit = tuple[np.ndarray, np.ndarray, Sequence[str]]
 class Split:
     """Images with their labels: `images` uint8 [N, H, H, 3], `labels` int64 [N], `names` [N].
 
-    A name identifies an image in its source: "train/cat/001.png", "train:17", "array:3".
+    A name identifies an image in its source: "train/cat/001.png", "train:17", "array:3". Images with the same text
+    in `groups` [N] stay on one side of every cut. None means that each is on its own.
     """
 
     images: np.ndarray
     labels: np.ndarray
     names: Sequence[str]
+    groups: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def subset(self, index: np.ndarray) -> Split:
         """The images at `index` int64 [M], copied into memory."""
-        return Split(self.images[index], np.asarray(self.labels[index]), [self.names[i] for i in index])
+        groups = None if self.groups is None else [self.groups[i] for i in index]
+        return Split(
+            self.images[index], np.asarray(self.labels[index]), [self.names[i] for i in index], groups
+        )
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,8 @@ class ImageStore:
             channel is constant.
         fingerprint: SHA-256 of classes, labels and pixels, whatever the source.
         source: where the images came from, for a person to read.
+        preprocess: the settings by which its images were converted, and by which others are to be converted.
+        notes: sentences about what was guessed or passed over when the images were read.
         path: the folder of the packed arrays, or None for a data set in memory.
     """
 
@@ -61,6 +69,8 @@ class ImageStore:
     std: tuple[float, float, float]
     fingerprint: str
     source: str
+    preprocess: Preprocess
+    notes: tuple[str, ...] = ()
     path: Path | None = None
 
     @property
@@ -74,7 +84,14 @@ class ImageStore:
 
 
 def in_memory(
-    *, name: str, classes: Sequence[str], splits: Mapping[str, RawSplit], source: str
+    *,
+    name: str,
+    classes: Sequence[str],
+    splits: Mapping[str, RawSplit],
+    source: str,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    preprocess: Preprocess | None = None,
+    notes: Sequence[str] = (),
 ) -> ImageStore:
     """Puts decoded images into canonical order, in memory; the arguments are those of `packed.pack`."""
     raw_splits = validated(splits, classes)
@@ -83,7 +100,7 @@ def in_memory(
     ordered = {}
     for split, (images, labels, names) in raw_splits.items():
         order = canonical_order(images, labels, names)
-        ordered[split] = Split(images, labels, names).subset(order)
+        ordered[split] = Split(images, labels, names, None if groups is None else groups[split]).subset(order)
         fingerprint.add(ordered[split].labels)
         for chunk in chunks(ordered[split].images):
             fingerprint.add(chunk)
@@ -97,6 +114,8 @@ def in_memory(
         std=statistics.std(),
         fingerprint=fingerprint.hexdigest(),
         source=source,
+        preprocess=preprocess or Preprocess(int(raw_splits["train"][0].shape[1])),
+        notes=tuple(notes),
     )
 
 

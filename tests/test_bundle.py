@@ -371,7 +371,7 @@ def test_a_config_that_is_none_is_refused(content: bytes, tmp_path: Path) -> Non
         ("preprocess.std", [0.2, float("inf"), 0.2], "std"),
         ("preprocess.size", 9, "that of preprocessing is 9"),
         ("preprocess.size", "8", "image size is '8'"),
-        ("preprocess.fit", "stretch", "preprocessing fit 'stretch'"),
+        ("preprocess.fit", "squeeze", "preprocessing fit 'squeeze'"),
         ("preprocess.fit", ["crop"], "preprocessing fit"),
         ("preprocess.sharpen", 1, "sharpen"),
         ("preprocess", 3, "preprocess is '3'"),

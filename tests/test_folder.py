@@ -176,8 +176,8 @@ def test_a_second_opening_reads_no_image(tmp_path: Path, monkeypatch: pytest.Mon
         first = Opened(path, tmp_path / "data")
         assert any("will take" in line and "data clear" in line for line in first.said)
         with monkeypatch.context() as patch:
-            patch.setattr("vitreous.data.folder.decode_to", None)
-            patch.setattr("vitreous.data.folder.image_dimensions", None)
+            patch.setattr("vitreous.data.importing.decode_to", None)
+            patch.setattr("vitreous.data.importing.image_dimensions", None)
             for image_size in (None, 32):
                 again = Opened(path, tmp_path / "data", image_size)
                 assert again.store.path == first.store.path and not again.said
@@ -220,7 +220,7 @@ def test_no_space_is_said_before_anything_is_read(tmp_path: Path, monkeypatch: p
     root = write_files(tmp_path / "pets", pets())
     usage = type("usage", (), {"free": 1000})
     monkeypatch.setattr("vitreous.files.shutil.disk_usage", lambda path: usage)
-    monkeypatch.setattr("vitreous.data.folder.decode_to", None)
+    monkeypatch.setattr("vitreous.data.importing.decode_to", None)
     assert "free some space" in refusal(root, tmp_path)
 
 
@@ -255,10 +255,10 @@ def test_every_bad_file_is_listed_and_can_be_skipped(tmp_path: Path) -> None:
 
 
 def test_a_long_list_of_bad_files_is_shortened(tmp_path: Path) -> None:
-    root = write_files(tmp_path / "pets", pets() | {f"train/cat/{i}.txt": b"hello" for i in range(300)})
+    root = write_files(tmp_path / "pets", pets() | {f"train/cat/{i}x.jpg": b"hello" for i in range(300)})
     first, *lines = refusal(root, tmp_path).splitlines()
     assert "300 of the 312 files" in first
-    assert len(lines) == 51 and lines[-1] == "  … and 250 more"
+    assert len(lines) == 11 and lines[-1] == "  … and 290 more"
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")

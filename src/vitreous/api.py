@@ -131,8 +131,7 @@ def train(
         data_dir: cache of packed data; by default $VITREOUS_DATA or ~/.cache/vitreous.
         image_size: side in pixels to resize images to.
         fit: how images that are not square become square: "crop", "pad" or "stretch".
-        value_range: values of black and white in images of more than 8 bits, as in (0, 4095); by default from the
-            files.
+        value_range: values of black and white in images of more than 8 bits, as in 0,4095; by default from the files.
         splits: auto recognises split folders by their names, none takes every folder for a class, train=DIR,test=DIR
             names them.
         group_by: regular expression over image names; images with the same match stay in one split.

@@ -64,7 +64,7 @@ OPTIONS: dict[str, Option] = {
         str, "how images that are not square become square", "HOW", "crop", FITS,
     ),
     "value_range": Option(
-        str, "values of black and white in images of more than 8 bits, as in 0,4095 (default: from the files)",
+        str, "values of black and white in images of more than 8 bits, as in 0,4095; by default from the files",
         "LOW,HIGH",
     ),
     "splits": Option(

@@ -142,7 +142,7 @@ def check(path: Path, options: ReadOptions | None = None) -> Check:
     """
     options = options or ReadOptions()
     with open_tree(path, options.splits) as tree:
-        size, _ = choose_size(tree, options)
+        size = options.image_size or choose_size(tree)[0]
         with surveyed(tree, size, options, Path(tempfile.gettempdir()) / "check") as survey:
             counts = {split: dict.fromkeys(tree.layout.classes, 0) for split in tree.layout.splits}
             for split, (_, labels, _) in survey.splits.items():

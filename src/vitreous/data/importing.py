@@ -28,7 +28,7 @@ from vitreous.preprocess import Preprocess
 from vitreous.progress import track
 from vitreous.wording import count
 
-SMALL_SIZE, LARGE_SIZE = 32, 64
+SMALL_SIZE, LARGE_SIZE = DEFAULT_SIZES = (32, 64)
 LARGE_FROM = 48  # pixels: median shorter side from which images are packed at the large default size
 SAMPLE = 200  # images whose headers decide the default image size
 LISTED = 10  # bad files in an error message; `data check --all` lists all
@@ -73,20 +73,24 @@ def import_folder(path: Path, data_dir: Path, options: ReadOptions, say: Callabl
     """
     path = existing(path)
     state = _state(path)  # before anything is read, so that a change during the import is noticed next time
-    location = _packed_location(path, data_dir, options)
-    header = read_header(location)
-    if (
-        header
-        and header["extra"].get("state") == state
-        and not (header["extra"]["bad"] and not options.skip_bad)
-    ):
-        for note in header["notes"]:
+    for size in (options.image_size,) if options.image_size else DEFAULT_SIZES:
+        location = _packed_location(path, data_dir, size, options)
+        header = read_header(location)
+        extra = header["extra"] if header else {}
+        if extra.get("state") != state or (extra["bad"] and not options.skip_bad):
+            continue
+        if options.image_size is None and extra["default_size"] != size:
+            continue
+        store = open_store(location)
+        for note in store.notes:
             say(note)
-        return open_store(location)
+        return store
 
     with open_tree(path, options.splits) as tree:
-        size, reason = choose_size(tree, options)
-        if reason:
+        default_size, reason = choose_size(tree)
+        size = options.image_size or default_size
+        location = _packed_location(path, data_dir, size, options)
+        if reason and options.image_size is None:
             say(reason)
         say(
             f"{path.name} will take about {human_size(packed_size(len(tree.layout.entries), size))} in {location} "
@@ -94,8 +98,8 @@ def import_folder(path: Path, data_dir: Path, options: ReadOptions, say: Callabl
         )
         with surveyed(tree, size, options, location) as survey:
             refuse(survey, options)
-            notes = (*filter(None, [reason]), *survey.notes, *_left_out(survey))
-            for note in notes[bool(reason) :]:
+            notes = (*survey.notes, *_left_out(survey))
+            for note in notes:
                 say(note)
             return pack(
                 location,
@@ -106,14 +110,17 @@ def import_folder(path: Path, data_dir: Path, options: ReadOptions, say: Callabl
                 source=str(path),
                 preprocess=survey.preprocess,
                 notes=notes,
-                extra={"path": str(path), "state": state, "bad": len(survey.problems)},
+                extra={
+                    "path": str(path),
+                    "state": state,
+                    "default_size": default_size,
+                    "bad": len(survey.problems),
+                },
             )
 
 
-def choose_size(tree: Tree, options: ReadOptions) -> tuple[int, str]:
-    """The side of the packed images in pixels, and a sentence about it if nobody asked for it."""
-    if options.image_size is not None:
-        return options.image_size, ""
+def choose_size(tree: Tree) -> tuple[int, str]:
+    """The side of the packed images in pixels where nobody asks for one, and a sentence about it."""
     shorter = _median_shorter_side(tree)
     if shorter is None:
         return LARGE_SIZE, ""
@@ -237,9 +244,9 @@ def _state(path: Path) -> str:
     return listing.hexdigest()
 
 
-def _packed_location(path: Path, data_dir: Path, options: ReadOptions) -> Path:
+def _packed_location(path: Path, data_dir: Path, size: int, options: ReadOptions) -> Path:
     """The folder for the images of `path` packed with `options`: a readable name and a key that makes it unique."""
-    settings = (READER, options.image_size, options.fit, options.value_range, options.splits)
+    settings = (READER, size, options.fit, options.value_range, options.splits)
     key = hashlib.sha256(f"{path}\0{settings}".encode("utf-8", "surrogateescape")).hexdigest()[:8]
     name = path.name if path.is_dir() else path.stem
     readable = re.sub(r"[^\w.]+", "-", name)[:40].strip("-.") or "folder"

@@ -16,7 +16,7 @@ from PIL import Image
 from sample_data import random_image, random_png, write_files, write_zip
 from vitreous.data.folder import open_tree
 from vitreous.data.importing import import_folder
-from vitreous.data.reading import ReadOptions
+from vitreous.data.reading import ReadOptions, read_options
 from vitreous.data.store import ImageStore
 from vitreous.errors import VitreousError
 
@@ -33,7 +33,7 @@ class Opened:
     def __init__(self, path: Path, data_dir: Path, image_size: int | None = None, skip_bad: bool = False):
         self.said: list[str] = []
         self.store: ImageStore = import_folder(
-            path, data_dir, ReadOptions(image_size, skip_bad=skip_bad), self.said.append
+            path, data_dir, read_options(image_size, skip_bad=skip_bad), self.said.append
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def count(number: int, noun: str, plural: str = "") -> str:
     """`number` with its noun: "1 step", "2,026 steps". `plural` is for nouns that take more than an s."""
@@ -24,3 +26,9 @@ def scientific(number: float, digits: int = 2) -> str:
 def percent(share: float) -> str:
     """A share from 0 to 1 in percent: "87.5 %"."""
     return f"{100 * share:.1f} %"
+
+
+def shortened(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and how many more: "ant, bee and 3 more"."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest:,} more" if rest > 0 else "")

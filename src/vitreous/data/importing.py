@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shlex
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from vitreous.data.folder import Tree, existing, list_folder, open_tree, read_al
 from vitreous.data.layout import Entry, Problem
 from vitreous.data.packed import open_store, pack, packed_size, read_header, store_path
 from vitreous.data.reading import ReadOptions
+from vitreous.data.sentences import check_command, name_classes, notes_of
 from vitreous.data.store import ImageStore, RawSplit
 from vitreous.data.values import Facts, settle
 from vitreous.errors import VitreousError
@@ -98,8 +98,8 @@ def import_folder(path: Path, data_dir: Path, options: ReadOptions, say: Callabl
         )
         with surveyed(tree, size, options, location) as survey:
             refuse(survey, options)
-            notes = (*survey.notes, *_left_out(survey))
-            for note in notes:
+            notes = notes_of(survey)
+            for note in (name_classes(tree.layout.classes), *notes):
                 say(note)
             return pack(
                 location,
@@ -145,7 +145,7 @@ def refuse(survey: Survey, options: ReadOptions) -> None:
         if number not in trained:
             raise VitreousError(
                 f"{path} has no usable training image of the class {label!r}; "
-                f"add some or remove the folders of the class ({_check_command(path)} lists all problems)."
+                f"add some or remove the folders of the class ({check_command(path)} lists all problems)."
             )
 
 
@@ -275,19 +275,6 @@ def _bad_files(survey: Survey) -> VitreousError:
     files = count(len(survey.facts) + len(bad), "file")
     return VitreousError(
         f"{len(bad):,} of the {files} in {path} cannot be used; repair or remove them, or leave "
-        f"them out with --skip-bad ({_check_command(path)} lists all problems):\n"
+        f"them out with --skip-bad ({check_command(path)} lists all problems):\n"
         + "\n".join([*lines[:LISTED], *more])
     )
-
-
-def _left_out(survey: Survey) -> list[str]:
-    bad, files = len(survey.problems), count(len(survey.facts) + len(survey.problems), "file")
-    if not bad:
-        return []
-    return [
-        f"{bad:,} of {files} cannot be used and are left out ({_check_command(survey.tree.path)} lists them)."
-    ]
-
-
-def _check_command(path: Path) -> str:
-    return f"`vitreous data check {shlex.quote(str(path))}`"

@@ -14,7 +14,7 @@ from vitreous.data.augment import Augment
 from vitreous.data.store import ImageStore
 from vitreous.errors import VitreousError
 from vitreous.files import atomic_write, path_of
-from vitreous.wording import count
+from vitreous.wording import count, printable
 
 PER_LINE = 4  # images of a class side by side
 EPOCHS = 3  # epochs whose augmentation is shown
@@ -138,7 +138,7 @@ def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
 
 def _fit(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     """`text` as one printable line, shortened if it is wider than `width` pixels."""
-    text = "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+    text = printable(text)
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:

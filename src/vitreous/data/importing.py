@@ -103,7 +103,7 @@ def import_folder(path: Path, data_dir: Path, options: ReadOptions, say: Callabl
                 say(note)
             return pack(
                 location,
-                name=location.name.rpartition("-")[0],
+                name=packed_name(path),
                 classes=tree.layout.classes,
                 splits=survey.splits,
                 groups=survey.groups,
@@ -248,9 +248,13 @@ def _packed_location(path: Path, data_dir: Path, size: int, options: ReadOptions
     """The folder for the images of `path` packed with `options`: a readable name and a key that makes it unique."""
     settings = (READER, size, options.fit, options.value_range, options.splits)
     key = hashlib.sha256(f"{path}\0{settings}".encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return store_path(data_dir, f"{packed_name(path)}-{key}")
+
+
+def packed_name(path: Path) -> str:
+    """What the data set of a folder or zip is called."""
     name = path.name if path.is_dir() else path.stem
-    readable = re.sub(r"[^\w.]+", "-", name)[:40].strip("-.") or "folder"
-    return store_path(data_dir, f"{readable}-{key}")
+    return re.sub(r"[^\w.]+", "-", name)[:40].strip("-.") or "folder"
 
 
 def _median_shorter_side(tree: Tree) -> float | None:

@@ -64,7 +64,8 @@ def list_empty_classes(layout: Layout) -> list[str]:
     if not layout.empty:
         return []
     folders = count(len(layout.empty), "class folder has", "class folders have")
-    return [f"{folders} no images and {'is' if len(layout.empty) == 1 else 'are'} left out: {some(layout.empty, FEW)}."]
+    verb = "is" if len(layout.empty) == 1 else "are"
+    return [f"{folders} no images and {verb} left out: {some(layout.empty, FEW)}."]
 
 
 def list_missing_classes(classes: Sequence[str], labels: Mapping[str, np.ndarray]) -> list[str]:
@@ -78,17 +79,22 @@ def list_missing_classes(classes: Sequence[str], labels: Mapping[str, np.ndarray
         present = set(np.unique(numbers).tolist())
         missing = [label for number, label in enumerate(classes) if number not in present]
         if split != "train" and missing:
+            classes_missing = count(len(missing), "class", "classes")
             sentences.append(
-                f"{split} has no images of {count(len(missing), 'class', 'classes')}, so its accuracy says nothing "
-                f"about {'it' if len(missing) == 1 else 'them'}: {some(missing, FEW)}."
+                f"{split} has no images of {classes_missing}, so its accuracy says nothing about "
+                f"{'it' if len(missing) == 1 else 'them'}: {some(missing, FEW)}."
             )
     return sentences
 
 
 def count_bad_files(path: Path, bad: int, files: int) -> list[str]:
     """A sentence on the files that cannot be used and were left out, or none."""
-    verb = "cannot be used and is" if bad == 1 else "cannot be used and are"
-    return [f"{bad:,} of {count(files, 'file')} {verb} left out ({check_command(path)} lists them)."] if bad else []
+    if not bad:
+        return []
+    verb = "is" if bad == 1 else "are"
+    return [
+        f"{bad:,} of {count(files, 'file')} cannot be used and {verb} left out ({check_command(path)} lists them)."
+    ]
 
 
 def cut_share(fact: Facts, fit: str) -> float:
@@ -103,8 +109,9 @@ def describe_cut(facts: Sequence[Facts], fit: str) -> list[str]:
     cut = sum(share > MUCH for share in shares)
     if cut <= OFTEN * len(shares):
         return []
+    number, median = count(len(shares), "image"), percent(float(np.median(shares)))
     return [
-        f"The square crop cuts more than {100 * MUCH:.0f} % off {cut:,} of {count(len(shares), 'image')} (the median loses "
-        f"{percent(float(np.median(shares)))}, the most elongated {percent(max(shares))}); `vitreous data show` draws "
-        "what is cut off, and --fit pad or --fit stretch keeps all of it."
+        f"The square crop cuts more than {100 * MUCH:.0f} % off {cut:,} of {number} (the median loses {median}, the "
+        f"most elongated {percent(max(shares))}); `vitreous data show` draws what is cut off, and --fit pad or "
+        "--fit stretch keeps all of it."
     ]

@@ -332,7 +332,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "data check": Command(
         data_check,
-        "find problems in a folder or zip of images, and say what train would do",
+        "find problems in a folder or zip, and what train would do with it",
         {
             "arguments": (argument("path", "a folder or zip of class folders", type=Path, metavar="PATH"),),
             "how it is read, as by train": READING_OPTIONS,

@@ -452,10 +452,11 @@ def _range(low: float, median: float, high: float) -> str:
 
 def _wrapped(title: str, names: Sequence[str], most: int) -> list[str]:
     """The title and the first names, in lines that break between names only."""
-    shown = [printable(name).replace(" ", "\0") for name in names[:most]]
-    more = f" … and {len(names) - most:,} more (--all names them)" if len(names) > most else ""
+    shown = ", ".join(printable(name).replace(" ", "\0") for name in names[:most])
+    if len(names) > most:
+        shown += f" … and {len(names) - most:,} more (--all names them)".replace(" ", "\0")
     lines = textwrap.wrap(
-        title + ", ".join(shown) + more,
+        title + shown,
         WIDTH,
         subsequent_indent="  ",
         break_long_words=False,

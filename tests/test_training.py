@@ -137,7 +137,7 @@ def test_a_run_prints_three_lines_before_it_and_three_after(
     data, network, budget, result, cost, report = output.out.splitlines()
     assert data == (
         "data: arrays, 240 images to train on, 30 to validate (cut from training), "
-        "30 to test (cut from training), 3 classes, 16 x 16 pixels"
+        "30 to test (cut from training), 3 classes (0, 1, 2), 16 x 16 pixels"
     )
     parameters = sum(p.numel() for p in run.model.parameters())
     assert network == (

@@ -54,8 +54,9 @@ from vitreous.training.classifier import Classifier
 from vitreous.training.cost import encoder_flops_share
 from vitreous.training.loggers import MetricsCsv, check_logger, extra_logger, finish
 from vitreous.training.progress import Progress, quiet_lightning
-from vitreous.wording import count, duration, percent, scientific
+from vitreous.wording import count, duration, percent, scientific, shortened
 
+SHOWN_CLASSES = 10  # names in the line about the data
 DIVERGED = 10  # times the loss of guessing, ln(classes)
 # Environment variables that change the order or precision of sums inside torch's CPU kernels.
 ENVIRONMENT = ("ONEDNN_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS")
@@ -563,8 +564,8 @@ def describe_data(data: ImageData) -> str:
         validation = "validation images among them"
     return (
         f"{store.name}, {count(len(splits.train), 'image')} to train on, {validation}, "
-        f"{len(splits.test):,} to test{origin.get('test', '')}, {store.num_classes} classes, "
-        f"{store.image_size} x {store.image_size} pixels"
+        f"{len(splits.test):,} to test{origin.get('test', '')}, {store.num_classes} classes "
+        f"({shortened(store.classes, SHOWN_CLASSES)}), {store.image_size} x {store.image_size} pixels"
     )
 
 

@@ -37,3 +37,9 @@ def scientific(number: float, digits: int = 2) -> str:
 def percent(share: float) -> str:
     """A share from 0 to 1 in percent: "87.5 %"."""
     return f"{100 * share:.1f} %"
+
+
+def shortened(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and how many more: "ant, bee and 3 more"."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest:,} more" if rest > 0 else "")

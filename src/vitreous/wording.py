@@ -10,12 +10,6 @@ def count(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
-def some(names: Sequence[str], most: int) -> str:
-    """`names` in a row, the first `most` of them if there are more: "ant, bee, cat", "ant, bee and 98 more"."""
-    shown = ", ".join(map(printable, names[:most]))
-    return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown
-
-
 def printable(text: str) -> str:
     """`text` on one line, without characters that would control a terminal."""
     return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)

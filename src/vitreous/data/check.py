@@ -28,7 +28,7 @@ from vitreous.data.splits import SplitPlan, plan_splits
 from vitreous.data.store import ImageStore, Split
 from vitreous.errors import VitreousError
 from vitreous.files import human_size, path_of
-from vitreous.wording import count, printable, some
+from vitreous.wording import count, printable, shortened
 
 # In the order in which they are shown; those of other files follow. The first five are those of `BadImage`.
 REASONS = (
@@ -131,8 +131,8 @@ class Check:
         if self.passed_over:
             lines += [""]
         for kind in self.passed_over:
-            names = some(kind.names, len(kind.names) if everything else 3)
-            lines.append(f"Passed over: {count_passed_over(kind)} ({names}).")
+            names = shortened(kind.names, len(kind.names) if everything else 3)
+            lines.append(printable(f"Passed over: {count_passed_over(kind)} ({names})."))
         lines += self._problems(everything)
         return "\n".join([*lines, "", "\n".join(map(printable, self.verdict.split("\n")))])
 
@@ -226,7 +226,7 @@ def _scratch_place(tree: Tree, size: int) -> Path:
             return folder / "check"
     raise _NoRoomError(
         f"Checking {tree.path.name} needs {human_size(needed)} for a temporary file, and there is not as much in "
-        f"{some([str(folder) for folder in folders], 3)}; free some space, or name another folder in the environment "
+        f"{shortened([str(folder) for folder in folders], 3)}; free some space, or name another folder in the environment "
         "variable TMPDIR."
     )
 

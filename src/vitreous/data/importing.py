@@ -19,7 +19,7 @@ from vitreous.data.folder import Tree, existing, list_folder, open_tree, read_al
 from vitreous.data.layout import Entry, Problem
 from vitreous.data.packed import open_store, pack, packed_size, read_header, store_path
 from vitreous.data.reading import ReadOptions
-from vitreous.data.sentences import check_command, name_classes, notes_of
+from vitreous.data.sentences import check_command, notes_of
 from vitreous.data.store import ImageStore, RawSplit
 from vitreous.data.values import Facts, settle
 from vitreous.errors import VitreousError
@@ -99,7 +99,7 @@ def import_folder(path: Path, data_dir: Path, options: ReadOptions, say: Callabl
         with surveyed(tree, size, options, location) as survey:
             refuse(survey, options)
             notes = notes_of(survey)
-            for note in (name_classes(tree.layout.classes), *notes):
+            for note in notes:
                 say(note)
             return pack(
                 location,

@@ -12,24 +12,18 @@ import numpy as np
 from vitreous.data.layout import Layout, PassedOver
 from vitreous.data.values import Facts
 from vitreous.preprocess import kept_box
-from vitreous.wording import count, percent, some
+from vitreous.wording import count, percent, shortened
 
 if TYPE_CHECKING:  # importing.py imports this module
     from vitreous.data.importing import Survey
 
 FEW = 3  # names in a sentence
-MANY = 20  # class names in a sentence
 MUCH = 0.1  # share of its area: an image that loses more is counted
 OFTEN = 0.1  # share of the images: if more lose that much, a sentence says so
 
 
 def check_command(path: Path) -> str:
     return f"`vitreous data check {shlex.quote(str(path))}`"
-
-
-def name_classes(classes: Sequence[str]) -> str:
-    """ "3 classes: cat, dog, owl." """
-    return f"{count(len(classes), 'class', 'classes')}: {some(classes, MANY)}."
 
 
 def notes_of(survey: Survey) -> tuple[str, ...]:
@@ -55,7 +49,7 @@ def count_passed_over(passed_over: PassedOver) -> str:
 
 def list_passed_over(layout: Layout) -> list[str]:
     """A sentence on the files that are not read, or none."""
-    kinds = [f"{count_passed_over(kind)} ({some(kind.names, FEW)})" for kind in layout.passed_over]
+    kinds = [f"{count_passed_over(kind)} ({shortened(kind.names, FEW)})" for kind in layout.passed_over]
     return [f"Passed over: {', '.join(kinds)}."] if kinds else []
 
 
@@ -65,7 +59,7 @@ def list_empty_classes(layout: Layout) -> list[str]:
         return []
     folders = count(len(layout.empty), "class folder has", "class folders have")
     verb = "is" if len(layout.empty) == 1 else "are"
-    return [f"{folders} no images and {verb} left out: {some(layout.empty, FEW)}."]
+    return [f"{folders} no images and {verb} left out: {shortened(layout.empty, FEW)}."]
 
 
 def list_missing_classes(classes: Sequence[str], labels: Mapping[str, np.ndarray]) -> list[str]:
@@ -82,7 +76,7 @@ def list_missing_classes(classes: Sequence[str], labels: Mapping[str, np.ndarray
             classes_missing = count(len(missing), "class", "classes")
             sentences.append(
                 f"{split} has no images of {classes_missing}, so its accuracy says nothing about "
-                f"{'it' if len(missing) == 1 else 'them'}: {some(missing, FEW)}."
+                f"{'it' if len(missing) == 1 else 'them'}: {shortened(missing, FEW)}."
             )
     return sentences
 

@@ -224,10 +224,10 @@ def _scratch_place(tree: Tree, size: int) -> Path:
     for folder in folders:
         if shutil.disk_usage(folder).free >= needed:
             return folder / "check"
+    places = shortened([str(folder) for folder in folders])
     raise _NoRoomError(
-        f"Checking {tree.path.name} needs {human_size(needed)} for a temporary file, and there is not as much in "
-        f"{shortened([str(folder) for folder in folders], 3)}; free some space, or name another folder in the environment "
-        "variable TMPDIR."
+        f"Checking {tree.path.name} needs {human_size(needed)} for a temporary file, which neither place has "
+        f"({places}); free some space, or name another folder in the environment variable TMPDIR."
     )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from vitreous.data.decode import BadImage, decode_to, image_dimensions
 from vitreous.data.folder import Tree, existing, list_folder, open_tree, read_all
 from vitreous.data.layout import Entry, Problem
+from vitreous.data.originals import shapes_of
 from vitreous.data.packed import open_store, pack, packed_size, read_header, store_path
 from vitreous.data.reading import ReadOptions
 from vitreous.data.sentences import check_command, notes_of
@@ -115,6 +116,10 @@ def import_folder(path: Path, data_dir: Path, options: ReadOptions, say: Callabl
                     "state": state,
                     "default_size": default_size,
                     "bad": len(survey.problems),
+                    "splits": options.splits,
+                    "shapes": shapes_of(
+                        [name for _, _, names in survey.splits.values() for name in names], survey.facts
+                    ),
                 },
             )
 

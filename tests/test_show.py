@@ -189,7 +189,7 @@ def test_what_is_cut_off_is_dimmed_and_what_is_kept_is_framed(tmp_path: Path, na
     assert RED not in seen and BLUE not in seen  # neither packed nor shown undimmed
     # The widest image is shown 240 by 48 pixels: a frame of 48 by 48 between two dimmed parts of 96 pixels each.
     row = max(range(len(sheet)), key=lambda y: int((sheet[y] == DIM_RED).all(-1).sum()))
-    line = [tuple(pixel) for pixel in sheet[row].tolist()]
+    line = [tuple(pixel) for pixel in sheet[row + 10].tolist()]  # below the upper edge of the frame
     frame = [x for x in range(1, len(line)) if line[x] == CUT_LINE != line[x - 1]]
     left, right = next(pair for pair in itertools.pairwise(frame) if pair[1] - pair[0] == 46)
     assert line[left - 90 : left - 6] == [DIM_RED] * 84  # resizing blurs the edges

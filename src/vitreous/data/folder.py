@@ -122,7 +122,7 @@ def list_folder(root: Path) -> Listing:
     while pending:
         parent, around = pending.pop()
         try:
-            status = (root / parent).stat()
+            own = (root / parent).stat()
             items = list(os.scandir(root / parent))
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
@@ -132,7 +132,7 @@ def list_folder(root: Path) -> Listing:
             listing.unusable[name] = ("unreadable", f"a folder: {reason}; correct its permissions")
             listing.files[name] = (root / name).lstat()
             continue
-        identity = (status.st_dev, status.st_ino)
+        identity = (own.st_dev, own.st_ino)
         if identity in around:
             loops.append(parent.rstrip("/"))
             continue

@@ -75,7 +75,12 @@ def read_layout(
     found = _sort_files(files, read, unusable or {})
     if not found.images:
         raise _no_images(path, found)
-    root = build_tree(found.images, [name for name in folders if not litter_of(name, folder=True)])
+    parents = {
+        name.rpartition("/")[0] for kind, names in found.by_kind.items() if kind != LITTER for name in names
+    }
+    root = build_tree(
+        found.images, parents.union(name for name in folders if not litter_of(name, folder=True))
+    )
     labelled, sentences = labels_from_table(path, root, found, read, splits)
     layout = labelled or _labels_from_folders(path, root, found, splits)
     return Layout(

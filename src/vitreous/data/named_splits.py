@@ -21,12 +21,10 @@ def parse_splits(splits: str) -> dict[str, str]:
     for item in re.split(r",\s*(?=\w+\s*=)", splits):
         name, _, folder = item.partition("=")
         split = split_of(name.strip())
-        if not split or not folder.strip():
-            raise (
-                unknown("split", name.strip(), SPLIT_NAMES)
-                if not split
-                else VitreousError(f"--splits gives no folder for {split}; write {split}=DIR.")
-            )
+        if not split:
+            raise unknown("split", name.strip(), SPLIT_NAMES)
+        if not folder.strip():
+            raise VitreousError(f"--splits gives no folder for {split}; write {split}=DIR.")
         if split in folders:
             raise VitreousError(f"--splits names {split} twice; join its folders by +, as in {split}=a+b.")
         folders[split] = folder.strip()
@@ -35,29 +33,35 @@ def parse_splits(splits: str) -> dict[str, str]:
     return folders
 
 
-def named_folders(path: Path, root: Node, top: Node, splits: str) -> dict[Node, str]:
-    """The folders that `splits` names, below the root or below its single wrapping folder, with their splits."""
-    paths = {text_of(node.path): node for node in root.walk() if node.total}
-    if top.path:
-        inside = len(text_of(top.path)) + 1
-        paths = {text_of(node.path)[inside:]: node for node in top.walk() if node.total} | paths
+def named_folders(path: Path, outer: Sequence[Node], splits: str) -> dict[Node, str]:
+    """The folders that `splits` names, with their splits.
+
+    Args:
+        path: the folder or zip, for messages.
+        outer: the root and the folders that wrap all others. Names may be relative to any of them.
+        splits: as in `parse_splits`.
+
+    Raises:
+        VitreousError: a folder does not exist or has no images, or two of them share files.
+    """
+    paths: dict[str, Node] = {}
+    for wrapper in reversed(outer):
+        inside = len(text_of(wrapper.path)) + 1 if wrapper.path else 0
+        paths |= {text_of(node.path)[inside:]: node for node in wrapper.walk() if node.total}
 
     def node_of(folder: str) -> Node | None:
-        clean = "/".join(
-            part for part in folder.strip().replace("\\", "/").split("/") if part not in ("", ".")
-        )
-        return paths.get(folder.strip()) or paths.get(text_of(clean)) or paths.get(clean)
+        parts = folder.replace("\\", "/").split("/")
+        return paths.get(folder) or paths.get("/".join(part for part in parts if part not in ("", ".")))
 
     split_of_folder: dict[Node, str] = {}
     for split, text in parse_splits(splits).items():
-        for folder in [text] if node_of(text) else text.split("+"):
+        folders = [text] if node_of(text) else [folder.strip() for folder in text.split("+")]
+        for folder in folders:
             node = node_of(folder)
             if node is None:
-                raise _no_folder(path, folder.strip(), [name for name in paths if name])
+                raise _no_folder(path, folder, [name for name in paths if name])
             for other in split_of_folder:
-                if f"{node.path}/".startswith(
-                    f"{other.path}/" if other.path else ""
-                ) or f"{other.path}/".startswith(f"{node.path}/" if node.path else ""):
+                if _is_in(node, other) or _is_in(other, node):
                     raise VitreousError(
                         f"--splits names {name_of(other)} and {name_of(node)}, which share files; "
                         "name folders that are apart."
@@ -66,7 +70,14 @@ def named_folders(path: Path, root: Node, top: Node, splits: str) -> dict[Node, 
     return split_of_folder
 
 
+def _is_in(inner: Node, outer: Node) -> bool:
+    return not outer.path or f"{inner.path}/".startswith(f"{outer.path}/")
+
+
 def _no_folder(path: Path, folder: str, known: Sequence[str]) -> VitreousError:
-    near = get_close_matches(folder, known, n=1, cutoff=0.5)
+    near = [
+        name for name in known if f"/{folder.rstrip('/')}".endswith(f"/{name}")
+    ]  # a path from further outside
+    near = sorted(near, key=len)[-1:] or get_close_matches(folder, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else f"choose from {series(sorted(known)[:SHOWN], 'or')}."
     return VitreousError(f"{path} has no folder {folder} with images, which --splits names; {hint}")

@@ -85,14 +85,14 @@ def find_classes(path: Path, root: Node, splits: str) -> Structure:
     Raises:
         VitreousError: there are no class folders, or the folders can be understood in several ways.
     """
-    top = wrappers(root, stop_at_split=splits != "none")[-1]
-    structure = Structure(top)
+    outer = wrappers(root, stop_at_split=splits != "none")
+    structure = Structure(outer[-1])
     if splits == "none":
-        structure.add_classes("train", top)
+        structure.add_classes("train", structure.top)
         if not structure.classes:
             refuse_flat(path, [])
     elif splits != "auto":
-        _use_named_folders(path, root, structure, splits)
+        _use_named_folders(path, outer, structure, splits)
     else:
         _recognise(path, structure)
     return structure
@@ -129,14 +129,14 @@ def _in_order(split_of_folder: Mapping[Node, str]) -> dict[Node, str]:
 # ---- splits
 
 
-def _use_named_folders(path: Path, root: Node, structure: Structure, splits: str) -> None:
-    split_of_folder = named_folders(path, root, structure.top, splits)
+def _use_named_folders(path: Path, outer: Sequence[Node], structure: Structure, splits: str) -> None:
+    split_of_folder = named_folders(path, outer, splits)
     flat = [node for node in split_of_folder if not unwrapped(node).full]
     if flat:
         refuse_flat(path, flat)
     for node, split in split_of_folder.items():
         structure.add_classes(split, unwrapped(node))
-    structure.left_out += [(node, in_no_split(node)) for node in outside(root, split_of_folder)]
+    structure.left_out += [(node, in_no_split(node)) for node in outside(outer[0], split_of_folder)]
 
 
 def _without_copy(structure: Structure) -> list[Node]:
@@ -144,7 +144,7 @@ def _without_copy(structure: Structure) -> list[Node]:
     tops = structure.top.full
     total = sum(node.total for node in tops)
     for node in tops:
-        if 2 * node.total != total:
+        if 2 * node.total != total or split_name(node.name):
             continue
         inner = wrappers(node)[-1]
         others = {

@@ -203,8 +203,8 @@ def match_rows(table: Table, images: Collection[str]) -> tuple[dict[str, Row], l
     missing: list[str] = []
     for row in table.rows:
         file = text_of(row.file)
-        image = by_path.get(file)
-        if image is None:
+        image = by_path.get(file, "")
+        if not image:
             candidates = by_name.get(file.rpartition("/")[2].casefold(), [])
             if len(candidates) > 1:
                 raise VitreousError(

@@ -119,7 +119,7 @@ def _splits_of_images(
     if splits == "none":
         return dict.fromkeys(row_of, "train")
     if splits != "auto":
-        named = named_folders(path, root, wrappers(root)[-1], splits)
+        named = named_folders(path, wrappers(root), splits)
         for node in outside(root, named):
             found.pass_over(node.all_images(), in_no_split(node))
         return {

@@ -16,13 +16,13 @@ import numpy as np
 
 from vitreous.data.cache import data_folder
 from vitreous.data.copies import Copies, Pair, find_copies
+from vitreous.data.entries import PassedOver, Problem
 from vitreous.data.folder import Tree, existing, open_tree
 from vitreous.data.identity import canonical_order
 from vitreous.data.importing import Survey, choose_size, packed_name, refuse, surveyed
-from vitreous.data.layout import SPLIT_FOLDERS, PassedOver, Problem
 from vitreous.data.packed import packed_size
 from vitreous.data.reading import ReadOptions
-from vitreous.data.sentences import count_passed_over, describe_cut
+from vitreous.data.sentences import describe_cut
 from vitreous.data.sources import grouped
 from vitreous.data.splits import SplitPlan, plan_splits
 from vitreous.data.store import ImageStore, Split
@@ -37,6 +37,8 @@ REASONS = (
     "empty file",
     "not an image",
     "too large",
+    "unsupported format",
+    "dangling link",
     "duplicate between splits with another label",
     "duplicate between splits with the same label",
     "duplicate inside a split with another label",
@@ -132,7 +134,7 @@ class Check:
             lines += [""]
         for kind in self.passed_over:
             names = shortened(kind.names, len(kind.names) if everything else 3)
-            lines.append(printable(f"Passed over: {count_passed_over(kind)} ({names})."))
+            lines.append(printable(f"Passed over: {kind.text} ({names})."))
         lines += self._problems(everything)
         return "\n".join([*lines, "", "\n".join(map(printable, self.verdict.split("\n")))])
 
@@ -415,12 +417,8 @@ def _copy_reason(pair: Pair, same_label: bool) -> str:
 
 def _class_problems(survey: Survey, counts: Mapping[str, Mapping[str, int]]) -> list[Problem]:
     layout = survey.tree.layout
-    problems = []
-    empty = set()
-    for name in layout.empty:
-        top, _, label = name.rpartition("/")
-        empty.add((SPLIT_FOLDERS.get(top.casefold()), label))
-        problems.append(Problem("empty class", name, "a folder without images"))
+    problems = [Problem("empty class", folder.name, folder.detail) for folder in layout.empty_classes]
+    empty = {(folder.split, folder.label) for folder in layout.empty_classes}
     for split, classes in counts.items():
         for label, usable in classes.items():
             if not usable and (split, label) not in empty:

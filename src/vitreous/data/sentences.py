@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitreous.data.layout import Layout, PassedOver
+from vitreous.data.entries import Layout
 from vitreous.data.values import Facts
 from vitreous.preprocess import kept_box
 from vitreous.wording import count, percent, shortened
@@ -41,15 +41,9 @@ def notes_of(survey: Survey) -> tuple[str, ...]:
     )
 
 
-def count_passed_over(passed_over: PassedOver) -> str:
-    """How many files of a kind there are: "12 .txt files", "1 file outside the class folders"."""
-    number, kind = len(passed_over.names), passed_over.kind
-    return count(number, f"{kind} file") if kind.startswith(".") else f"{count(number, 'file')} {kind}"
-
-
 def list_passed_over(layout: Layout) -> list[str]:
     """A sentence on the files that are not read, or none."""
-    kinds = [f"{count_passed_over(kind)} ({shortened(kind.names, FEW)})" for kind in layout.passed_over]
+    kinds = [f"{kind.text} ({shortened(kind.names, FEW)})" for kind in layout.passed_over]
     return [f"Passed over: {', '.join(kinds)}."] if kinds else []
 
 

@@ -28,8 +28,9 @@ from vitreous.data.splits import SplitPlan, plan_splits
 from vitreous.data.store import ImageStore, Split
 from vitreous.errors import VitreousError
 from vitreous.files import human_size, path_of
-from vitreous.wording import count, printable, shortened
+from vitreous.wording import count, printable, series, shortened
 
+STOPS = "training stops"
 # In the order in which they are shown; those of other files follow. The first five are those of `BadImage`.
 REASONS = (
     "unreadable",
@@ -45,7 +46,7 @@ REASONS = (
     "empty class",
     "class missing from a split",
     "one class only",
-    "training stops",
+    STOPS,
 )
 UNBALANCED = 2.0  # ratio of the largest to the smallest class from which on a note is given
 WIDTH = 100  # of wrapped lines
@@ -173,6 +174,8 @@ class Check:
         lines = ["", f"{count(len(self.problems), 'problem')} found:"]
         lines += [f"  {len(problems):{width},}  {reason}" for reason, problems in by_reason.items()]
         for reason, problems in by_reason.items():
+            if reason == STOPS:  # the verdict says it
+                continue
             lines += ["", f"{reason}:"]
             for problem in problems if everything else problems[:LISTED]:
                 lines.append(
@@ -235,7 +238,7 @@ def _scratch_place(tree: Tree, size: int) -> Path:
 
 def _refused(path: Path, error: VitreousError) -> Check:
     """The result for what cannot be read at all."""
-    problem = Problem("training stops", str(path), str(error))
+    problem = Problem(STOPS, str(path), str(error))
     return Check(path, (), {}, {}, None, (), (problem,), (), False, _stop(error))
 
 
@@ -261,7 +264,7 @@ def _checked(survey: Survey, options: ReadOptions) -> Check:
             plan = _plan_splits(survey, options, copies)
         except VitreousError as error:
             stop = error
-            problems.append(Problem("training stops", survey.tree.path.name, str(error)))
+            problems.append(Problem(STOPS, survey.tree.path.name, str(error)))
     problems.sort(key=lambda problem: (_rank(problem.reason), problem.name))
 
     sizes = [(fact.width, fact.height) for fact in survey.facts]
@@ -350,15 +353,15 @@ def _verdict(
         if survey.problems and not options.skip_bad:
             return f"train would stop at {bad}; with --skip-bad it would stop as well: {stop}"
         return _stop(stop)
-    trained_on = _use(survey, labels, plan)
-    if not survey.problems:
-        passed_over = sum(len(kind.names) for kind in survey.tree.layout.passed_over)
-        files = f"pass over {count(passed_over, 'file')} and " if passed_over else ""
-        return f"train would {files}{trained_on}."
-    if options.skip_bad:
-        return f"train would leave out {bad} and {trained_on}."
-    them = "it" if len(survey.problems) == 1 else "them"
-    return f"train would stop at {bad}; with --skip-bad it would leave {them} out and {trained_on}."
+    number = sum(len(kind.names) for kind in survey.tree.layout.passed_over)
+    passed_over = [f"pass over {count(number, 'file')}"] if number else []
+    use = _use(survey, labels, plan)
+    if survey.problems and not options.skip_bad:
+        them = "it" if len(survey.problems) == 1 else "them"
+        steps = series([f"leave {them} out", *passed_over, use])
+        return f"train would stop at {bad}; with --skip-bad it would {steps}."
+    left_out = [f"leave out {bad}"] if survey.problems else []
+    return f"train would {series([*passed_over, *left_out, use])}."
 
 
 def _stop(error: VitreousError) -> str:

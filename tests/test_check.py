@@ -407,7 +407,7 @@ def written_to(pid: int, folder: Path) -> int:
     total = 0
     for file in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(OSError):  # closed meanwhile
-            total += file.stat().st_size if str(folder) in os.readlink(file) else 0
+            total += file.stat().st_size if str(folder) in str(file.readlink()) else 0
     return total
 
 

@@ -18,7 +18,7 @@ from vitreous.preprocess import Preprocess
 def test_settings_that_differ_from_the_usual_and_notes_are_shown(tmp_path: Path) -> None:
     files = {f"{label}/{i}.png": random_png(i, 20, 60) for label in "ab" for i in range(4)}
     path = write_files(tmp_path / "pets", files | {"a/notes.txt": b""})
-    store = open_data(path, tmp_path / "data", fit="pad", value_range="0,4095", say=[].append)
+    store = open_data(path, tmp_path / "data", fit="pad", value_range="0,4095", say=lambda line: None)
     store = replace(store, preprocess=replace(store.preprocess, value_range=(0.0, 4095.0)))
     record = json.loads(json.dumps(info(store)))
     assert record["preprocess"]["fit"] == "pad" and record["preprocess"]["size"] == 32

@@ -214,6 +214,12 @@ def test_the_square_is_shown_beside_its_original(tmp_path: Path, fit: str) -> No
     assert len(at) == 4 and len([y for _, y in at if y > sheet.shape[0] - 200]) == 2
 
 
+def test_very_long_images_can_be_drawn(tmp_path: Path) -> None:
+    path = folder_of_shapes(tmp_path / "pets", [(9000, 3), (1, 700), (2, 1)])
+    store = open_data(path, tmp_path / "data", image_size=32, say=lambda line: None)
+    assert CUT_LINE in colours(read(show(store, None, tmp_path / "mosaic.png")))
+
+
 def test_square_images_have_no_strip(tmp_path: Path) -> None:
     store = open_data(
         folder_of_shapes(tmp_path / "pets", [(40, 40), (44, 44)]), tmp_path / "data", say=lambda line: None

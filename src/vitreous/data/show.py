@@ -197,7 +197,8 @@ def _cell(original: Original, fit: str, font: ImageFont.FreeTypeFont) -> Image.I
     captions = [f"{width}×{height}"]
     if fit == "crop":
         left, top, right, bottom = kept_box(width, height, fit)
-        box = round(left * scale), round(top * scale), round(right * scale), round(bottom * scale)
+        x, y = round(left * scale), round(top * scale)
+        box = x, y, max(x + 1, round(right * scale)), max(y + 1, round(bottom * scale))
         dimmed = Image.blend(image, Image.new("RGB", size, PAPER), DIMMED)
         dimmed.paste(image.crop(box), box[:2])
         ImageDraw.Draw(dimmed).rectangle((box[0], box[1], box[2] - 1, box[3] - 1), outline=LINE, width=2)

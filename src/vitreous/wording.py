@@ -32,3 +32,8 @@ def shortened(names: Sequence[str], most: int = 5) -> str:
     """The first names, and how many more: "ant, bee and 3 more"."""
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest:,} more" if rest > 0 else "")
+
+
+def series(names: Sequence[str], word: str = "and") -> str:
+    """Names in a sentence: "ant, bee and cat"."""
+    return f" {word} ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))

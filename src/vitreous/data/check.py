@@ -14,7 +14,7 @@ import numpy as np
 from vitreous.data.copies import find_copies
 from vitreous.data.folder import Tree, open_tree
 from vitreous.data.importing import choose_size, surveyed
-from vitreous.data.layout import SPLIT_FOLDERS, Entry, Problem
+from vitreous.data.layout import Entry, Problem
 from vitreous.data.reading import ReadOptions
 from vitreous.wording import count
 
@@ -25,6 +25,8 @@ REASONS = (
     "empty file",
     "not an image",
     "too large",
+    "unsupported format",
+    "dangling link",
     "duplicate between splits with another label",
     "duplicate between splits with the same label",
     "duplicate inside a split with another label",
@@ -200,10 +202,9 @@ def _harmful_duplicate(entry: Entry, earlier: Sequence[Entry]) -> Problem | None
 def _class_problems(tree: Tree, counts: dict[str, dict[str, int]]) -> list[Problem]:
     problems = []
     empty = set()
-    for name in tree.layout.empty:
-        top, _, label = name.rpartition("/")
-        empty.add((SPLIT_FOLDERS.get(top.casefold()), label))
-        problems.append(Problem("empty class", name, "a folder without files"))
+    for folder in tree.layout.empty_classes:
+        empty.add((folder.split, folder.label))
+        problems.append(Problem("empty class", folder.name, folder.detail))
     for split, classes in counts.items():
         for label, usable in classes.items():
             if not usable and (split, label) not in empty:
@@ -229,8 +230,7 @@ def _notes(tree: Tree, training: dict[str, int], balance: float | None, repeated
         subject = count(repeated, "image repeats", "images repeat")
         notes.append(f"{subject} another image of the same class and split.")
     for passed_over in tree.layout.passed_over:
-        outside = passed_over.names
-        subject = count(len(outside), "file is", "files are")
-        examples = ", ".join(outside[:3]) + (", …" if len(outside) > 3 else "")
-        notes.append(f"{subject} outside the class folders and will not be used ({examples}).")
+        names = passed_over.names
+        examples = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+        notes.append(f"{passed_over.text} will not be used ({examples}).")
     return notes

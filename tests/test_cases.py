@@ -163,7 +163,7 @@ def test_white_drawings_on_transparent_ground_differ(tmp_path: Path, capsys: Cap
 
 
 def test_copies_go_to_one_side_of_a_cut(tmp_path: Path, capsys: Capture) -> None:  # F1
-    files = {}
+    files: dict[str, bytes] = {}
     for label in ("cat", "dog", "owl"):
         for i in range(12):
             data = random_png(hash_of(label, i))

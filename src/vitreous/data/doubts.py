@@ -16,6 +16,10 @@ from vitreous.errors import VitreousError
 MOST = 12  # folders up to which a suggestion names all
 
 
+class NoClassesError(VitreousError):
+    """Images without class folders."""
+
+
 def refuse_flat(path: Path, nodes: Sequence[Node]) -> NoReturn:
     """Refuses images without class folders, directly in `path` or in `nodes`."""
     name = text_of(path.name)
@@ -28,7 +32,7 @@ def refuse_flat(path: Path, nodes: Sequence[Node]) -> NoReturn:
         place = f"{text_of(splits[0].path)}/" if splits else place
     if len(nodes) > 1 and not any("/" in node.path for node in nodes):
         classes = f" Say --splits none if each of {names_of(nodes)} is a class."
-    raise VitreousError(
+    raise NoClassesError(
         f"{subject}; put the images of each class into a folder of its own, such as {place}cat/1.jpg and "
         f"{place}dog/1.jpg, or write a table {name}/labels.csv with the header file,label (or file,label,split) and "
         f"a row for each image.{classes}"

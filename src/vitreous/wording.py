@@ -10,6 +10,11 @@ def count(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
+def printable(text: str) -> str:
+    """`text` on one line, without characters that would control a terminal."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
 def duration(seconds: float) -> str:
     """`seconds` as on a clock: "0:07", "12:30", "3:05:00"."""
     minutes, rest = divmod(round(seconds), 60)

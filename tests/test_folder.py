@@ -441,7 +441,12 @@ def test_litter_is_not_entered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     path = write_zip(tmp_path / "pets.zip", pets() | litter)
     scanned = []
     scan = os.scandir
-    monkeypatch.setattr(os, "scandir", lambda path: scanned.append(str(path)) or scan(path))
+
+    def recording(path: Path) -> object:
+        scanned.append(str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", recording)
     with open_tree(root) as of_folder, open_tree(path) as of_zip:
         assert of_folder.layout == of_zip.layout
         assert [group.text for group in of_zip.layout.passed_over] == [

@@ -194,6 +194,20 @@ CASES = {
             "outside the class folders": 2,
         },
     ),
+    "masks in each class": Case(
+        images("COVID/COVID/images,masks", "COVID/Normal/images,masks"),
+        {"train": 4},
+        "COVID Normal",
+        {"in masks/, which belongs to the images beside it": 4},
+        ("masks/ stands beside a folder of images",),
+    ),
+    "masks of all classes": Case(
+        images("images/a,b", "masks/a,b"),
+        {"train": 4},
+        "a b",
+        {"in masks/, which belongs to the images beside it": 4},
+        ("masks/ stands beside",),
+    ),
     "loose images": Case(
         [*images("a,b"), "1.png", "2.png"], {"train": 4}, "a b", {"outside the class folders": 2}
     ),
@@ -290,7 +304,6 @@ DOUBTFUL = {
     "folds in a split": images("train/fold1/a,b", "train/fold2/a,b", "test/a,b"),
     "a changed copy": images("train/a,b", "test/a,b", "x/train/a,b", "x/test/a"),
     "classes beside a changed copy of them": [*images("yes,no", "brain/yes,no"), "brain/yes/9.jpg"],
-    "images and masks in classes": images("images/a,b", "masks/a,b"),
 }  # fmt: skip
 
 
@@ -339,6 +352,11 @@ FLAT = {
 def test_images_without_classes_are_refused_with_both_ways_to_give_them(names: list[str], top: str) -> None:
     message = refusal([top + name for name in names])
     assert "has no class folders" in message and "cat/1.jpg" in message and "labels.csv" in message
+
+
+def test_a_table_of_another_name_is_pointed_out() -> None:
+    message = refusal([*images("train"), "train.csv", "sample_submission.csv"])
+    assert message.endswith("If train.csv gives the labels, copy it there with such a header.")
 
 
 def test_one_folder_is_one_class() -> None:
@@ -477,7 +495,7 @@ def test_files_that_must_not_be_opened() -> None:
     assert {group.text for group in found.passed_over} == {
         "1 .txt file",
         "1 file outside the class folders",
-        "1 file that are pipes, sockets or devices",
+        "1 file of a special type (pipe, socket or device)",
     }
 
 
@@ -711,7 +729,9 @@ def test_a_table_that_gives_no_labels_leaves_class_folders_as_they_are() -> None
     for content in (b"", table("ClassId,Name", "0,Stop", "1,Yield"), table("a,b,c", "1,2,3")):
         found = from_table(images("0,1"), content)
         assert found.classes == ("0", "1") and len(found.entries) == 4
-        assert found.understood[0].startswith("labels.csv is not used, and the folders give the classes.")
+        assert found.understood[0].startswith(
+            "The table of labels is not used, and the folders give the classes."
+        )
         assert [group.text for group in found.passed_over] == ["1 .csv file"]
     over_folders = from_table(
         images("x,y"), table("file,label", *(f"{f}/{i}.jpg,{'ab'[i]}" for f in "xy" for i in (0, 1)))

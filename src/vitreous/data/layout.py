@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from vitreous.data.doubts import NoClassesError
 from vitreous.data.entries import (
     OUTSIDE,
     EmptyClass,
@@ -37,12 +39,13 @@ from vitreous.data.names import (
 from vitreous.data.nodes import Node, build_tree
 from vitreous.data.store import SPLIT_NAMES
 from vitreous.data.structure import ClassFolder, find_classes
+from vitreous.data.table import TABLES, UnusableTable
 from vitreous.data.table_layout import labels_from_table
 from vitreous.errors import VitreousError
 from vitreous.wording import series
 
 __all__ = ["EmptyClass", "Entry", "Layout", "PassedOver", "Problem", "read_layout"]
-SPECIAL = "that are pipes, sockets or devices"  # a kind of `PassedOver`
+SPECIAL = "of a special type (pipe, socket or device)"  # a kind of `PassedOver`
 MAX_DEPTH = 64  # folders in each other
 
 
@@ -81,20 +84,30 @@ def read_layout(
     root = build_tree(
         found.images, parents.union(name for name in folders if not litter_of(name, folder=True))
     )
-    labelled, sentences = labels_from_table(path, root, found, read, splits)
-    layout = labelled or _labels_from_folders(path, root, found, splits)
-    return Layout(
-        entries=layout.entries,
-        classes=layout.classes,
-        empty_classes=layout.empty_classes,
-        passed_over=tuple(
-            PassedOver(kind, tuple(sorted(map(text_of, names))))
-            for kind, names in sorted(found.by_kind.items())
-            if names
-        ),
+    layout = _understand(path, root, found, read, splits)
+    kinds = sorted((kind, names) for kind, names in found.by_kind.items() if names)
+    return replace(
+        layout,
+        passed_over=tuple(PassedOver(kind, tuple(sorted(map(text_of, names)))) for kind, names in kinds),
         problems=tuple(sorted([*layout.problems, *found.problems], key=lambda problem: problem.name)),
-        understood=(*sentences, *layout.understood),
     )
+
+
+def _understand(path: Path, root: Node, found: Files, read: Callable[[str], bytes], splits: str) -> Layout:
+    """The layout that a table of labels gives, or else the folders."""
+    try:
+        layout = labels_from_table(path, root, found, read, splits)
+    except UnusableTable as error:
+        try:
+            layout = _labels_from_folders(path, root, found, splits)
+        except VitreousError:
+            raise error from None
+        note = f"The table of labels is not used, and the folders give the classes. {error}"
+        return replace(layout, understood=(note, *layout.understood))
+    try:
+        return layout or _labels_from_folders(path, root, found, splits)
+    except NoClassesError as error:
+        raise VitreousError(f"{error}{_table_hint(found)}") from None
 
 
 # ---- files
@@ -166,6 +179,17 @@ def _no_images(path: Path, found: Files) -> VitreousError:
         else "give a folder or zip of class folders with PNG or JPEG images"
     )
     return VitreousError(f"{path} contains no images{holds}; {mend}.")
+
+
+def _table_hint(found: Files) -> str:
+    """A sentence about a table that may hold labels under another name than labels.csv."""
+    tables = [name for kind in (".csv", ".tsv") for name in found.by_kind.get(kind, ())]
+    tables = [name for name in tables if name.rpartition("/")[2].lower() not in TABLES]
+    return (
+        f" If {text_of(min(tables, key=len))} gives the labels, copy it there with such a header."
+        if tables
+        else ""
+    )
 
 
 # ---- labels from folders

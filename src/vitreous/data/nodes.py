@@ -65,10 +65,14 @@ def build_tree(images: Iterable[str], folders: Iterable[str]) -> Node:
         node_at(folder)
     for image in images:
         node_at(image.rpartition("/")[0]).images.append(image)
-    for path in sorted(nodes, key=lambda path: -path.count("/") if path else 1):
-        node = nodes[path]
-        node.total = len(node.images) + sum(inner.total for inner in node.folders.values())
+    count_images(root)
     return root
+
+
+def count_images(root: Node) -> None:
+    """Sets `Node.total` of `root` and all folders below."""
+    for node in reversed(list(root.walk())):  # the inner folders first
+        node.total = len(node.images) + sum(inner.total for inner in node.folders.values())
 
 
 def wrappers(root: Node, stop_at_split: bool = True) -> list[Node]:

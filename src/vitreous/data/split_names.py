@@ -36,7 +36,7 @@ _FILLERS = (
     | _words(
         "set sets split splits folder folders dir file files seg cls class classes "
         "classification original orig raw resized cropped crops full all final new processed preprocessed clean "
-        "cleaned labeled labelled rgb the my of for in x px satz 集"
+        "cleaned labeled labelled rgb the my of for in x px v ver version satz 集"
     )
 )
 # Folders of these names beside images hold something else than more images to classify.

@@ -14,15 +14,24 @@ with a sentence that says how to tell. `Node.images` and all counts cover image 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vitreous.data.doubts import ask, refuse_flat, suggestion
+from vitreous.data.doubts import ask, refuse_doubtful_classes, refuse_flat, refuse_plain, suggestion
 from vitreous.data.named_splits import named_folders
 from vitreous.data.names import natural_key, text_of
-from vitreous.data.nodes import SHOWN, Node, key_of, name_of, names_of, outside, unwrapped, wrappers
+from vitreous.data.nodes import (
+    SHOWN,
+    Node,
+    count_images,
+    key_of,
+    name_of,
+    names_of,
+    outside,
+    unwrapped,
+    wrappers,
+)
 from vitreous.data.split_names import (
     beside_images,
     fold_of,
@@ -85,8 +94,11 @@ def find_classes(path: Path, root: Node, splits: str) -> Structure:
     Raises:
         VitreousError: there are no class folders, or the folders can be understood in several ways.
     """
+    annotations = [] if splits == "none" else _remove_annotations(root)
     outer = wrappers(root, stop_at_split=splits != "none")
     structure = Structure(outer[-1])
+    for node in annotations:
+        structure.left_out.append((node, f"in {text_of(node.name)}/, which belongs to the images beside it"))
     if splits == "none":
         structure.add_classes("train", structure.top)
         if not structure.classes:
@@ -95,7 +107,27 @@ def find_classes(path: Path, root: Node, splits: str) -> Structure:
         _use_named_folders(path, outer, structure, splits)
     else:
         _recognise(path, structure)
+    if annotations:
+        structure.understood.append(
+            f"{name_of(annotations[0])} stands beside a folder of images and is left out, as something that belongs to "
+            "them."
+        )
     return structure
+
+
+def _remove_annotations(root: Node) -> list[Node]:
+    """Removes folders such as masks/ where only folders such as images/ are beside them, and returns them."""
+    removed = []
+    for outer in root.walk():
+        inner = outer.full
+        annotations = [node for node in inner if beside_images(node.name)]
+        images = [node for node in inner if only_images(node.name) and node not in annotations]
+        if images and annotations and len(images) + len(annotations) == len(inner):
+            removed += annotations
+            for node in annotations:
+                del outer.folders[node.name]
+    count_images(root)
+    return removed
 
 
 def _recognise(path: Path, structure: Structure) -> None:
@@ -109,7 +141,7 @@ def _recognise(path: Path, structure: Structure) -> None:
     elif len(folds) > 1 and not split_of_folder:
         _use_splits(path, structure, tops, _splits_of_folds(folds), folds=True)
     else:
-        _refuse_doubtful_classes(path, tops)
+        refuse_doubtful_classes(path, tops)
         structure.add_classes("train", structure.top)
         structure.understood += [
             f"{name_of(node)} is taken for a class, because it holds images directly and stands beside "
@@ -250,7 +282,7 @@ def _use_splits(
         if node not in split_of_folder:
             _leave_out(path, structure, node, tops, trained, split_of_folder)
     for parent in train:
-        _refuse_annotated(path, parent.full)
+        refuse_plain(path, parent.full)
     for node, split in splits.items():
         structure.add_classes(split, opened[node])
     _say_splits(structure, splits, folds)
@@ -347,42 +379,6 @@ def _use_splits_inside(structure: Structure, tops: Sequence[Node]) -> None:
                 structure.left_out.append((inner, in_no_split(inner)))
     names = series([split for split in SPLIT_NAMES if split in splits])
     structure.understood.append(f"The splits {names} are taken from the folders inside each class folder.")
-
-
-# ---- classes
-
-
-def _refuse_doubtful_classes(path: Path, tops: Sequence[Node]) -> None:
-    """Refuses folders that are probably not classes."""
-    if not tops:
-        refuse_flat(path, [])
-    _refuse_annotated(path, tops)
-    named = [meaning.split for node in tops if (meaning := split_name(node.name))]
-    if (len(set(named)) > 1 and 2 * len(named) >= len(tops)) or (
-        len(named) == len(tops) and "train" in named
-    ):
-        ask(path, tops, "their names look like those of splits")
-    if len(tops) > 1 and all(fold_of(node.name) is not None for node in tops):
-        refuse_flat(path, tops)
-    opened = {node: unwrapped(node) for node in tops}
-    inner = {node: [key_of(label) for label in o.full if not o.images] for node, o in opened.items()}
-    holders = Counter(label for labels in inner.values() for label in labels)
-    if len(tops) > 1 and len(holders) > 1 and min(holders.values()) > len(tops) / 2:
-        same = names_of(max(opened.values(), key=lambda o: len(o.full)).full)
-        ask(path, tops, f"they hold folders of the same names ({same})")
-    keys = {key_of(node) for node in tops}
-    for node, labels in inner.items():
-        if len(keys & set(labels)) > 1:
-            ask(path, tops, f"{name_of(node)} holds folders of the same names as those beside it")
-
-
-def _refuse_annotated(path: Path, nodes: Sequence[Node]) -> None:
-    """Refuses folders such as images/ and masks/, which hold images and what belongs to them rather than classes."""
-    images = [node for node in nodes if only_images(node.name)]
-    if images and all(node in images or beside_images(node.name) for node in nodes):
-        if any(unwrapped(node).full for node in images):
-            ask(path, nodes, "their names are no class names")
-        refuse_flat(path, nodes)
 
 
 def _say_deeper_folders(structure: Structure) -> None:

@@ -11,34 +11,32 @@ from vitreous.data.named_splits import named_folders
 from vitreous.data.names import natural_key, suffix_of, text_of
 from vitreous.data.nodes import Node, outside, single_folders, wrappers
 from vitreous.data.split_names import split_of
-from vitreous.data.structure import find_classes, in_no_split
-from vitreous.data.table import TABLES, Row, Table, UnusableTable, match_rows, read_table
+from vitreous.data.structure import in_no_split
+from vitreous.data.table import TABLES, Row, Table, match_rows, read_table
 from vitreous.errors import VitreousError
 from vitreous.wording import count, series
 
 
 def labels_from_table(
     path: Path, root: Node, found: Files, read: Callable[[str], bytes], splits: str
-) -> tuple[Layout | None, list[str]]:
-    """The layout that labels.csv gives, if there is one, and a sentence if there is one that gives none."""
+) -> Layout | None:
+    """The layout that labels.csv gives, or None if there is no such file.
+
+    Raises:
+        UnusableTable: the file does not give labels, so class folders may be used instead.
+        VitreousError: the file gives labels and has a mistake.
+    """
     name = _find_table(path, root, found)
     if name is None:
-        return None, []
+        return None
     try:
         data = read(name)
     except VitreousError as error:
-        raise VitreousError(
-            f"{path / text_of(name)} cannot be read ({getattr(error, 'text', error)})."
-        ) from None
-    try:
-        table = read_table(text_of(name.rpartition("/")[2]), data)
-        return _layout_of_table(path, root, found, name, table, splits), []
-    except UnusableTable as error:
-        try:
-            find_classes(path, root, splits)
-        except VitreousError:
-            raise error from None
-        return None, [f"{text_of(name)} is not used, and the folders give the classes. {error}"]
+        reason = getattr(error, "text", str(error))
+        raise VitreousError(f"{path / text_of(name)} cannot be read ({reason}).") from None
+    return _layout_of_table(
+        path, root, found, name, read_table(text_of(name.rpartition("/")[2]), data), splits
+    )
 
 
 def _find_table(path: Path, root: Node, found: Files) -> str | None:

@@ -27,6 +27,7 @@ from vitreous import recipe as recipes
 from vitreous import run as runs
 from vitreous.bundle import save_bundle
 from vitreous.data.module import ImageData
+from vitreous.data.show import check_target, default_target
 from vitreous.data.show import show as draw
 from vitreous.dial import describe_size
 from vitreous.errors import InterruptedRun, VitreousError
@@ -400,7 +401,8 @@ def show(
     steps are timed first.
 
     Args:
-        out: the PNG; by default DATA.png.
+        out: the PNG, which replaces a PNG of that name; by default DATA.png in the current folder, or DATA-2.png and so
+            on if DATA.png is not from this function.
 
     Returns:
         The path of the PNG.
@@ -408,7 +410,7 @@ def show(
     Raises:
         VitreousError: as `train` does.
     """
-    target = Path(f"{data_name(data)}.png") if out is None else path_of(out)
+    target = default_target(data_name(data)) if out is None else check_target(out)
     chosen = recipes.load(notebook_for(data) if recipe == "notebook" else recipe, overrides)
     chosen = with_budget(chosen, minutes=minutes, epochs=epochs, steps=steps, flops=flops)
     request = Request(

@@ -170,6 +170,15 @@ def fit(image: Image.Image, size: int, resample: str = "bicubic") -> np.ndarray:
     return np.array(square)  # [S, S, 3]
 
 
+def kept_box(width: int, height: int, fit: str) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of what `fit` keeps of an image, in pixels of the upright original."""
+    if fit != "crop":
+        return 0, 0, width, height
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
+
+
 def _upright(image: Image.Image) -> Image.Image:
     """The image turned according to its EXIF orientation; the caller's own image does not change."""
     with suppress(Exception):  # broken EXIF data do not make an image unusable

@@ -10,6 +10,11 @@ def count(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
+def printable(text: str) -> str:
+    """`text` on one line, without characters that would control a terminal."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
 def duration(seconds: float) -> str:
     """`seconds` as on a clock: "0:07", "12:30", "3:05:00"."""
     minutes, rest = divmod(round(seconds), 60)
@@ -32,3 +37,8 @@ def shortened(names: Sequence[str], most: int = 5) -> str:
     """The first names, and how many more: "ant, bee and 3 more"."""
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest:,} more" if rest > 0 else "")
+
+
+def series(names: Sequence[str], word: str = "and") -> str:
+    """Names in a sentence: "ant, bee and cat"."""
+    return f" {word} ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shlex
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,8 +17,10 @@ import numpy as np
 from vitreous.data.decode import BadImage, decode_to, image_dimensions
 from vitreous.data.folder import Tree, existing, list_folder, open_tree, read_all
 from vitreous.data.layout import Entry, Problem
+from vitreous.data.originals import shapes_of
 from vitreous.data.packed import open_store, pack, packed_size, read_header, store_path
 from vitreous.data.reading import ReadOptions
+from vitreous.data.sentences import check_command, notes_of
 from vitreous.data.store import ImageStore, RawSplit
 from vitreous.data.values import Facts, settle
 from vitreous.errors import VitreousError
@@ -98,12 +99,12 @@ def import_folder(path: Path, data_dir: Path, options: ReadOptions, say: Callabl
         )
         with surveyed(tree, size, options, location) as survey:
             refuse(survey, options)
-            notes = (*survey.notes, *_left_out(survey))
+            notes = notes_of(survey)
             for note in notes:
                 say(note)
             return pack(
                 location,
-                name=location.name.rpartition("-")[0],
+                name=packed_name(path),
                 classes=tree.layout.classes,
                 splits=survey.splits,
                 groups=survey.groups,
@@ -115,6 +116,10 @@ def import_folder(path: Path, data_dir: Path, options: ReadOptions, say: Callabl
                     "state": state,
                     "default_size": default_size,
                     "bad": len(survey.problems),
+                    "splits": options.splits,
+                    "shapes": shapes_of(
+                        [name for _, _, names in survey.splits.values() for name in names], survey.facts
+                    ),
                 },
             )
 
@@ -145,7 +150,7 @@ def refuse(survey: Survey, options: ReadOptions) -> None:
         if number not in trained:
             raise VitreousError(
                 f"{path} has no usable training image of the class {label!r}; "
-                f"add some or remove the folders of the class ({_check_command(path)} lists all problems)."
+                f"add some or remove the folders of the class ({check_command(path)} lists all problems)."
             )
 
 
@@ -251,9 +256,13 @@ def _packed_location(path: Path, data_dir: Path, size: int, options: ReadOptions
     chosen = options.settings or (size, options.fit, options.value_range)
     settings = (READER, chosen, options.splits)
     key = hashlib.sha256(f"{path}\0{settings}".encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return store_path(data_dir, f"{packed_name(path)}-{key}")
+
+
+def packed_name(path: Path) -> str:
+    """What the data set of a folder or zip is called."""
     name = path.name if path.is_dir() else path.stem
-    readable = re.sub(r"[^\w.]+", "-", name)[:40].strip("-.") or "folder"
-    return store_path(data_dir, f"{readable}-{key}")
+    return re.sub(r"[^\w.]+", "-", name)[:40].strip("-.") or "folder"
 
 
 def _median_shorter_side(tree: Tree) -> float | None:
@@ -278,19 +287,6 @@ def _bad_files(survey: Survey) -> VitreousError:
     files = count(len(survey.facts) + len(bad), "file")
     return VitreousError(
         f"{len(bad):,} of the {files} in {path} cannot be used; repair or remove them, or leave "
-        f"them out with --skip-bad ({_check_command(path)} lists all problems):\n"
+        f"them out with --skip-bad ({check_command(path)} lists all problems):\n"
         + "\n".join([*lines[:LISTED], *more])
     )
-
-
-def _left_out(survey: Survey) -> list[str]:
-    bad, files = len(survey.problems), count(len(survey.facts) + len(survey.problems), "file")
-    if not bad:
-        return []
-    return [
-        f"{bad:,} of {files} cannot be used and are left out ({_check_command(survey.tree.path)} lists them)."
-    ]
-
-
-def _check_command(path: Path) -> str:
-    return f"`vitreous data check {shlex.quote(str(path))}`"

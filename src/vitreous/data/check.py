@@ -18,9 +18,10 @@ from vitreous.data.layout import SPLIT_FOLDERS, Entry, Problem
 from vitreous.data.reading import ReadOptions
 from vitreous.wording import count
 
-# In the order in which they are shown. The first five are those of `BadImage`.
+# In the order in which they are shown. The first six are those of `BadImage`.
 REASONS = (
     "unreadable",
+    "unsupported",
     "truncated",
     "empty file",
     "not an image",

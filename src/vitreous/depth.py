@@ -68,9 +68,10 @@ def origin_of(image: Image.Image) -> Origin:
     """Describes the values of an image that was opened but not loaded; a loaded one has lost what is not in its info."""
     if KEY in image.info:
         return image.info[KEY]
-    if not image.tile:
+    tile = getattr(image, "tile", None)
+    if not tile:
         return PLAIN
-    codec, args = image.tile[0][0], image.tile[0][3]
+    codec, args = tile[0][0], tile[0][3]
     raw_mode = args if isinstance(args, str) else str(args[0]) if args else ""
     if codec in ("ppm", "ppm_plain"):
         maximum = args[-1]

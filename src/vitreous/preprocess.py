@@ -165,7 +165,7 @@ class Preprocess:
     def _from_pil(self, image: Image.Image, name: str) -> np.ndarray:
         origin = origin_of(image)
         try:
-            image = _upright(image)
+            image = upright(image)
             if is_deep(image):
                 self._refuse_another_scale(values_of(image, origin), name)
             return self.pixels(image, origin)
@@ -293,7 +293,7 @@ def kept_box(width: int, height: int, fit: str) -> tuple[int, int, int, int]:
     return left, top, left + side, top + side
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
     """The image turned according to its EXIF orientation; the caller's own image does not change."""
     with suppress(Exception):  # broken EXIF data do not make an image unusable
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:

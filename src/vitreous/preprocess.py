@@ -170,9 +170,9 @@ def fit(image: Image.Image, size: int, resample: str = "bicubic") -> np.ndarray:
     return np.array(square)  # [S, S, 3]
 
 
-def kept_box(width: int, height: int, fit: str) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of what `fit` keeps of an image, in pixels of the upright original."""
-    if fit != "crop":
+def cut_off(width: int, height: int, how: str) -> tuple[int, int, int, int]:
+    """The part of an image that `fit` keeps: left, top, right and bottom, in pixels of the original."""
+    if how != "crop":
         return 0, 0, width, height
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2

@@ -205,7 +205,10 @@ def _cell(original: Original, fit: str, font: ImageFont.FreeTypeFont) -> Image.I
         parts = [dimmed]
         captions.append(f"keeps {100 * (right - left) * (bottom - top) / (width * height):.0f} %")
     else:
-        parts = [image, _tile(original.square, TILE)]
+        tile = _tile(original.square, TILE)
+        frame = Image.new("RGB", (tile.width + 2, tile.height + 2), GREY)  # shows where white bars end
+        frame.paste(tile, (1, 1))
+        parts = [image, frame]
     across = sum(part.width + GAP for part in parts) - GAP
     across = max(across, *(round(font.getlength(caption)) for caption in captions))
     tall = max(part.height for part in parts)

@@ -175,7 +175,7 @@ def surveyed(tree: Tree, size: int, options: ReadOptions, location: Path) -> Ite
     except OSError as error:
         raise write_failure(location, error) from error
     with scratch:
-        yield _survey(tree, Preprocess(size, options.fit), options, scratch)
+        yield _survey(tree, options.settings or Preprocess(size, options.fit), options, scratch)
 
 
 def _survey(tree: Tree, first: Preprocess, options: ReadOptions, scratch: BinaryIO) -> Survey:
@@ -203,7 +203,9 @@ def _survey(tree: Tree, first: Preprocess, options: ReadOptions, scratch: Binary
         usable.append(entry)
         facts.append(fact)
 
-    final, notes = settle(first, facts, options.value_range)
+    final, notes = first, tuple[str, ...]()
+    if options.settings is None:
+        final, notes = settle(first, facts, options.value_range)
     again = [i for i, fact in enumerate(facts) if fact.depends(first, final)]
     changed = read_all([usable[i] for i in again], tree.read, partial(decode_to, final))
     for i, (entry, result) in zip(again, track(changed, len(again), "Converting"), strict=True):
@@ -253,7 +255,8 @@ def _state(path: Path, listing: Listing | None) -> str:
 
 def _packed_location(path: Path, data_dir: Path, size: int, options: ReadOptions) -> Path:
     """The folder for the images of `path` packed with `options`: a readable name and a key that makes it unique."""
-    settings = (READER, size, options.fit, options.value_range, options.splits)
+    chosen = options.settings or (size, options.fit, options.value_range)
+    settings = (READER, chosen, options.splits)
     key = hashlib.sha256(f"{path}\0{settings}".encode("utf-8", "surrogateescape")).hexdigest()[:8]
     return store_path(data_dir, f"{packed_name(path)}-{key}")
 

@@ -189,7 +189,6 @@ class Preprocess:
             return array
         return self.pixels(Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array))
 
-
     def _refuse_another_scale(self, values: np.ndarray, name: str) -> None:
         if self.value_range is not None and values.size and unlike(values, self.value_range):
             low, high = map(number, finite_range(values))
@@ -282,15 +281,6 @@ def _checked_range(value: object) -> tuple[float, float]:
             f"The value range is {value!r:.60}; give the values of black and white, such as (0, 4095)."
         )
     return float(numbers[0]), float(numbers[1])
-
-
-def cut_off(width: int, height: int, how: str) -> tuple[int, int, int, int]:
-    """The part of an image that `fit` keeps: left, top, right and bottom, in pixels of the original."""
-    if how != "crop":
-        return 0, 0, width, height
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    return left, top, left + side, top + side
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -17,9 +17,7 @@ SIXTEEN = 2**16 - 1  # white of 16-bit integers; Pillow also scales PGM of fewer
 FLOATS = (0.0, 1.0)  # black and white of floats unless a range is given
 KEY = "vitreous.origin"  # of the `Origin` in the `info` of an image that this package opened
 J2K_START = b"\xff\x4f\xff\x51"  # SOC and SIZ: the first markers of a JPEG 2000 codestream
-HEAD = (
-    2**20
-)  # bytes in which a JPEG 2000 file must reach its codestream, after metadata such as a colour profile
+HEAD = 2**20  # bytes in which a JPEG 2000 file must reach its codestream, after metadata such as a colour profile
 
 
 @dataclass(frozen=True)

@@ -189,6 +189,7 @@ class Preprocess:
             return array
         return self.pixels(Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array))
 
+
     def _refuse_another_scale(self, values: np.ndarray, name: str) -> None:
         if self.value_range is not None and values.size and unlike(values, self.value_range):
             low, high = map(number, finite_range(values))

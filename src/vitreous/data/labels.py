@@ -91,9 +91,7 @@ def read_labels(
     if isinstance(values, list):
         return Labels(names=tuple(values), kind=kind)
     if values.ndim == 2 and values.shape[1] > 1:
-        return Labels(
-            _one_hot(values, subject), classes=declared, defaults=_digits(values.shape[1]), kind=kind
-        )
+        return Labels(_one_hot(values, subject), classes=declared, defaults=_digits(values.shape[1]), kind=kind)
     if values.ndim == 2:
         values = values[:, 0]
     if values.ndim != 1:
@@ -116,9 +114,7 @@ def read_labels(
 def _as_values(labels: Any, subject: str) -> np.ndarray | list[str]:
     """Labels as a list of names, or as an array of numbers."""
     if isinstance(labels, str | bytes | Mapping) or not hasattr(labels, "__len__"):
-        raise VitreousError(
-            f"{subject} are given as {type(labels).__name__}; give a list of one label for each image."
-        )
+        raise VitreousError(f"{subject} are given as {type(labels).__name__}; give a list of one label for each image.")
     if hasattr(labels, "detach") or (isinstance(labels, np.ndarray) and labels.dtype.kind in "biuf"):
         return as_array(labels, subject)
     items = [_plain(label) for label in _flat(labels)]
@@ -175,9 +171,7 @@ def _plain(label: Any) -> Any:
 
 def _valid(name: Any, subject: str) -> str:
     if not name or any("\ud800" <= letter <= "\udfff" for letter in name):
-        raise VitreousError(
-            f"{subject} have the name {name!r}, which is not valid text; give each class a name."
-        )
+        raise VitreousError(f"{subject} have the name {name!r}, which is not valid text; give each class a name.")
     return str(name)
 
 
@@ -249,9 +243,7 @@ class UnknownClasses(VitreousError):  # noqa: N818 (the name says what it is)
 
     def __init__(self, names: Sequence[str], known: Sequence[str], split: str, own: bool) -> None:
         self.names = tuple(names)
-        named = (
-            f"The {split} labels have {'the class' if len(names) == 1 else 'the classes'} {shortened(names)}"
-        )
+        named = f"The {split} labels have {'the class' if len(names) == 1 else 'the classes'} {shortened(names)}"
         super().__init__(
             f"{named}, which the training labels do not have; leave them out, or name all classes with classes=[…]."
             if own

@@ -163,9 +163,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         file = Path(path).expanduser()
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
-            raise BadImage(
-                "not an image", "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            )
+            raise BadImage("not an image", "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file")
         if status.st_size > MAX_BYTES:
             raise BadImage("too large", human_size(status.st_size))
         return file.read_bytes()
@@ -211,9 +209,7 @@ class ItemPart(Part):
         if self.labels is not None:
             return super().read_labels(split, kept)
         kind = "dataset" if self.wording.kind == "dataset" else ""
-        return read_labels(
-            [self.collected[position] for position in kept], len(kept), split, self.classes, kind
-        )
+        return read_labels([self.collected[position] for position in kept], len(kept), split, self.classes, kind)
 
     def repeats(self) -> bool:
         """Whether the images are the same when they are read again."""
@@ -244,8 +240,7 @@ class ItemPart(Part):
         if isinstance(image, str | bytes | os.PathLike):
             return _decoded(image), label
         wording = Wording(
-            f"Image {position} of {self.wording.subject[0].lower()}{self.wording.subject[1:]}",
-            self.wording.kind,
+            f"Image {position} of {self.wording.subject[0].lower()}{self.wording.subject[1:]}", self.wording.kind
         )
         array = as_array(image, wording.subject)
         if array.dtype.kind not in "biuf" or array.ndim not in (2, 3):
@@ -326,9 +321,7 @@ def understand(source: Any) -> Source:
                     '({"train": …, "val": …, "test": …} names them).',
                 )
             return Source(
-                name_of(source),
-                {split: part_of(x, split) for split, x in zip(splits, source, strict=True)},
-                notes,
+                name_of(source), {split: part_of(x, split) for split, x in zip(splits, source, strict=True)}, notes
             )
         if not (is_pair(source) or _is_list_of_items(source)):
             _refuse_sequence(source)
@@ -480,7 +473,9 @@ def _refuse_sequence(source: Sequence[Any]) -> NoReturn:
             raise VitreousError(
                 f"The images are {_described(images)}; give an array [N, H, W, 3], or a list of images or of paths."
             )
-        raise VitreousError(f"The labels are {_described(labels)}; give a list of one label for each image.")
+        raise VitreousError(
+            f"The labels are {_described(labels)}; give a list of one label for each image."
+        )
     if source and all(is_image(item) for item in source[:2]):
         raise VitreousError(f"A {kind} of images has no labels; give (images, labels).")
     if len(source) == 3 and is_pair(source[:2]):
@@ -644,9 +639,7 @@ def _part_of_paths(paths: Sequence[Any], labels: Any, subject: str) -> Part:
                 f"{subject} are paths, but number {position} is {_described(path)}; give all of them as paths."
             )
     names = [os.fspath(path) for path in paths]
-    names = [
-        name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name in map(os.fsdecode, names)
-    ]
+    names = [name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name in map(os.fsdecode, names)]
     if len(names) == 1 and path_of(names[0]).is_dir():
         raise VitreousError(f"{names[0]} is a folder; give its path alone, without labels.")
     return FilePart(

@@ -66,11 +66,7 @@ def as_array(values: Any, subject: str) -> np.ndarray:
             return np.asarray(values.numpy())
         return np.asarray(values)
     except (ValueError, TypeError, RuntimeError) as error:  # unequal shapes, or a type that numpy lacks
-        advice = (
-            "give `images.float()`"
-            if kind_of(values) == "torch"
-            else "give a numpy array or a list of arrays"
-        )
+        advice = "give `images.float()`" if kind_of(values) == "torch" else "give a numpy array or a list of arrays"
         raise VitreousError(f"{subject} cannot be read as an array ({error}); {advice}.") from None
 
 
@@ -84,17 +80,13 @@ def channels_last(array: np.ndarray, wording: Wording) -> np.ndarray:
     """
     shape, expression = list(array.shape), wording.array
     if array.ndim == 2:
-        raise VitreousError(
-            f"{wording.subject} are rows of {shape[1]:,} numbers; {_unflattened(shape[1], expression)}"
-        )
+        raise VitreousError(f"{wording.subject} are rows of {shape[1]:,} numbers; {_unflattened(shape[1], expression)}")
     if array.ndim not in (3, 4):
         raise VitreousError(
             f"{wording.subject} have the shape {shape}; give them as [N, H, W, 3], or as [N, H, W] if they are grey."
         )
     if 0 in shape:
-        raise VitreousError(
-            f"{wording.subject} have the shape {shape}, so they have no pixels; give other images."
-        )
+        raise VitreousError(f"{wording.subject} have the shape {shape}, so they have no pixels; give other images.")
     if array.ndim == 3:
         return array
     last, first = shape[3] in CHANNELS, shape[1] in CHANNELS
@@ -180,9 +172,7 @@ def _check_floats(low: float, high: float, dtype: np.dtype, wording: Wording) ->
         code = f"{wording.array}.{replaced}"
         if wording.kind != "torch":
             code = f"np.nan_to_num({wording.array}, nan=0, posinf=1, neginf=0)"
-        raise VitreousError(
-            f"{wording.subject} have values that are not finite numbers; {_give(wording, code)}."
-        )
+        raise VitreousError(f"{wording.subject} have values that are not finite numbers; {_give(wording, code)}.")
     if low >= -STEP / 2 and high <= 1 + STEP / 2:
         if 0 < high <= FAINT:
             raise VitreousError(
@@ -192,9 +182,7 @@ def _check_floats(low: float, high: float, dtype: np.dtype, wording: Wording) ->
         return ()
     ranged = f"{wording.subject} have {dtype} values from {low:.4g} to {high:.4g}"
     if low >= -OVERSHOOT and high <= 1 + OVERSHOOT:
-        raise VitreousError(
-            f"{ranged}, a little beyond 0 to 1; {_give(wording, f'{wording.array}.clip(0, 1)')}."
-        )
+        raise VitreousError(f"{ranged}, a little beyond 0 to 1; {_give(wording, f'{wording.array}.clip(0, 1)')}.")
     if low >= 0:
         code = wording.cast("uint8") if 127 < high <= 255 else _scaled(0, high, wording)
         raise VitreousError(f"{ranged}, and floats reach from 0 to 1; {_give(wording, code)}.")

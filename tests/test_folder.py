@@ -209,6 +209,13 @@ def test_a_changed_source_is_packed_anew(tmp_path: Path, as_zip: bool) -> None:
     assert len(list((tmp_path / "data" / "datasets").iterdir())) == 1  # the old one is not left behind
 
 
+def test_an_empty_class_folder_counts_as_changed(tmp_path: Path) -> None:
+    root = write_files(tmp_path / "pets", pets())
+    Opened(root, tmp_path / "data")
+    (root / "train" / "eel").mkdir()
+    assert any("1 class folder has no images" in line for line in Opened(root, tmp_path / "data").said)
+
+
 def test_a_touched_file_counts_as_changed(tmp_path: Path) -> None:
     root = write_files(tmp_path / "pets", pets())
     Opened(root, tmp_path / "data")

@@ -31,9 +31,10 @@ from vitreous.files import human_size, path_of
 from vitreous.wording import count, printable, series, shortened
 
 STOPS = "training stops"
-# In the order in which they are shown; those of other files follow. The first five are those of `BadImage`.
+# In the order in which they are shown; those of other files follow. The first six are those of `BadImage`.
 REASONS = (
     "unreadable",
+    "unsupported",
     "truncated",
     "empty file",
     "not an image",

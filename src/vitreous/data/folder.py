@@ -43,11 +43,12 @@ class Tree:
 
 
 @contextmanager
-def open_tree(path: Path, splits: str = "auto") -> Iterator[Tree]:
+def open_tree(path: Path, splits: str = "auto", listing: Listing | None = None) -> Iterator[Tree]:
     """Lists a folder or zip of images and understands it, see `layout`. It can be read inside the `with` block.
 
     Args:
         splits: see `ReadOptions`.
+        listing: what `list_folder` has found in a folder; it is listed now if this is left out.
 
     Raises:
         VitreousError: there is nothing at `path`, it is neither a folder nor a zip, or it cannot be understood.
@@ -58,7 +59,7 @@ def open_tree(path: Path, splits: str = "auto") -> Iterator[Tree]:
         def read(location: str) -> bytes:
             return _read_file(path / location)
 
-        listing = list_folder(path)
+        listing = listing or list_folder(path)
         names = [*listing.files, *listing.litter]
         layout = read_layout(path, names, listing.folders, read, splits, listing.unusable)
         yield Tree(path, replace(layout, understood=(*listing.notes, *layout.understood)), read)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from vitreous.errors import VitreousError, unknown
+from vitreous.preprocess import Preprocess
 from vitreous.request import FITS, OPTIONS
 
 SPLITS = ("auto", "none")  # of the option `splits`, besides a list of folders
@@ -30,6 +31,8 @@ class ReadOptions:
         group_by: a regular expression over image names. Images with the same match (its first group, if it has one)
             stay on one side of every cut.
         skip_bad: leave out files that cannot be used instead of stopping with a list of them.
+        settings: those of a trained network. They replace `image_size`, `fit` and `value_range`, and nothing is chosen
+            from the images.
     """
 
     image_size: int | None = None
@@ -38,6 +41,7 @@ class ReadOptions:
     splits: str = "auto"
     group_by: str | None = None
     skip_bad: bool = False
+    settings: Preprocess | None = None
 
 
 def read_options(

@@ -68,7 +68,7 @@ class Preprocess:
 
         An RGB image of S × S stays the same bit for bit. Raises whatever Pillow raises for a broken image.
         """
-        return fit(to_rgb(image, self.ground), self.size, self.resample)
+        return fit(to_rgb(image, self.ground), self.size, self.resample, self.fit)
 
     def batch(self, images: Any, read: Reader | None = None) -> np.ndarray:
         """Converts one image or many to uint8 [N, S, S, 3]. Images of that size and type stay the same bit for bit.
@@ -155,17 +155,27 @@ def to_rgb(image: Image.Image, ground: str = "white") -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def fit(image: Image.Image, size: int, resample: str = "bicubic") -> np.ndarray:
-    """Resizes the central square of an RGB image, with antialiasing: uint8 [size, size, 3].
+def fit(image: Image.Image, size: int, resample: str = "bicubic", how: str = "crop") -> np.ndarray:
+    """Makes an RGB image square, with antialiasing: uint8 [size, size, 3].
 
-    An image of size × size stays the same bit for bit.
+    "crop" takes the central square, "stretch" the whole image, "pad" the whole image with white bars beside it. An
+    image of size × size stays the same bit for bit.
     """
     width, height = image.size
+    if how == "pad" and width != height:
+        scale = size / max(width, height)
+        inner = image.resize(
+            (max(1, round(width * scale)), max(1, round(height * scale))), FILTERS[resample]
+        )
+        square = Image.new("RGB", (size, size), "white")
+        square.paste(inner, ((size - inner.width) // 2, (size - inner.height) // 2))
+        return np.array(square)
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
     # Cropping first keeps the work small for a panorama.
-    square = image.crop((left, top, left + side, top + side)) if width != height else image
-    if side != size:
+    cuts = how == "crop" and width != height
+    square = image.crop((left, top, left + side, top + side)) if cuts else image
+    if square.size != (size, size):
         square = square.resize((size, size), FILTERS[resample])
     return np.array(square)  # [S, S, 3]
 

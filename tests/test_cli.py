@@ -316,7 +316,7 @@ def test_every_mistake_is_a_sentence(
         ("train c split=val", "write --judge val."),
         ("train c split=0.2", "write val_fraction=0.2."),
         ("data show c --split 0.2", "write val_fraction=0.2 (a key of the recipe)."),
-        ("data show c --split val", "see vitreous data show --help."),
+        ("data show c --split val", "did you mean --splits?"),
         ("data show c seed=3", "see vitreous data show --help."),
         ("data show c device=cpu", "see vitreous data show --help."),
         ("data show c resume=runs/x", "see vitreous data show --help."),

@@ -197,8 +197,8 @@ def test_a_pil_image_is_turned_upright_as_its_file_is_and_left_alone() -> None:
 
 @pytest.mark.parametrize("setting", CHOICES)
 def test_settings_that_are_not_implemented_are_refused(setting: str) -> None:
-    options: dict[str, Any] = {setting: "stretch"}
-    with pytest.raises(VitreousError, match=f"preprocessing {setting} 'stretch'"):
+    options: dict[str, Any] = {setting: "squeeze"}
+    with pytest.raises(VitreousError, match=f"preprocessing {setting} 'squeeze'"):
         Preprocess(8, **options)
     for size in (0, -1, 1.5, True, None):
         with pytest.raises(VitreousError, match="image size"):

@@ -22,7 +22,7 @@ def test_three_splits_are_used_unchanged() -> None:
     for split, part in store.splits.items():
         assert getattr(splits, split) is part
     assert splits.notes == ()
-    assert splits.record() == {"seed": 42, "val_fraction": 0.1, "cut_from_train": {}}
+    assert splits.record() == {"seed": 42, "val_fraction": 0.1, "cut_from_train": {}, "cut_positions": {}}
 
 
 def test_validation_is_cut_by_class_from_unequal_classes() -> None:
@@ -42,7 +42,12 @@ def test_validation_is_cut_by_class_from_unequal_classes() -> None:
         "toy has no validation split: 25 of 242 training images were cut for it (by class, seed 3).",
     )
     record = json.loads(json.dumps(splits.record()))
-    assert record == {"seed": 3, "val_fraction": 0.1, "cut_from_train": {"val": list(splits.val.names)}}
+    assert record == {
+        "seed": 3,
+        "val_fraction": 0.1,
+        "cut_from_train": {"val": list(splits.val.names)},
+        "cut_positions": {"val": [source.names.index(name) for name in splits.val.names]},
+    }
 
 
 def test_train_only_gives_test_and_validation() -> None:
@@ -129,7 +134,7 @@ def test_images_of_one_class_are_refused() -> None:
 def test_too_few_images_to_cut_from_are_refused() -> None:
     with pytest.raises(VitreousError, match="too few images to cut a test split"):
         resolve_splits(toy_store(train=raw_split([1, 1, 1])))
-    with pytest.raises(VitreousError, match="too few images to cut a val split"):
+    with pytest.raises(VitreousError, match="too few images to cut a validation split"):
         resolve_splits(toy_store(train=raw_split([2, 2, 1])))
 
 

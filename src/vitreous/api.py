@@ -27,6 +27,7 @@ from vitreous import recipe as recipes
 from vitreous import run as runs
 from vitreous.bundle import save_bundle
 from vitreous.data.module import ImageData
+from vitreous.data.show import check_target, default_target
 from vitreous.data.show import show as draw
 from vitreous.dial import describe_size
 from vitreous.errors import InterruptedRun, VitreousError
@@ -54,8 +55,9 @@ from vitreous.training.classifier import Classifier
 from vitreous.training.cost import encoder_flops_share
 from vitreous.training.loggers import MetricsCsv, check_logger, extra_logger, finish
 from vitreous.training.progress import Progress, quiet_lightning
-from vitreous.wording import count, duration, percent, scientific
+from vitreous.wording import count, duration, percent, scientific, shortened
 
+SHOWN_CLASSES = 10  # names in the line about the data
 DIVERGED = 10  # times the loss of guessing, ln(classes)
 # Environment variables that change the order or precision of sums inside torch's CPU kernels.
 ENVIRONMENT = ("ONEDNN_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS")
@@ -98,7 +100,7 @@ def train(
     logger: str = "csv",
     data_dir: Path | str | None = None,
     image_size: int | None = None,
-    fit: str = "crop",
+    fit: str = "stretch",
     value_range: tuple[float, float] | str | None = None,
     splits: str | Mapping[str, str] = "auto",
     group_by: str | None = None,
@@ -131,8 +133,7 @@ def train(
         data_dir: cache of packed data; by default $VITREOUS_DATA or ~/.cache/vitreous.
         image_size: side in pixels to resize images to.
         fit: how images that are not square become square: "crop", "pad" or "stretch".
-        value_range: values of black and white in images of more than 8 bits, as in (0, 4095); by default from the
-            files.
+        value_range: values of black and white in images of more than 8 bits, as in 0,4095; by default from the files.
         splits: auto recognises split folders by their names, none takes every folder for a class, train=DIR,test=DIR
             names them.
         group_by: regular expression over image names; images with the same match stay in one split.
@@ -388,7 +389,7 @@ def show(
     overrides: Mapping[str, Any] | Sequence[str] = (),
     data_dir: Path | str | None = None,
     image_size: int | None = None,
-    fit: str = "crop",
+    fit: str = "stretch",
     value_range: tuple[float, float] | str | None = None,
     splits: str | Mapping[str, str] = "auto",
     group_by: str | None = None,
@@ -400,7 +401,8 @@ def show(
     steps are timed first.
 
     Args:
-        out: the PNG; by default DATA.png.
+        out: the PNG, which replaces a PNG of that name; by default DATA.png in the current folder, or DATA-2.png and so
+            on if DATA.png is not from this function.
 
     Returns:
         The path of the PNG.
@@ -408,7 +410,7 @@ def show(
     Raises:
         VitreousError: as `train` does.
     """
-    target = Path(f"{data_name(data)}.png") if out is None else path_of(out)
+    target = default_target(data_name(data)) if out is None else check_target(out)
     chosen = recipes.load(notebook_for(data) if recipe == "notebook" else recipe, overrides)
     chosen = with_budget(chosen, minutes=minutes, epochs=epochs, steps=steps, flops=flops)
     request = Request(
@@ -564,8 +566,8 @@ def describe_data(data: ImageData) -> str:
         validation = "validation images among them"
     return (
         f"{store.name}, {count(len(splits.train), 'image')} to train on, {validation}, "
-        f"{len(splits.test):,} to test{origin.get('test', '')}, {store.num_classes} classes, "
-        f"{store.image_size} x {store.image_size} pixels"
+        f"{len(splits.test):,} to test{origin.get('test', '')}, {store.num_classes} classes "
+        f"({shortened(store.classes, SHOWN_CLASSES)}), {store.image_size} x {store.image_size} pixels"
     )
 
 

@@ -98,11 +98,12 @@ def data_fetch(name: str, **options: Any) -> None:
     print(f"{store.name} is at {store.path}")
 
 
-def data_check(path: Path, as_json: bool = False) -> int:
+def data_check(path: Path, everything: bool = False, as_json: bool = False, **options: Any) -> int:
     from vitreous.data.check import check
+    from vitreous.data.reading import read_options
 
-    result = check(path)
-    print_record(result.to_json(), as_json, result.text)
+    result = check(path, read_options(**options))
+    print_record(result.to_json(), as_json, lambda: result.text(everything))
     return 0 if result.ok else 1
 
 
@@ -331,12 +332,30 @@ COMMANDS: dict[str, Command] = {
     ),
     "data check": Command(
         data_check,
-        "find problems in a folder or zip of images before training",
+        "find problems in a folder or zip, and what train would do with it",
         {
             "arguments": (argument("path", "a folder or zip of class folders", type=Path, metavar="PATH"),),
-            "options": (JSON,),
+            "how it is read, as by train": READING_OPTIONS,
+            "output": (
+                argument(
+                    "--all",
+                    "list all files and classes, not only the first ones",
+                    dest="everything",
+                    action="store_true",
+                ),
+                argument(
+                    "--json",
+                    "print JSON, with all files (schema: docs/check.schema.json)",
+                    dest="as_json",
+                    action="store_true",
+                ),
+            ),
         },
-        ("vitreous data check path/to/images", "vitreous data check images.zip --json"),
+        (
+            "vitreous data check path/to/images",
+            "vitreous data check images.zip --all",
+            "vitreous data check images.zip --json",
+        ),
     ),
     "data info": Command(
         data_info,

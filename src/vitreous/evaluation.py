@@ -25,7 +25,7 @@ from vitreous.files import atomic_write
 from vitreous.metrics import Figures, SplitMetrics
 from vitreous.model.vit import VisionTransformer
 from vitreous.run import Predictions, Run, Say
-from vitreous.wording import count
+from vitreous.wording import count, shortened
 
 MISTAKES = 25
 TEMPERATURES = (0.05, 20.0)  # bounds of the fit
@@ -246,8 +246,8 @@ def _matched(store: ImageStore, split: str, classes: tuple[str, ...]) -> Split:
     unknown_classes = [name for name in store.classes if name not in classes]
     if unknown_classes:
         raise VitreousError(
-            f"{store.name} has classes that the run does not know ({_shortened(unknown_classes)}); rename or remove "
-            f"them. The run knows {_shortened(classes)}."
+            f"{store.name} has classes that the run does not know ({shortened(unknown_classes)}); rename or remove "
+            f"them. The run knows {shortened(classes)}."
         )
     splits = dict(store.splits)
     if "test" not in splits and "val" in splits:
@@ -263,8 +263,3 @@ def _matched(store: ImageStore, split: str, classes: tuple[str, ...]) -> Split:
     )
     positions = np.array([classes.index(name) for name in store.classes])
     return Split(part.images, positions[np.asarray(part.labels)], part.names)
-
-
-def _shortened(names: list[str] | tuple[str, ...]) -> str:
-    """The first five names, and how many more."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")

@@ -24,6 +24,10 @@ class Pair:
     second: tuple[str, int]
     exact: bool
 
+    def across(self, first: str, second: str) -> bool:
+        """Whether the pair's images are in these splits, in this order."""
+        return (self.first[0], self.second[0]) == (first, second)
+
 
 @dataclass(frozen=True)
 class Copies:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ class ImageData(pl.LightningDataModule):
         val_fraction, split_seed: how validation is cut if the source has none, see `resolve_splits`.
         seed: seed of the order of the training images.
         train_on_val: train on the validation images too, so that only test can judge the model.
+        recorded_split: the `split.json` of an earlier run on the same data, to cut the same images as it did.
         data_dir, say, reading: see `vitreous.data.sources.open_data`; `reading` are its other arguments.
 
     Raises:
@@ -55,6 +56,7 @@ class ImageData(pl.LightningDataModule):
         split_seed: int = 42,
         seed: int = 42,
         train_on_val: bool = False,
+        recorded_split: Mapping[str, Any] | None = None,
         data_dir: Path | str | None = None,
         say: Callable[[str], None] = print,
         **reading: Any,
@@ -62,7 +64,7 @@ class ImageData(pl.LightningDataModule):
         super().__init__()
         self.source, self.augment, self.batch_size, self.drop_last = source, augment, batch_size, drop_last
         self.val_fraction, self.split_seed, self.seed = val_fraction, split_seed, seed
-        self.train_on_val = train_on_val
+        self.train_on_val, self.recorded_split = train_on_val, recorded_split
         self.open = partial(  # unlike a lambda, it can be sent to other processes
             open_data,
             source,
@@ -87,7 +89,9 @@ class ImageData(pl.LightningDataModule):
             )
         self.prepare_data()
         if not hasattr(self, "splits"):
-            splits = resolve_splits(self.store, self.val_fraction, self.split_seed)
+            splits = resolve_splits(
+                self.store, self.val_fraction, self.split_seed, recorded=self.recorded_split
+            )
             self.splits: Splits = splits.with_val_trained_on() if self.train_on_val else splits
             if self.augment is not None:
                 self.augment = replace(self.augment, fill=self.store.mean)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from vitreous.errors import VitreousError, unknown
+from vitreous.preprocess import Preprocess
 from vitreous.request import FITS, OPTIONS
 
 SPLITS = ("auto", "none")  # of the option `splits`, besides a list of folders
@@ -25,10 +26,13 @@ class ReadOptions:
         fit: how an image of another shape becomes square, one of `request.FITS`.
         value_range: the values of black and white in images of more than 8 bits; None finds it from the files.
         splits: "auto" recognises split folders by their names; "none" takes every folder for a class;
-            "train=DIR,test=DIR" names the folders of the splits.
+            "train=DIR,test=DIR" names the folders of the splits. DIR is a path below the folder or zip, such as
+            "data/seg_train"; "train=DIR+DIR" joins several, as in "train=fold1+fold2,test=fold3".
         group_by: a regular expression over image names. Images with the same match (its first group, if it has one)
             stay on one side of every cut.
         skip_bad: leave out files that cannot be used instead of stopping with a list of them.
+        settings: those of a trained network. They replace `image_size`, `fit` and `value_range`, and nothing is chosen
+            from the images.
     """
 
     image_size: int | None = None
@@ -37,6 +41,7 @@ class ReadOptions:
     splits: str = "auto"
     group_by: str | None = None
     skip_bad: bool = False
+    settings: Preprocess | None = None
 
 
 def read_options(

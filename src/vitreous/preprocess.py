@@ -165,7 +165,7 @@ class Preprocess:
     def _from_pil(self, image: Image.Image, name: str) -> np.ndarray:
         origin = origin_of(image)
         try:
-            image = _upright(image)
+            image = upright(image)
             if is_deep(image):
                 self._refuse_another_scale(values_of(image, origin), name)
             return self.pixels(image, origin)
@@ -285,7 +285,7 @@ def _checked_range(value: object) -> tuple[float, float]:
     )
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
     """The image turned according to its EXIF orientation; the caller's own image does not change."""
     with suppress(Exception):  # broken EXIF data do not make an image unusable
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:

@@ -5,6 +5,7 @@ Letters: N images, S their side after conversion, in pixels.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,9 +15,11 @@ import numpy as np
 from vitreous.data.decode import BadImage
 from vitreous.data.importing import LARGE_FROM, LARGE_SIZE, LISTED, SAMPLE, SMALL_SIZE
 from vitreous.data.labels import Labels, resolve_labels
-from vitreous.data.objects import TITLES, ArrayPart, Part, Source, part_of, sample, understand
+from vitreous.data.objects import ArrayPart, Part, Source, part_of, sample, understand
 from vitreous.data.packed import packed_size
 from vitreous.data.reading import ReadOptions
+from vitreous.data.sentences import describe_cut
+from vitreous.data.splits import TITLES
 from vitreous.data.store import ImageStore, in_memory
 from vitreous.data.values import Facts, settle
 from vitreous.errors import VitreousError, unknown
@@ -85,15 +88,15 @@ def _read(
     Args:
         complete: whether each class must have training images.
     """
+    size, reason = _choose_size(source, options)
+    first = options.settings or Preprocess(size, options.fit, value_range=options.value_range)
     for part in source.parts.values():
         if isinstance(part, ArrayPart):
-            part.check(options.value_range)
-    size, reason = _choose_size(source, options)
-    first = options.settings or Preprocess(size, options.fit)
+            part.check(first.value_range)
     converted = {split: _converted(part, first) for split, part in source.parts.items()}
     for part in source.parts.values():
         if not isinstance(part, ArrayPart):
-            part.check(options.value_range)
+            part.check(first.value_range)
     problems = [
         (part.names[position], bad)
         for split, part in source.parts.items()
@@ -103,8 +106,8 @@ def _read(
         raise _bad_images(problems, sum(map(len, source.parts.values())))
 
     final, notes = first, tuple[str, ...]()
+    facts = [fact for images in converted.values() for fact in images.facts.values()]
     if options.settings is None:
-        facts = [fact for images in converted.values() for fact in images.facts.values()]
         final, notes = settle(first, facts, options.value_range)
         for split, part in source.parts.items():
             converted[split].convert_again(part, first, final)
@@ -125,6 +128,7 @@ def _read(
          f"({shortened([name for name, _ in problems])}).",)
         if problems else ()
     )
+    cut = describe_cut(facts, final.fit, 'fit="pad" or fit="stretch" keeps all of it')
     part_notes = [note for part in source.parts.values() for note in part.notes]
     return in_memory(
         name=source.name,
@@ -132,7 +136,11 @@ def _read(
         splits={split: (images, numbers[split], names) for split, (images, names) in splits.items()},
         source=source.name,
         preprocess=final,
-        notes=tuple(dict.fromkeys((*filter(None, [reason]), *source.notes, *part_notes, *notes, *left_out))),
+        notes=tuple(
+            dict.fromkeys(
+                (*filter(None, [reason]), *source.notes, *part_notes, *map(_in_python, notes), *cut, *left_out)
+            )
+        ),
     )
 
 
@@ -217,6 +225,11 @@ def _choose_size(source: Source, options: ReadOptions) -> tuple[int, str]:
         f"The images are resized to {size} by {size} pixels (the median of their shorter sides is {shorter:g}); "
         "choose another size with image_size=."
     )
+
+
+def _in_python(sentence: str) -> str:
+    """A sentence that names an option of the command line, with the argument of Python instead."""
+    return re.sub(r"--([a-z-]+)", lambda match: f"{match[1].replace('-', '_')}=", sentence)
 
 
 def _bad_images(problems: Sequence[tuple[str, BadImage]], total: int) -> VitreousError:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from os import PathLike
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -121,17 +121,23 @@ def decode_to(settings: Preprocess, data: bytes) -> tuple[np.ndarray, Facts]:
         BadImage: the image is damaged, of a kind that cannot be read, or has more than 64 million pixels, which are
             never decoded.
     """
+    return _converted(data, partial(pixels_and_facts, settings))
+
+
+def pixels_and_facts(settings: Preprocess, image: Image.Image, origin: Origin) -> tuple[np.ndarray, Facts]:
+    """What `decode_to` returns, for a loaded, upright image.
+
+    Raises:
+        OutOfRange: none of its values is finite.
+        Exception: whatever Pillow raises for a broken image.
+    """
     if settings.profiles == "applied" and not profiles.available():
         settings = replace(settings, profiles="ignored")  # `settle` chooses the same, and says so
-
-    def convert(image: Image.Image, origin: Origin) -> tuple[np.ndarray, Facts]:
-        facts = facts_of(image, origin)
-        try:
-            return settings.pixels(image, origin), facts
-        except OutOfRange:
-            return np.zeros((settings.size, settings.size, 3), np.uint8), facts
-
-    return _converted(data, convert)
+    facts = facts_of(image, origin)
+    try:
+        return settings.pixels(image, origin), facts
+    except OutOfRange:
+        return np.zeros((settings.size, settings.size, 3), np.uint8), facts
 
 
 def read_image(source: str | PathLike[str] | bytes) -> Image.Image:

@@ -5,7 +5,6 @@ Letters: N images, C classes.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from vitreous.data.names import natural_key
+from vitreous.data.splits import TITLES
 from vitreous.data.tensors import as_array, kind_of
 from vitreous.errors import VitreousError
 from vitreous.wording import count, shortened
@@ -100,7 +101,8 @@ def read_labels(
         return Labels(values.astype(np.int64), classes=declared, defaults=("False", "True"), kind=kind)
     if values.dtype.kind == "f":
         whole = np.isfinite(values) & (values == np.rint(values))
-        advice = "`labels.long()`" if kind == "torch" else "`np.array(labels).astype(int)`"
+        code = {"torch": "labels.long()", "numpy": "labels.astype(int)"}.get(kind, "[int(label) for label in labels]")
+        advice = "whole numbers from the dataset" if kind == "dataset" else f"`{code}`"
         hint = f"give {advice}" if whole.all() else "give the number or the name of a class"
         raise VitreousError(
             f"{subject} are floats ({_first(values[~whole] if not whole.all() else values)}), and a class is a whole "
@@ -119,7 +121,7 @@ def _as_values(labels: Any, subject: str) -> np.ndarray | list[str]:
         return as_array(labels, subject)
     items = [_plain(label) for label in _flat(labels)]
     for position, label in enumerate(items):
-        if label is None or label != label:  # NaN, as pandas marks what is missing
+        if label is None or (isinstance(label, float) and label != label):  # NaN marks what is missing in pandas
             raise VitreousError(
                 f"{subject} lack a value at position {position}; leave out the images without a label."
             )
@@ -205,13 +207,16 @@ def resolve_labels(
     """
     given = None if classes is None else class_names(classes)
     known = given or _known_classes(labels)
-    named = {split: _names_of(split, part) for split, part in labels.items()}
+    subjects = {split: f"The {TITLES[split]} labels" if len(labels) > 1 else "The labels" for split in labels}
+    named = {
+        split: _names_of(part, subjects[split], split, positions=given is not None) for split, part in labels.items()
+    }
     numbered = [split for split, names in named.items() if names is None]
     if known is None and numbered and len(numbered) < len(named):
         other = next(split for split in named if split not in numbered)
         raise VitreousError(
-            f"The {numbered[0]} labels are numbers and the {other} labels are names; give both as names, or say with "
-            "classes=[…] which number is which class."
+            f"{subjects[numbered[0]]} are numbers, but {_lower(subjects[other])} are names; give both as names, or say "
+            "with classes=[…] which number is which class."
         )
     if known is None:
         if numbered:
@@ -229,7 +234,7 @@ def resolve_labels(
             continue
         unknown = sorted(set(names) - positions.keys(), key=natural_key)
         if unknown:
-            raise UnknownClasses(unknown, known, split, own=given is None)
+            raise UnknownClasses(unknown, known, subjects[split], own=given is None)
         resolved[split] = np.array([positions[name] for name in names], dtype=np.int64)
     return resolved, known
 
@@ -241,9 +246,9 @@ class UnknownClasses(VitreousError):  # noqa: N818 (the name says what it is)
         names: those class names.
     """
 
-    def __init__(self, names: Sequence[str], known: Sequence[str], split: str, own: bool) -> None:
+    def __init__(self, names: Sequence[str], known: Sequence[str], subject: str, own: bool) -> None:
         self.names = tuple(names)
-        named = f"The {split} labels have {'the class' if len(names) == 1 else 'the classes'} {shortened(names)}"
+        named = f"{subject} have {'the class' if len(names) == 1 else 'the classes'} {shortened(names)}"
         super().__init__(
             f"{named}, which the training labels do not have; leave them out, or name all classes with classes=[…]."
             if own
@@ -259,8 +264,12 @@ def _known_classes(labels: Mapping[str, Labels]) -> tuple[str, ...] | None:
     return None
 
 
-def _names_of(split: str, part: Labels) -> tuple[str, ...] | None:
-    """The labels as names, if they are names or their source names its numbers."""
+def _names_of(part: Labels, subject: str, split: str, positions: bool) -> tuple[str, ...] | None:
+    """The labels as names, if they are names or their source names its numbers.
+
+    Args:
+        positions: whether numbers can be positions in the class names that a person gave.
+    """
     if part.names is not None or part.classes is None:
         return part.names
     assert part.numbers is not None
@@ -268,13 +277,16 @@ def _names_of(split: str, part: Labels) -> tuple[str, ...] | None:
     if hidden.any():
         what = "that split" if hidden.all() and split != "train" else "the images without a label"
         raise VitreousError(
-            f"The {split} labels are -1 for {hidden.sum():,} of {count(len(hidden), 'image')}, which means that they "
+            f"{subject} are -1 for {hidden.sum():,} of {count(len(hidden), 'image')}, which means that they "
             f"are not known; leave out {what}."
         )
     if len(part.numbers) and (part.numbers.min() < 0 or part.numbers.max() >= len(part.classes)):
+        if positions:
+            return None
         raise VitreousError(
-            f"The {split} labels range from {part.numbers.min()} to {part.numbers.max()}, but the dataset names only "
-            f"{count(len(part.classes), 'class', 'classes')} ({shortened(part.classes)}); correct its class names."
+            f"{subject} range from {part.numbers.min()} to {part.numbers.max()}, but the dataset names only "
+            f"{count(len(part.classes), 'class', 'classes')} ({shortened(part.classes)}); name all classes with "
+            "classes=[…]."
         )
     return tuple(part.classes[number] for number in part.numbers)
 
@@ -323,13 +335,10 @@ def _digits(classes: int) -> tuple[str, ...]:
     return tuple(str(number) for number in range(classes))
 
 
+def _lower(sentence: str) -> str:
+    return sentence[0].lower() + sentence[1:]
+
+
 def _first(values: Sequence[Any] | np.ndarray) -> str:
     """The first values, for messages."""
     return ", ".join(f"{value!s:.20}" for value in list(values[:3])) + (", …" if len(values) > 3 else "")
-
-
-def natural_key(name: str) -> list[tuple[int, str]]:
-    """Sorts names as people do: "2" before "10"."""
-    return [
-        (int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name) if part != ""
-    ] + [(-1, name)]

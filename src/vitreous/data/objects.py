@@ -18,29 +18,23 @@ from typing import Any, NoReturn
 import numpy as np
 from PIL import Image
 
-from vitreous.data.decode import MAX_BYTES, BadImage, decode_to, image_dimensions
+from vitreous.data.decode import MAX_BYTES, BadImage, decode_to, image_dimensions, pixels_and_facts, read_image
 from vitreous.data.folder import WORKERS
 from vitreous.data.labels import Labels, read_labels
+from vitreous.data.split_names import split_of
+from vitreous.data.splits import TITLES
 from vitreous.data.tensors import STEP, Wording, as_array, channels_last, check_values, kind_of
-from vitreous.data.values import Facts
+from vitreous.data.values import Facts, facts_of_array
+from vitreous.depth import OutOfRange, origin_of
 from vitreous.errors import VitreousError
 from vitreous.files import human_size, path_of
-from vitreous.preprocess import Preprocess
+from vitreous.preprocess import Preprocess, upright
 from vitreous.wording import count
 
 # Keys of a mapping, and columns of a dataset, in small letters.
 IMAGE_KEYS = ("image", "images", "img", "imgs", "pixel_values", "picture", "pictures", "photo", "x", "data")
+FILE_COLUMNS = (*IMAGE_KEYS, "path", "paths", "file", "files", "filename", "file_name", "image_path", "filepath")
 LABEL_KEYS = ("label", "labels", "target", "targets", "class", "y", "category")
-SPLIT_KEYS = {
-    key: split
-    for split, keys in (
-        ("train", "train training trn"),
-        ("val", "val valid validation dev"),
-        ("test", "test testing tst eval evaluation"),
-    )
-    for key in keys.split()
-}
-TITLES = {"train": "training", "val": "validation", "test": "test"}
 ACCEPTED = (
     "give a name, a path, (images, labels), a Dataset of torch or Hugging Face, "
     'or {"train": …, "test": …} with such parts'
@@ -122,10 +116,10 @@ class ArrayPart(Part):
             yield convert(settings, self.array[position])
 
     def check(self, value_range: tuple[float, float] | None) -> None:
-        if self.array.dtype.kind in "iuf" and value_range is None:
-            low, high = float(self.array.min()), float(self.array.max())
-        else:
-            low, high = 0.0, 255.0
+        ranged = self.array.dtype.kind in "iuf"
+        if ranged and value_range is not None:
+            return
+        low, high = (float(self.array.min()), float(self.array.max())) if ranged else (0.0, 1.0)
         self.notes += check_values(low, high, self.array.dtype, self.wording)
 
 
@@ -199,6 +193,8 @@ class ItemPart(Part):
                 yield bad
                 continue
             self.collected[position] = label
+            if isinstance(image, np.ndarray) and settings.value_range is None:
+                self._check_values(image)
             yield convert(settings, image)
 
     def check(self, value_range: tuple[float, float] | None) -> None:
@@ -239,9 +235,9 @@ class ItemPart(Part):
             image = image.get("bytes") or image.get("path")
         if isinstance(image, str | bytes | os.PathLike):
             return _decoded(image), label
-        wording = Wording(
-            f"Image {position} of {self.wording.subject[0].lower()}{self.wording.subject[1:]}", self.wording.kind
-        )
+        subject = self.wording.subject
+        place = "" if subject == "The images" else f" of {subject[0].lower()}{subject[1:]}"
+        wording = Wording(f"Image {position}{place}", self.wording.kind)
         array = as_array(image, wording.subject)
         if array.dtype.kind not in "biuf" or array.ndim not in (2, 3):
             raise VitreousError(
@@ -249,34 +245,42 @@ class ItemPart(Part):
             )
         if array.ndim == 3:
             array = channels_last(array[None], wording)[0]
-        if array.dtype.kind == "f":
-            self.low, self.high = (
-                float(np.min([self.low, array.min()])),
-                float(np.max([self.high, array.max()])),
-            )
-            if not (-STEP / 2 <= self.low and self.high <= 1 + STEP / 2):
-                check_values(self.low, self.high, array.dtype, self.wording)
-        elif array.dtype not in (np.uint8, np.uint16, bool):
-            check_values(float(array.min()), float(array.max()), array.dtype, self.wording)
         return array, label
+
+    def _check_values(self, array: np.ndarray) -> None:
+        low, high = float(array.min()), float(array.max())
+        if array.dtype.kind == "f":
+            self.low, self.high = float(np.min([self.low, low])), float(np.max([self.high, high]))
+            if -STEP / 2 <= self.low and self.high <= 1 + STEP / 2:
+                return  # until all are known
+            low, high = self.low, self.high
+        elif array.dtype in (np.uint8, np.uint16, bool):
+            return
+        check_values(low, high, array.dtype, self.wording)
 
 
 def _decoded(source: Any) -> Image.Image:
-    from vitreous.data.decode import read_image
-
     return read_image(source if isinstance(source, bytes) else read_file(source))
 
 
 def convert(settings: Preprocess, image: Image.Image | np.ndarray) -> Result:
-    """One image as uint8 [S, S, 3], with what it contributes to choices for all of them."""
+    """One image as uint8 [S, S, 3], with what it contributes to choices for all of them.
+
+    Raises:
+        VitreousError: the values of an array do not fit the range of `settings`.
+    """
     if isinstance(image, np.ndarray):
-        if image.dtype.kind == "f":
+        if image.dtype.kind == "f" and settings.value_range is None:
             image = image.clip(0, 1)  # the excess is less than half a step of 8 bits
-        return settings.batch([image])[0], Facts(image.shape[1], image.shape[0])
+        ranged = image.dtype.kind in "iuf" and settings.value_range is not None
+        deep = image.dtype == np.uint16 or (ranged and image.dtype != np.uint8)
+        return settings.batch([image])[0], facts_of_array(image, deep=deep)
     try:
-        return settings.batch([image])[0], Facts(*image.size)
-    except VitreousError as error:
-        return BadImage("unreadable", str(error))
+        return pixels_and_facts(settings, upright(image), origin_of(image))
+    except OutOfRange as error:
+        return BadImage("unsupported", f"{error.values}; {error.remedy}")
+    except Exception as error:  # Pillow raises nearly anything for damaged bytes
+        return BadImage("unreadable", f"{type(error).__name__}: {error}"[:200])
 
 
 def sample(total: int, number: int) -> range:
@@ -333,8 +337,8 @@ def understand(source: Any) -> Source:
 def name_of(source: Any) -> str:
     """What the data set of a Python object is called."""
     if isinstance(source, Mapping):
-        inner = [value for key, value in source.items() if _split_key(key)]
-        return name_of(inner[0]) if inner else "arrays"
+        inner = next((source[key] for key in source if split_of(str(key))), None)
+        return "arrays" if inner is None else name_of(inner)
     if isinstance(source, tuple | list):
         return name_of(source[0]) if source and all(map(is_dataset, source)) else "arrays"
     info = getattr(source, "info", None)
@@ -450,12 +454,13 @@ def refuse_streams(source: Any) -> None:
     kind = type(source).__name__
     if hasattr(source, "dataset") and hasattr(source, "batch_size") and not hasattr(source, "__getitem__"):
         raise VitreousError(f"A {kind} gives batches; give its dataset, as in `loader.dataset`.")
-    if is_huggingface(source) and not hasattr(source, "__getitem__"):
+    streamed = "IterableDataset" in {base.__name__ for base in type(source).__mro__}
+    if streamed and is_huggingface(source):
         raise VitreousError(
-            "A streamed dataset of Hugging Face has no known length; load it without streaming=True, or take a part "
+            "A streamed dataset of Hugging Face has no known length; load it without streaming=True, or read a part "
             "of it, as in `list(dataset.take(10_000))`."
         )
-    if hasattr(source, "__iter__") and not hasattr(source, "__getitem__"):
+    if streamed or (hasattr(source, "__iter__") and not hasattr(source, "__getitem__")):
         raise VitreousError(
             f"A data set cannot be made from {_article(kind)}, which can only be read from front to back; read it "
             "into a list first, as in `list(dataset)`, if that fits into memory."
@@ -502,13 +507,9 @@ def _hint(source: Any) -> str:
     """What to give instead of an object."""
     if hasattr(source, "iloc") and hasattr(source, "columns"):
         columns = [str(column) for column in source.columns]
-        image, label = (
-            next((column for column in columns if column.lower() in keys), default)
-            for keys, default in (
-                ((*IMAGE_KEYS, "path", "file", "filename"), "file"),
-                (LABEL_KEYS, "label"),
-            )
-        )
+        image = next((column for column in columns if column.lower() in FILE_COLUMNS), columns[0] if columns else "file")
+        rest = [column for column in columns if column != image]
+        label = next((column for column in rest if column.lower() in LABEL_KEYS), rest[0] if rest else "label")
         return f'give the columns of files and of labels, as in `(table["{image}"], table["{label}"])`'
     if hasattr(source, "ndim"):
         return "give the labels too: (images, labels)"
@@ -522,29 +523,34 @@ def _parts_of_mapping(source: Mapping[Any, Any]) -> dict[str, Part]:
     """The splits of {"train": part}, {"images": …, "labels": …} or {"x_train": …, "y_train": …}."""
     if is_part(source):
         return {"train": part_of(source, "")}
-    parts: dict[str, Any] = {}
-    keys: dict[str, str] = {}
     columns: dict[str, dict[str, Any]] = {}
-    other = []
-    for key, value in ((key, source[key]) for key in source):
-        split, column = _split_key(key), _split_column(key)
+    for key in source:
+        split, column = _split_column(key)
         if split:
-            if split in keys:
-                raise VitreousError(
-                    f"The keys {keys[split]!r} and {key!r} mean the same split; leave out one of them."
-                )
-            keys[split], parts[split] = key, value
-        elif column:
-            columns.setdefault(column[0], {})[column[1]] = value
-        else:
+            columns.setdefault(split, {})[column] = key
+    pairs = {split: pair for split, pair in columns.items() if len(pair) == 2}
+    parts: dict[str, Any] = {
+        split: (source[pair["images"]], source[pair["labels"]]) for split, pair in pairs.items()
+    }
+    in_pairs = {key for pair in pairs.values() for key in pair.values()}
+    keys: dict[str, Any] = {split: pair["images"] for split, pair in pairs.items()}
+    other = []
+    for key in source:
+        if key in in_pairs:
+            continue
+        split = split_of(str(key))
+        if not split:
             other.append(str(key))
-    if other and (parts or columns):
+            continue
+        if split in keys:
+            raise VitreousError(
+                f"The keys {keys[split]!r} and {key!r} mean the same split; leave out one of them."
+            )
+        keys[split], parts[split] = key, source[key]
+    if other and parts:
         raise VitreousError(
             f"The key {other[0]!r} is not that of a split; leave it out, or rename it to train, val or test."
         )
-    for split, pair in columns.items():
-        if len(pair) == 2 and split not in parts:
-            parts[split] = (pair["images"], pair["labels"])
     if not parts:
         raise VitreousError(
             f"The keys of the mapping are {', '.join(map(repr, map(str, source)))}; "
@@ -554,20 +560,13 @@ def _parts_of_mapping(source: Mapping[Any, Any]) -> dict[str, Part]:
     return {split: part_of(part, split) for split, part in ordered.items()}
 
 
-def _split_key(key: Any) -> str:
-    """The split that a key names, or ""."""
-    return SPLIT_KEYS.get(str(key).lower(), "")
-
-
-def _split_column(key: Any) -> tuple[str, str] | None:
-    """The split and the column of a key such as "x_train" or "test_labels"."""
+def _split_column(key: Any) -> tuple[str, str]:
+    """The split of a key such as "x_train" or "test_labels", and "images" or "labels"; ("", "") for other keys."""
     words = str(key).lower().split("_")
-    if len(words) != 2:
-        return None
-    for split, column in (words, words[::-1]):
-        if _split_key(split) and column in (*IMAGE_KEYS, *LABEL_KEYS):
-            return _split_key(split), "images" if column in IMAGE_KEYS else "labels"
-    return None
+    for split, column in (words, words[::-1]) if len(words) == 2 else ():
+        if split_of(split) and column in (*IMAGE_KEYS, *LABEL_KEYS):
+            return split_of(split), "images" if column in IMAGE_KEYS else "labels"
+    return "", ""
 
 
 def _find_key(mapping: Mapping[Any, Any], keys: Sequence[str]) -> Any:
@@ -741,11 +740,16 @@ def _part_of_huggingface(dataset: Any, subject: str) -> Part:
     names = [f"array:{i}" for i in range(len(dataset))]
     wording = Wording(subject, "dataset")
     kind = features[image]
-    if type(kind).__name__ != "Image" or getattr(kind, "mode", None):
-        arrays = plain if type(kind).__name__ == "Image" else dataset.with_format("numpy")
-        return ItemPart(
-            wording, names, labels, classes, notes, item=lambda position: (arrays[position][image], None)
-        )
+    if type(kind).__name__ != "Image":
+        dtype = _dtype_of(kind)
+
+        def array(position: int) -> tuple[Any, Any]:
+            value = plain[position][image]
+            return (value if dtype is None else np.array(value, dtype)), None
+
+        return ItemPart(wording, names, labels, classes, notes, item=array)
+    if getattr(kind, "mode", None):  # the dataset converts its images itself
+        return ItemPart(wording, names, labels, classes, notes, item=lambda position: (plain[position][image], None))
     stored = plain.select_columns([image]).cast_column(image, type(kind)(decode=False))
 
     def read(position: int) -> bytes:
@@ -755,6 +759,17 @@ def _part_of_huggingface(dataset: Any, subject: str) -> Part:
         return value["bytes"] if value["bytes"] is not None else read_file(value["path"])
 
     return FilePart(wording, names, labels, classes, notes, read=read)
+
+
+def _dtype_of(feature: Any) -> str | None:
+    """The type of numbers of a column of arrays; None if it holds something else."""
+    while feature is not None and not isinstance(getattr(feature, "dtype", None), str | None):
+        feature = getattr(feature, "feature", None)
+    inner = getattr(feature, "feature", None)
+    if inner is not None:
+        return _dtype_of(inner)
+    dtype = getattr(feature, "dtype", None)
+    return dtype if dtype is not None and re.fullmatch(r"bool|u?int\d+|float\d+", dtype) else None
 
 
 def _only_column(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # importing.py imports this module
 FEW = 3  # names in a sentence
 MUCH = 0.1  # share of its area: an image that loses more is counted
 OFTEN = 0.1  # share of the images: if more lose that much, a sentence says so
+KEEP_ALL = "`vitreous data show` draws what is cut off, and --fit pad or --fit stretch keeps all of it"
 
 
 def check_command(path: Path) -> str:
@@ -91,8 +92,12 @@ def cut_share(fact: Facts, fit: str) -> float:
     return 1 - (right - left) * (bottom - top) / (fact.width * fact.height)
 
 
-def describe_cut(facts: Sequence[Facts], fit: str) -> list[str]:
-    """A sentence on what becoming square cuts off, if it is much of many images."""
+def describe_cut(facts: Sequence[Facts], fit: str, advice: str = KEEP_ALL) -> list[str]:
+    """A sentence on what becoming square cuts off, if it is much of many images.
+
+    Args:
+        advice: how to keep all of it.
+    """
     shares = [cut_share(fact, fit) for fact in facts]
     cut = sum(share > MUCH for share in shares)
     if cut <= OFTEN * len(shares):
@@ -100,6 +105,5 @@ def describe_cut(facts: Sequence[Facts], fit: str) -> list[str]:
     number, median = count(len(shares), "image"), percent(float(np.median(shares)))
     return [
         f"The square crop cuts more than {100 * MUCH:.0f} % off {cut:,} of {number} (the median loses {median}, the "
-        f"most elongated {percent(max(shares))}); `vitreous data show` draws what is cut off, and --fit pad or "
-        "--fit stretch keeps all of it."
+        f"most elongated {percent(max(shares))}); {advice}."
     ]

@@ -162,47 +162,47 @@ def check_values(low: float, high: float, dtype: np.dtype, wording: Wording) -> 
         )
     raise VitreousError(
         f"{wording.subject} have the type {dtype} with values from {low:,.0f} to {high:,.0f}; "
-        f"{_give(wording, _scaled(low, high, wording))}."
+        f"{_range(low, high)}."
     )
 
 
 def _check_floats(low: float, high: float, dtype: np.dtype, wording: Wording) -> tuple[str, ...]:
     if not (math.isfinite(low) and math.isfinite(high)):
-        replaced = "nan_to_num(nan=0, posinf=1, neginf=0)"
-        code = f"{wording.array}.{replaced}"
-        if wording.kind != "torch":
-            code = f"np.nan_to_num({wording.array}, nan=0, posinf=1, neginf=0)"
+        replaced = "nan=0, posinf=1, neginf=0)"
+        code = f"np.nan_to_num({wording.array}, {replaced}"
+        if wording.kind == "torch":
+            code = f"{wording.array}.nan_to_num({replaced}"
         raise VitreousError(f"{wording.subject} have values that are not finite numbers; {_give(wording, code)}.")
     if low >= -STEP / 2 and high <= 1 + STEP / 2:
         if 0 < high <= FAINT:
             raise VitreousError(
                 f"{wording.subject} have no value above {high:.4g}, so they seem to have been divided twice; "
-                f"{_give(wording, _scaled(0, high, wording))}."
+                f"{_range(0, high)}."
             )
         return ()
-    ranged = f"{wording.subject} have {dtype} values from {low:.4g} to {high:.4g}"
+    found = f"{wording.subject} have {dtype} values from {low:.4g} to {high:.4g}"
     if low >= -OVERSHOOT and high <= 1 + OVERSHOOT:
-        raise VitreousError(f"{ranged}, a little beyond 0 to 1; {_give(wording, f'{wording.array}.clip(0, 1)')}.")
+        raise VitreousError(f"{found}, a little beyond 0 to 1; give value_range=(0, 1), which clips them.")
+    if low >= 0 and 127 < high <= 255:
+        code = wording.cast("uint8")
+        raise VitreousError(f"{found}, and white is 1 in floats; {_give(wording, code)}.")
     if low >= 0:
-        code = wording.cast("uint8") if 127 < high <= 255 else _scaled(0, high, wording)
-        raise VitreousError(f"{ranged}, and floats reach from 0 to 1; {_give(wording, code)}.")
+        raise VitreousError(f"{found}, and white is 1 in floats; {_range(0, high)}.")
     if wording.kind == "dataset":
         raise VitreousError(
-            f"{ranged}, so a transform normalises them; remove Normalize from the transform, because vitreous "
+            f"{found}, so a transform normalises them; remove Normalize from the transform, because vitreous "
             "normalises images itself."
         )
     raise VitreousError(
-        f"{ranged}, so they seem to be normalised, which vitreous does itself; "
-        f"{_give(wording, _scaled(low, high, wording))}."
+        f"{found}, so they seem to be normalised, which vitreous does itself; give them as they were before, or "
+        f"{_range(low, high).removeprefix('give ')}."
     )
 
 
-def _scaled(low: float, high: float, wording: Wording) -> str:
-    """Python code that brings values between `low` and `high` to 0 to 1."""
+def _range(low: float, high: float) -> str:
+    """Advice to say which values are black and white."""
     low, high = _outwards(low, math.floor), _outwards(high, math.ceil)
-    span = _outwards(high - low, math.ceil) if high > low else 1.0
-    shifted = f"({wording.array} {'+' if low < 0 else '-'} {abs(low):.12g})" if low else wording.array
-    return f"{shifted} / {span:.12g}"
+    return f"give value_range=({low:.12g}, {high if high > low else low + 1:.12g}), the values of black and white"
 
 
 def _outwards(number: float, rounding: Any) -> float:

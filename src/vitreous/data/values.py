@@ -130,6 +130,23 @@ def facts_of(image: Image.Image, origin: Origin | None = None) -> Facts:
     )
 
 
+def facts_of_array(array: np.ndarray, *, deep: bool) -> Facts:
+    """Describes an image [H, W] or [H, W, C] of an array.
+
+    Args:
+        deep: its values need a range. Floats from 0 to 1 do not.
+
+    Raises:
+        OutOfRange: none of its values is finite.
+    """
+    height, width = array.shape[:2]
+    if deep:
+        return Facts(width, height, values=_values(array, Origin()))
+    if array.dtype == np.uint8 and array.shape[2:] == (4,):
+        return facts_of(Image.fromarray(array), Origin())
+    return Facts(width, height)
+
+
 def settle(
     settings: Preprocess, facts: Sequence[Facts], value_range: tuple[float, float] | None
 ) -> tuple[Preprocess, tuple[str, ...]]:

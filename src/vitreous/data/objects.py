@@ -254,7 +254,7 @@ class ItemPart(Part):
                 float(np.min([self.low, array.min()])),
                 float(np.max([self.high, array.max()])),
             )
-            if not (-STEP / 2 <= self.low and self.high <= 1 + STEP / 2):
+            if not (self.low >= -STEP / 2 and self.high <= 1 + STEP / 2):
                 check_values(self.low, self.high, array.dtype, self.wording)
         elif array.dtype not in (np.uint8, np.uint16, bool):
             check_values(float(array.min()), float(array.max()), array.dtype, self.wording)

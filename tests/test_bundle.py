@@ -320,7 +320,11 @@ def test_a_bundle_of_format_1_still_loads(images: np.ndarray, tmp_path: Path) ->
     after = load_bundle(tmp_path)
     assert torch.equal(before.logits(images), after.logits(images))
     assert (after.classes, after.mean, after.std) == (before.classes, before.mean, before.std)
-    assert after.preprocess == Preprocess(8, profiles="ignored") and after.temperature == 1 and after.majority is None
+    assert (
+        after.preprocess == Preprocess(8, profiles="ignored")
+        and after.temperature == 1
+        and after.majority is None
+    )
     (tmp_path / "config.json").write_text(FORMAT_1.replace('"mean"', '"meen"'), encoding="utf-8")
     assert "no 'mean'" in refused(tmp_path)
 

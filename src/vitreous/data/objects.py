@@ -18,7 +18,14 @@ from typing import Any, NoReturn
 import numpy as np
 from PIL import Image
 
-from vitreous.data.decode import MAX_BYTES, BadImage, decode_to, image_dimensions, pixels_and_facts, read_image
+from vitreous.data.decode import (
+    MAX_BYTES,
+    BadImage,
+    decode_to,
+    image_dimensions,
+    pixels_and_facts,
+    read_image,
+)
 from vitreous.data.folder import WORKERS
 from vitreous.data.labels import Labels, read_labels
 from vitreous.data.split_names import split_of
@@ -33,7 +40,17 @@ from vitreous.wording import count
 
 # Keys of a mapping, and columns of a dataset, in small letters.
 IMAGE_KEYS = ("image", "images", "img", "imgs", "pixel_values", "picture", "pictures", "photo", "x", "data")
-FILE_COLUMNS = (*IMAGE_KEYS, "path", "paths", "file", "files", "filename", "file_name", "image_path", "filepath")
+FILE_COLUMNS = (
+    *IMAGE_KEYS,
+    "path",
+    "paths",
+    "file",
+    "files",
+    "filename",
+    "file_name",
+    "image_path",
+    "filepath",
+)
 LABEL_KEYS = ("label", "labels", "target", "targets", "class", "y", "category")
 ACCEPTED = (
     "give a name, a path, (images, labels), a Dataset of torch or Hugging Face, "
@@ -157,7 +174,9 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         file = Path(path).expanduser()
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
-            raise BadImage("not an image", "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file")
+            raise BadImage(
+                "not an image", "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            )
         if status.st_size > MAX_BYTES:
             raise BadImage("too large", human_size(status.st_size))
         return file.read_bytes()
@@ -205,7 +224,9 @@ class ItemPart(Part):
         if self.labels is not None:
             return super().read_labels(split, kept)
         kind = "dataset" if self.wording.kind == "dataset" else ""
-        return read_labels([self.collected[position] for position in kept], len(kept), split, self.classes, kind)
+        return read_labels(
+            [self.collected[position] for position in kept], len(kept), split, self.classes, kind
+        )
 
     def repeats(self) -> bool:
         """Whether the images are the same when they are read again."""
@@ -251,7 +272,7 @@ class ItemPart(Part):
         low, high = float(array.min()), float(array.max())
         if array.dtype.kind == "f":
             self.low, self.high = float(np.min([self.low, low])), float(np.max([self.high, high]))
-            if -STEP / 2 <= self.low and self.high <= 1 + STEP / 2:
+            if self.low >= -STEP / 2 and self.high <= 1 + STEP / 2:
                 return  # until all are known
             low, high = self.low, self.high
         elif array.dtype in (np.uint8, np.uint16, bool):
@@ -325,7 +346,9 @@ def understand(source: Any) -> Source:
                     '({"train": …, "val": …, "test": …} names them).',
                 )
             return Source(
-                name_of(source), {split: part_of(x, split) for split, x in zip(splits, source, strict=True)}, notes
+                name_of(source),
+                {split: part_of(x, split) for split, x in zip(splits, source, strict=True)},
+                notes,
             )
         if not (is_pair(source) or _is_list_of_items(source)):
             _refuse_sequence(source)
@@ -478,9 +501,7 @@ def _refuse_sequence(source: Sequence[Any]) -> NoReturn:
             raise VitreousError(
                 f"The images are {_described(images)}; give an array [N, H, W, 3], or a list of images or of paths."
             )
-        raise VitreousError(
-            f"The labels are {_described(labels)}; give a list of one label for each image."
-        )
+        raise VitreousError(f"The labels are {_described(labels)}; give a list of one label for each image.")
     if source and all(is_image(item) for item in source[:2]):
         raise VitreousError(f"A {kind} of images has no labels; give (images, labels).")
     if len(source) == 3 and is_pair(source[:2]):
@@ -507,9 +528,12 @@ def _hint(source: Any) -> str:
     """What to give instead of an object."""
     if hasattr(source, "iloc") and hasattr(source, "columns"):
         columns = [str(column) for column in source.columns]
-        image = next((column for column in columns if column.lower() in FILE_COLUMNS), columns[0] if columns else "file")
+        columns = columns or ["file"]
+        image = next((column for column in columns if column.lower() in FILE_COLUMNS), columns[0])
         rest = [column for column in columns if column != image]
-        label = next((column for column in rest if column.lower() in LABEL_KEYS), rest[0] if rest else "label")
+        label = next(
+            (column for column in rest if column.lower() in LABEL_KEYS), rest[0] if rest else "label"
+        )
         return f'give the columns of files and of labels, as in `(table["{image}"], table["{label}"])`'
     if hasattr(source, "ndim"):
         return "give the labels too: (images, labels)"
@@ -612,9 +636,8 @@ def _part_of_pair(images: Any, labels: Any, subject: str) -> Part:
         labels = list(labels)
     names = [f"array:{i}" for i in range(total)]
     wording = Wording(subject, kind_of(images))
-    if hasattr(images, "ndim") and not hasattr(images, "iloc") and getattr(images, "dtype", None) != object:
-        if np.asarray(images[:1] if not hasattr(images, "detach") else 0).dtype.kind not in "USO":
-            return ArrayPart(wording, names, labels, array=channels_last(as_array(images, subject), wording))
+    if _is_numeric_array(images):
+        return ArrayPart(wording, names, labels, array=channels_last(as_array(images, subject), wording))
     if not is_huggingface(images):
         images = list(images.to_numpy() if hasattr(images, "iloc") else images)
     first = images[0]
@@ -631,6 +654,17 @@ def _part_of_pair(images: Any, labels: Any, subject: str) -> Part:
     return ItemPart(Wording(subject, "list"), names, labels, item=lambda position: (images[position], None))
 
 
+def _is_numeric_array(values: Any) -> bool:
+    """Whether an object is an array or tensor of numbers, also of another package that numpy can read."""
+    if hasattr(values, "detach"):
+        return True
+    return (
+        hasattr(values, "ndim")
+        and not hasattr(values, "iloc")
+        and np.asarray(values[:1]).dtype.kind not in "USO"
+    )
+
+
 def _part_of_paths(paths: Sequence[Any], labels: Any, subject: str) -> Part:
     for position, path in enumerate(paths):
         if not isinstance(path, str | os.PathLike):
@@ -638,7 +672,9 @@ def _part_of_paths(paths: Sequence[Any], labels: Any, subject: str) -> Part:
                 f"{subject} are paths, but number {position} is {_described(path)}; give all of them as paths."
             )
     names = [os.fspath(path) for path in paths]
-    names = [name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name in map(os.fsdecode, names)]
+    names = [
+        name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name in map(os.fsdecode, names)
+    ]
     if len(names) == 1 and path_of(names[0]).is_dir():
         raise VitreousError(f"{names[0]} is a folder; give its path alone, without labels.")
     return FilePart(
@@ -749,7 +785,9 @@ def _part_of_huggingface(dataset: Any, subject: str) -> Part:
 
         return ItemPart(wording, names, labels, classes, notes, item=array)
     if getattr(kind, "mode", None):  # the dataset converts its images itself
-        return ItemPart(wording, names, labels, classes, notes, item=lambda position: (plain[position][image], None))
+        return ItemPart(
+            wording, names, labels, classes, notes, item=lambda position: (plain[position][image], None)
+        )
     stored = plain.select_columns([image]).cast_column(image, type(kind)(decode=False))
 
     def read(position: int) -> bytes:

@@ -41,7 +41,7 @@ MAY = {
     "report": {"run", "bundle", "model", "metrics"},
     "dial": {"model.variants", "recipe"},
     "plan": {"dial", "data", "model", "native", "recipe", "request", "machine", "run", "training", *PACKAGE_ROOM},
-    "evaluation": {"data", "bundle", "metrics", "run", "machine", "model", "preprocess"},
+    "evaluation": {"data", "bundle", "metrics", "run", "machine", "model", "preprocess", "request"},
     "api": {
         "data", "model", "training", "metrics", "recipe", "machine", "bundle", "run", "report",
         "plan", "request", "habits", "evaluation", "dial", *PACKAGE_ROOM,

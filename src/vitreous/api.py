@@ -27,8 +27,10 @@ from vitreous import recipe as recipes
 from vitreous import run as runs
 from vitreous.bundle import save_bundle
 from vitreous.data.module import ImageData
+from vitreous.data.objects import name_of
 from vitreous.data.show import check_target, default_target
 from vitreous.data.show import show as draw
+from vitreous.data.store import ImageStore
 from vitreous.dial import describe_size
 from vitreous.errors import InterruptedRun, VitreousError
 from vitreous.evaluation import bundle_of, final_figures
@@ -37,6 +39,7 @@ from vitreous.files import path_of
 from vitreous.habits import UnknownKeyError, unknown_argument, unknown_key_in_python
 from vitreous.model.summary import describe_architecture, render
 from vitreous.plan import (
+    ARRAYS,
     Plan,
     check_record,
     check_values,
@@ -48,7 +51,7 @@ from vitreous.plan import (
 from vitreous.recipe import AugmentSection, Budget, Recipe
 from vitreous.report import write_report
 from vitreous.request import Request
-from vitreous.run import Run, Say, accuracies, run_name
+from vitreous.run import Run, Say, accuracies, check_same_data, run_name
 from vitreous.training.budget import BudgetKeeper
 from vitreous.training.checkpoint import CheckpointKeeper, WholeFile, newest, step_of
 from vitreous.training.classifier import Classifier
@@ -112,8 +115,8 @@ def train(
     """Trains a Vision Transformer from scratch, evaluates it, and writes a run folder.
 
     Args:
-        data: "cifar10", "cifar100", "shapes", a folder or zip of class folders, `(images, labels)`
-            with uint8 [N, H, W, 3] and int [N], or an `ImageStore`.
+        data: "cifar10", "cifar100", "shapes", a folder or zip of images, `(images, labels)`, a Dataset of torch or
+            Hugging Face, {"train": …, "test": …} with such parts, or an `ImageStore`; see `open_data`.
         recipe: recipe to start from: a name (see vitreous recipes) or a TOML file, such as a run's recipe.toml;
             or a `Recipe`.
         minutes: wall-clock minutes, from packed data to the printed test accuracy. At most one budget
@@ -208,7 +211,7 @@ def resume(path: Path | str, data: Any = None, *, verbose: bool = False) -> Run:
 
     Args:
         path: the run folder.
-        data: the same arrays again, for a run on arrays.
+        data: the same data again, for a run on arrays, or on a folder that has moved.
         verbose: print everything that log.txt records.
 
     Raises:
@@ -237,7 +240,7 @@ def repeat(
 
     Args:
         path: the run folder.
-        data: the same arrays again, for a run on arrays.
+        data: the same data again, for a run on arrays, or on a folder that has moved.
         out: run folder; by default the next number of the run's own name in runs/.
         verbose: print everything that log.txt records.
 
@@ -254,6 +257,44 @@ def repeat(
     name = numbered[1] if numbered else run_name(data_name(request.data), run.recipe.name, request.seed)
     with runs.new_folder(out, name) as new:
         return _train(new, run.recipe, request, recorded, repeats=run, verbose=verbose)
+
+
+@with_hints
+def report(path: Path | str, data: Path | str | None = None) -> Path:
+    """Writes the report of a run anew.
+
+    Args:
+        path: the run folder.
+        data: where the data of the run are now, if they have moved. They are compared with the run's fingerprint, and
+            the new place is recorded in `recipe.toml`, where later commands find it.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        VitreousError: the run does not exist, or these are not its data.
+    """
+    run = Run(path)
+    if data is not None:
+        if not isinstance(data, str | Path):
+            raise VitreousError(
+                f"data is {type(data).__name__}; give the path where the data of the run are now, which is recorded."
+            )
+        recorded, request = check_record(run), stored_request(run, data)
+        with machines.keep_torch():
+            module = ImageData(data, data_dir=request.data_dir, classes=request.classes, **request.reading)
+            module.prepare_data()
+        check_same_data(module.store.source, module.store.fingerprint, recorded["fingerprint"], given=True)
+        place = place_of_data(request, recorded)
+        runs.record_data(run.path, place)
+        print(f"The images of {run.path} are those of {place}, where later commands will read them.")
+    return write_report(run.path)
+
+
+def place_of_data(request: Request, recorded: Mapping[str, Any]) -> str:
+    """Where the data of a run are, for its record; the earlier place where only the caller has the data."""
+    place = record_request(request)["data"]
+    return recorded["request"]["data"] if place == ARRAYS else place
 
 
 def is_finished(run: Run) -> bool:
@@ -279,10 +320,13 @@ def _train(
     check_torch()
     check_logger(request.logger)
     with runs.log(path, verbose) as say, quiet_lightning(), machines.keep_memory(), machines.keep_torch():
-        plan = make_plan(recipe, request, say, recorded, strict=resumes)
+        split = (repeats or Run(path)).split_record if resumes or repeats else None
+        plan = make_plan(recipe, request, say, recorded, recorded_split=split, strict=resumes)
         resolved = resolve(plan, recorded if resumes or repeats else None, say)
         if resumes:
-            resolved = {**recorded, "exact": resolved["exact"]}  # type: ignore[dict-item]
+            place = place_of_data(request, recorded)  # type: ignore[arg-type]
+            stored = {**recorded["request"], "data": place}  # type: ignore[index]
+            resolved = {**recorded, "exact": resolved["exact"], "request": stored}  # type: ignore[dict-item]
         if repeats:
             # The fits are recorded from the start, so that a killed repeat is resumed as a repeat.
             resolved |= {"repeats": str(repeats.path.resolve()), "timeline": recorded["timeline"]}  # type: ignore[index]
@@ -435,9 +479,6 @@ def resolve(plan: Plan, earlier: Mapping[str, Any] | None, say: Say) -> dict[str
 
     Args:
         earlier: the `[resolved]` table of the run that is resumed or repeated, to compare with.
-
-    Raises:
-        VitreousError: the data are not those of the earlier run.
     """
     store = plan.data.store
     resolved = {
@@ -463,7 +504,6 @@ def resolve(plan: Plan, earlier: Mapping[str, Any] | None, say: Say) -> dict[str
     }
     if earlier is None:
         return resolved
-    check_fingerprint(earlier, plan.data)
     changes = differences(earlier, resolved)
     if changes:
         say(f"The weights may differ from those of the earlier run in their last bits: {', '.join(changes)}.")
@@ -518,15 +558,6 @@ def has_same_weights(path: Path, original: Path, expected: bool, say: Say) -> bo
         else f"The weights differ from {original}'s."
     )
     return same
-
-
-def check_fingerprint(resolved: Mapping[str, Any], data: ImageData) -> None:
-    """Raises `VitreousError` if the data are not those that the run was trained on."""
-    if data.store.fingerprint != resolved["fingerprint"]:
-        raise VitreousError(
-            f"{data.store.source} no longer holds the images of this run (its fingerprint is "
-            f"{data.store.fingerprint[:12]}, the run's {resolved['fingerprint'][:12]}); restore them, or train anew."
-        )
 
 
 def introduce(plan: Plan, path: Path, start: Path | None, say: Say) -> None:
@@ -696,7 +727,7 @@ def data_name(data: Any) -> str:
         path = path_of(data)
         stem = (path.resolve() if path.name in ("", "..") else path).stem
         return "".join(c if c.isalnum() or c in "-_" else "-" for c in stem).strip("-") or "data"
-    return getattr(data, "name", "arrays")
+    return data.name if isinstance(data, ImageStore) else name_of(data)
 
 
 def notebook_for(data: Any) -> str:

@@ -116,7 +116,9 @@ def _read(
     for split, part in source.parts.items():
         kept = converted[split].kept
         if not len(kept):
-            raise VitreousError(f"{part.wording.subject} cannot be used, none of them; give at least one that can.")
+            raise VitreousError(
+                f"{part.wording.subject} cannot be used, none of them; give at least one that can."
+            )
         raw_labels[split] = part.read_labels(TITLES[split] if len(source.parts) > 1 else "", kept)
         images = converted[split].images
         splits[split] = (images if len(kept) == len(images) else images[kept], [part.names[i] for i in kept])
@@ -124,9 +126,12 @@ def _read(
     if complete:
         _refuse_untrained(numbers, known)
     left_out = (
-        (f"{count(len(problems), 'image')} cannot be used and {'is' if len(problems) == 1 else 'are'} left out "
-         f"({shortened([name for name, _ in problems])}).",)
-        if problems else ()
+        (
+            f"{count(len(problems), 'image')} cannot be used and {'is' if len(problems) == 1 else 'are'} left out "
+            f"({shortened([name for name, _ in problems])}).",
+        )
+        if problems
+        else ()
     )
     cut = describe_cut(facts, final.fit, 'fit="pad" or fit="stretch" keeps all of it')
     part_notes = [note for part in source.parts.values() for note in part.notes]
@@ -138,7 +143,14 @@ def _read(
         preprocess=final,
         notes=tuple(
             dict.fromkeys(
-                (*filter(None, [reason]), *source.notes, *part_notes, *map(_in_python, notes), *cut, *left_out)
+                (
+                    *filter(None, [reason]),
+                    *source.notes,
+                    *part_notes,
+                    *map(_in_python, notes),
+                    *cut,
+                    *left_out,
+                )
             )
         ),
     )
@@ -166,7 +178,9 @@ class _Converted:
     def convert_again(self, part: Part, first: Preprocess, final: Preprocess) -> None:
         """Converts the images that depend on the settings which changed from `first` to `final`."""
         again = [position for position, fact in self.facts.items() if fact.depends(first, final)]
-        for position, result in zip(again, track(part.convert(final, again), len(again), "Converting"), strict=True):
+        for position, result in zip(
+            again, track(part.convert(final, again), len(again), "Converting"), strict=True
+        ):
             if isinstance(result, BadImage):  # it could be read a moment ago
                 raise VitreousError(
                     f"{part.names[position]} changed while it was read; try again when nothing changes it."
@@ -176,7 +190,11 @@ class _Converted:
 
 def _converted(part: Part, settings: Preprocess) -> _Converted:
     size = settings.size
-    if isinstance(part, ArrayPart) and part.array.dtype == np.uint8 and part.array.shape[1:] == (size, size, 3):
+    if (
+        isinstance(part, ArrayPart)
+        and part.array.dtype == np.uint8
+        and part.array.shape[1:] == (size, size, 3)
+    ):
         return _Converted(part.array)  # bit for bit
     try:
         converted = _Converted(np.empty((len(part), size, size, 3), np.uint8))
@@ -209,7 +227,8 @@ def _choose_size(source: Source, options: ReadOptions) -> tuple[int, str]:
         ]
         return square, (
             f"{' and '.join(others)} are resized to {square} by {square} pixels, the size of the training images."
-            if others else ""
+            if others
+            else ""
         )
     dimensions = list(part.dimensions(sample(len(part), SAMPLE)))
     if not dimensions:
@@ -252,5 +271,3 @@ def _refuse_untrained(numbers: dict[str, np.ndarray], classes: Sequence[str]) ->
                 f"The {TITLES[split]} images have the class {classes[untrained[0]]!r}, but no training image has it; "
                 f"add some, or leave it out of the {TITLES[split]} images."
             )
-
-

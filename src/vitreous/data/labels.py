@@ -92,7 +92,9 @@ def read_labels(
     if isinstance(values, list):
         return Labels(names=tuple(values), kind=kind)
     if values.ndim == 2 and values.shape[1] > 1:
-        return Labels(_one_hot(values, subject), classes=declared, defaults=_digits(values.shape[1]), kind=kind)
+        return Labels(
+            _one_hot(values, subject), classes=declared, defaults=_digits(values.shape[1]), kind=kind
+        )
     if values.ndim == 2:
         values = values[:, 0]
     if values.ndim != 1:
@@ -101,7 +103,9 @@ def read_labels(
         return Labels(values.astype(np.int64), classes=declared, defaults=("False", "True"), kind=kind)
     if values.dtype.kind == "f":
         whole = np.isfinite(values) & (values == np.rint(values))
-        code = {"torch": "labels.long()", "numpy": "labels.astype(int)"}.get(kind, "[int(label) for label in labels]")
+        code = {"torch": "labels.long()", "numpy": "labels.astype(int)"}.get(
+            kind, "[int(label) for label in labels]"
+        )
         advice = "whole numbers from the dataset" if kind == "dataset" else f"`{code}`"
         hint = f"give {advice}" if whole.all() else "give the number or the name of a class"
         raise VitreousError(
@@ -116,12 +120,16 @@ def read_labels(
 def _as_values(labels: Any, subject: str) -> np.ndarray | list[str]:
     """Labels as a list of names, or as an array of numbers."""
     if isinstance(labels, str | bytes | Mapping) or not hasattr(labels, "__len__"):
-        raise VitreousError(f"{subject} are given as {type(labels).__name__}; give a list of one label for each image.")
+        raise VitreousError(
+            f"{subject} are given as {type(labels).__name__}; give a list of one label for each image."
+        )
     if hasattr(labels, "detach") or (isinstance(labels, np.ndarray) and labels.dtype.kind in "biuf"):
         return as_array(labels, subject)
     items = [_plain(label) for label in _flat(labels)]
     for position, label in enumerate(items):
-        if label is None or (isinstance(label, float) and label != label):  # NaN marks what is missing in pandas
+        if label is None or (
+            isinstance(label, float) and label != label
+        ):  # NaN marks what is missing in pandas
             raise VitreousError(
                 f"{subject} lack a value at position {position}; leave out the images without a label."
             )
@@ -157,7 +165,7 @@ def _flat(labels: Any) -> Iterable[Any]:
         labels = labels[:, 0]
     if hasattr(labels, "to_numpy"):  # a column of pandas, whose own index need not count from 0
         return list(labels.to_numpy())
-    return list(labels[i] for i in range(len(labels))) if not isinstance(labels, Iterable) else list(labels)
+    return list(labels) if isinstance(labels, Iterable) else [labels[i] for i in range(len(labels))]
 
 
 def _plain(label: Any) -> Any:
@@ -173,7 +181,9 @@ def _plain(label: Any) -> Any:
 
 def _valid(name: Any, subject: str) -> str:
     if not name or any("\ud800" <= letter <= "\udfff" for letter in name):
-        raise VitreousError(f"{subject} have the name {name!r}, which is not valid text; give each class a name.")
+        raise VitreousError(
+            f"{subject} have the name {name!r}, which is not valid text; give each class a name."
+        )
     return str(name)
 
 
@@ -209,7 +219,8 @@ def resolve_labels(
     known = given or _known_classes(labels)
     subjects = {split: f"The {TITLES[split]} labels" if len(labels) > 1 else "The labels" for split in labels}
     named = {
-        split: _names_of(part, subjects[split], split, positions=given is not None) for split, part in labels.items()
+        split: _names_of(part, subjects[split], split, positions=given is not None)
+        for split, part in labels.items()
     }
     numbered = [split for split, names in named.items() if names is None]
     if known is None and numbered and len(numbered) < len(named):

@@ -56,6 +56,7 @@ def read_options(
 
     Args:
         value_range: (low, high), or the text "low,high".
+        group_by: a text, or a compiled pattern.
         splits: a text as in `ReadOptions`, or a mapping such as {"train": "DIR", "test": "DIR"}.
 
     Raises:
@@ -63,6 +64,8 @@ def read_options(
     """
     if fit is not None and fit not in FITS:
         raise unknown("fit", fit, FITS)
+    if isinstance(group_by, re.Pattern):
+        group_by = _text_of(group_by)
     if group_by is not None:
         try:
             re.compile(group_by)
@@ -81,6 +84,12 @@ def read_options(
         group_by=group_by,
         skip_bad=skip_bad,
     )
+
+
+def _text_of(pattern: re.Pattern[Any]) -> Any:
+    """A compiled regular expression as text, with its flags in front."""
+    flags = "".join(letter for letter in "aimsx" if pattern.flags & re.RegexFlag[letter.upper()])
+    return f"(?{flags}){pattern.pattern}" if flags and isinstance(pattern.pattern, str) else pattern.pattern
 
 
 def _size(value: Any) -> int:

@@ -1,4 +1,4 @@
-"""Opens a data set by name, by path or from Python objects, and fetches or imports it first if it is not in the cache."""
+"""Opens a data set by name, by path or from Python objects; fetches or imports it first if it is not in the cache."""
 
 from __future__ import annotations
 

@@ -66,7 +66,11 @@ def as_array(values: Any, subject: str) -> np.ndarray:
             return np.asarray(values.numpy())
         return np.asarray(values)
     except (ValueError, TypeError, RuntimeError) as error:  # unequal shapes, or a type that numpy lacks
-        advice = "give `images.float()`" if kind_of(values) == "torch" else "give a numpy array or a list of arrays"
+        advice = (
+            "give `images.float()`"
+            if kind_of(values) == "torch"
+            else "give a numpy array or a list of arrays"
+        )
         raise VitreousError(f"{subject} cannot be read as an array ({error}); {advice}.") from None
 
 
@@ -80,13 +84,17 @@ def channels_last(array: np.ndarray, wording: Wording) -> np.ndarray:
     """
     shape, expression = list(array.shape), wording.array
     if array.ndim == 2:
-        raise VitreousError(f"{wording.subject} are rows of {shape[1]:,} numbers; {_unflattened(shape[1], expression)}")
+        raise VitreousError(
+            f"{wording.subject} are rows of {shape[1]:,} numbers; {_unflattened(shape[1], expression)}"
+        )
     if array.ndim not in (3, 4):
         raise VitreousError(
             f"{wording.subject} have the shape {shape}; give them as [N, H, W, 3], or as [N, H, W] if they are grey."
         )
     if 0 in shape:
-        raise VitreousError(f"{wording.subject} have the shape {shape}, so they have no pixels; give other images.")
+        raise VitreousError(
+            f"{wording.subject} have the shape {shape}, so they have no pixels; give other images."
+        )
     if array.ndim == 3:
         return array
     last, first = shape[3] in CHANNELS, shape[1] in CHANNELS
@@ -139,14 +147,14 @@ def check_values(low: float, high: float, dtype: np.dtype, wording: Wording) -> 
     Raises:
         VitreousError: it is not certain which value is white.
     """
-    if dtype == np.uint8 or dtype == np.uint16:
+    if dtype.kind == "b":
+        return ()
+    if dtype in (np.uint8, np.uint16):
         if high == 1:
             return (
                 f"{wording.subject} have only the values 0 and 1, where white is {np.iinfo(dtype).max:,}; if 1 is "
                 f"white, {_give(wording, wording.cast('bool'))}.",
             )
-        return ()
-    if dtype == bool:
         return ()
     if dtype.kind not in "iuf":
         raise VitreousError(
@@ -172,7 +180,9 @@ def _check_floats(low: float, high: float, dtype: np.dtype, wording: Wording) ->
         code = f"np.nan_to_num({wording.array}, {replaced}"
         if wording.kind == "torch":
             code = f"{wording.array}.nan_to_num({replaced}"
-        raise VitreousError(f"{wording.subject} have values that are not finite numbers; {_give(wording, code)}.")
+        raise VitreousError(
+            f"{wording.subject} have values that are not finite numbers; {_give(wording, code)}."
+        )
     if low >= -STEP / 2 and high <= 1 + STEP / 2:
         if 0 < high <= FAINT:
             raise VitreousError(

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from record import add, add_replace_option, check_replacement, state
+from record import add, add_replace_option, check_replacement, computed_by, state
 
 import vitreous
 from vitreous.data.sources import open_data
@@ -71,6 +71,7 @@ def main() -> None:
         study="fits",
         arm="crop, pad and stretch",
         command=COMMAND,
+        path=computed_by(machine),
         machine=machine,
         versions={"vitreous": vitreous.__version__, "torch": torch.__version__},
         figures={"flops": BUDGETS, "image_size": IMAGE_SIZE, "seeds": SEEDS, "val_acc": accuracies},

@@ -87,7 +87,7 @@ def make_files(root: Path, number: int) -> None:
 def measure(kind: str, root: Path) -> dict[str, Any]:
     if kind == "import":
         return measure_import(root)
-    from vitreous.data.folder import WORKERS
+    from vitreous.data.folder import GROUP, WORKERS
 
     workers = 1 if kind == "pillow_1" else WORKERS
     start = time.perf_counter()
@@ -96,7 +96,8 @@ def measure(kind: str, root: Path) -> dict[str, Any]:
         total = sum(map(decode, files))
     else:
         with ThreadPoolExecutor(workers) as pool:
-            total = sum(pool.map(decode, files, chunksize=16))
+            groups = [files[first : first + GROUP] for first in range(0, len(files), GROUP)]
+            total = sum(pool.map(lambda group: sum(map(decode, group)), groups))
     seconds = time.perf_counter() - start
     assert total == len(files) * SIZE * SIZE * 3
     return {"seconds": seconds, "threads": workers, "peak_bytes": peak_bytes()}
@@ -134,7 +135,7 @@ def measure_import(root: Path) -> dict[str, Any]:
 
         setattr(importing, name, call)
 
-    for name in ("_state", "open_tree", "choose_size", "surveyed", "pack"):
+    for name in ("list_folder", "_state", "open_tree", "choose_size", "surveyed", "pack"):
         timed(name)
     before = peak_bytes()
     with tempfile.TemporaryDirectory() as cache:

@@ -281,7 +281,7 @@ def test_every_anchor_of_the_results_is_there() -> None:
 
 def copy_of_pages(target: Path) -> None:
     (target / "docs").mkdir()
-    for page in ("README.md", "docs/results.md", "docs/speed.md"):
+    for page in ("README.md", "docs/results.md", "docs/speed.md", "docs/images.md"):
         shutil.copy(ROOT / page, target / page)
 
 
@@ -290,7 +290,7 @@ def test_tables_and_plots_are_those_of_the_records(tmp_path: Path) -> None:
 
     copy_of_pages(tmp_path)
     leaderboard.render(tmp_path)
-    for page in ("README.md", "docs/results.md"):
+    for page in ("README.md", "docs/results.md", "docs/speed.md", "docs/images.md"):
         assert (tmp_path / page).read_bytes() == (ROOT / page).read_bytes(), f"{page}: run make leaderboard"
     drawn = sorted((tmp_path / "docs").glob("*.svg"))
     assert [plot.name for plot in drawn] == ["accuracy-flops.svg", "accuracy-minutes.svg", "law.svg"]
@@ -359,7 +359,17 @@ def test_every_command_is_one_that_its_script_understands() -> None:
         except SystemExit:
             pytest.fail(f"{record['id']}: {script} does not understand {words}")
         scripts.add(module.__name__)
-    assert scripts == {"accuracy", "golden", "pairs", "peer_recipe", "peers", "record", "speed", "study"}
+    assert scripts == {
+        "accuracy",
+        "fits",
+        "golden",
+        "pairs",
+        "peer_recipe",
+        "peers",
+        "record",
+        "speed",
+        "study",
+    }
 
 
 def test_a_rerun_writes_the_recorded_command_of_an_accuracy_run() -> None:

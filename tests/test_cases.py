@@ -158,7 +158,9 @@ def test_white_drawings_on_transparent_ground_differ(tmp_path: Path, capsys: Cap
             rgba[..., 3] = 255 * (disc if label == 0 else abs(ROWS - 0.5) < 0.1 + 0.01 * i)
             Image.fromarray(rgba).save(root / name / f"{i}.png")
     store, said = opened(root, tmp_path)
-    assert len({image.tobytes() for image in store.splits["train"].images}) >= 10
+    train = store.splits["train"]
+    drawn = [{image.tobytes() for image in train.images[train.labels == label]} for label in (0, 1)]
+    assert all(len(images) > 1 for images in drawn) and not drawn[0] & drawn[1]
     assert store.preprocess.ground != "white" and any("transparent" in line for line in said)
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import stat
 import sys
+import threading
 import zipfile
 from pathlib import Path
 
@@ -16,7 +17,9 @@ import pytest
 from PIL import Image
 
 from sample_data import random_image, random_png, write_files, write_zip
-from vitreous.data.folder import list_folder, open_tree
+from vitreous.data.decode import BadImage
+from vitreous.data.entries import Entry
+from vitreous.data.folder import list_folder, open_tree, read_all
 from vitreous.data.importing import import_folder
 from vitreous.data.reading import ReadOptions, read_options
 from vitreous.data.store import ImageStore
@@ -207,6 +210,13 @@ def test_a_changed_source_is_packed_anew(tmp_path: Path, as_zip: bool) -> None:
     assert len(second.splits["train"]) == len(first.splits["train"]) + 1
     assert second.fingerprint != first.fingerprint
     assert len(list((tmp_path / "data" / "datasets").iterdir())) == 1  # the old one is not left behind
+
+
+def test_an_empty_class_folder_counts_as_changed(tmp_path: Path) -> None:
+    root = write_files(tmp_path / "pets", pets())
+    Opened(root, tmp_path / "data")
+    (root / "train" / "eel").mkdir()
+    assert any("1 class folder has no images" in line for line in Opened(root, tmp_path / "data").said)
 
 
 def test_a_touched_file_counts_as_changed(tmp_path: Path) -> None:
@@ -572,3 +582,30 @@ def test_a_zip_that_was_cut_short_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(VitreousError, match="not a complete zip"):
         import_folder(path, tmp_path / "data", ReadOptions(), lambda line: None)
+
+
+# ---- threads
+
+
+@pytest.mark.parametrize(("size", "threads"), [(100, False), (100_000, True)])
+def test_threads_read_files_that_are_worth_it_and_the_order_stays(size: int, threads: bool) -> None:
+    entries = [Entry(f"a/{i}.png", "train", "a", str(i)) for i in range(1000)]
+    seen: set[str] = set()
+
+    def read(location: str) -> bytes:
+        if location == "7":
+            raise BadImage("truncated")
+        return location.encode().ljust(size)
+
+    def work(data: bytes) -> int:
+        seen.add(threading.current_thread().name)
+        return int(data)
+
+    results = list(read_all(entries, read, work))
+    assert [entry for entry, _ in results] == entries
+    assert [result for _, result in results if not isinstance(result, BadImage)] == [
+        i for i in range(1000) if i != 7
+    ]
+    assert isinstance(results[7][1], BadImage)
+    here = threading.current_thread().name
+    assert (seen == {here}) != threads and here in seen

@@ -17,7 +17,9 @@ SIXTEEN = 2**16 - 1  # white of 16-bit integers; Pillow also scales PGM of fewer
 FLOATS = (0.0, 1.0)  # black and white of floats unless a range is given
 KEY = "vitreous.origin"  # of the `Origin` in the `info` of an image that this package opened
 J2K_START = b"\xff\x4f\xff\x51"  # SOC and SIZ: the first markers of a JPEG 2000 codestream
-HEAD = 2**20  # bytes in which a JPEG 2000 file must reach its codestream, after metadata such as a colour profile
+HEAD = (
+    2**20
+)  # bytes in which a JPEG 2000 file must reach its codestream, after metadata such as a colour profile
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class OutOfRange(VitreousError):  # noqa: N818 (the name says what it is)
 
 
 def origin_of(image: Image.Image) -> Origin:
-    """Describes the values of an image that was opened but not loaded; a loaded one has lost what is not in its info."""
+    """Describes the values of an image that was opened but not loaded; loading loses what is not in its `info`."""
     if KEY in image.info:
         return image.info[KEY]
     tile = getattr(image, "tile", None)
@@ -85,7 +87,7 @@ def origin_of(image: Image.Image) -> Origin:
         return Origin(deep_colour=image.mode != "I;16" and precision == 16)
     if not is_deep(image):
         return Origin(deep_colour=True) if ";16" in raw_mode else PLAIN
-    white_is_zero = image.format == "TIFF" and image.tag_v2.get(262) == 0  # PhotometricInterpretation
+    white_is_zero = getattr(image, "tag_v2", {}).get(262) == 0  # PhotometricInterpretation
     return Origin(inverted=white_is_zero, unsigned=raw_mode == "I;32N")
 
 

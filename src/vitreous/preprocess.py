@@ -189,7 +189,6 @@ class Preprocess:
             return array
         return self.pixels(Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array))
 
-
     def _refuse_another_scale(self, values: np.ndarray, name: str) -> None:
         if self.value_range is not None and values.size and unlike(values, self.value_range):
             low, high = map(number, finite_range(values))
@@ -276,21 +275,14 @@ def cut_off(width: int, height: int, how: str) -> tuple[int, int, int, int]:
 
 def _checked_range(value: object) -> tuple[float, float]:
     """(low, high), also from the list that JSON makes of it."""
-    numbers = [v for v in value if type(v) in (int, float)] if isinstance(value, list | tuple) else []
-    if len(numbers) != 2 or not all(map(math.isfinite, numbers)) or not numbers[0] < numbers[1]:
-        raise VitreousError(
-            f"The value range is {value!r:.60}; give the values of black and white, such as (0, 4095)."
-        )
-    return float(numbers[0]), float(numbers[1])
-
-
-def kept_box(width: int, height: int, fit: str) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of what `fit` keeps of an image, in pixels of the upright original."""
-    if fit != "crop":
-        return 0, 0, width, height
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    return left, top, left + side, top + side
+    if isinstance(value, list | tuple) and len(value) == 2 and all(type(v) in (int, float) for v in value):
+        with suppress(OverflowError):  # an int in JSON may be larger than a float
+            low, high = map(float, value)
+            if low < high and math.isfinite(low) and math.isfinite(high):
+                return low, high
+    raise VitreousError(
+        f"The value range is {value!r:.60}; give the values of black and white, such as (0, 4095)."
+    )
 
 
 def upright(image: Image.Image) -> Image.Image:

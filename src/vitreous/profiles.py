@@ -10,7 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, features
 
-SPACES = {"RGB": "RGB", "CMYK": "CMYK", "L": "GRAY"}  # the space that a profile must have for images of a mode
+SPACES = {
+    "RGB": "RGB",
+    "CMYK": "CMYK",
+    "L": "GRAY",
+}  # the space that a profile must have for images of a mode
 CACHED = 32  # transforms in memory; all images of one camera or program share one
 SAME = 2  # levels: a profile that moves no colour further than this is sRGB
 

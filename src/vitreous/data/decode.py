@@ -7,8 +7,8 @@ import io
 import logging
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
 from os import PathLike
@@ -26,8 +26,10 @@ from vitreous.errors import VitreousError
 from vitreous.preprocess import Preprocess
 
 # Pillow's own names of the formats. HEIF comes with another package, see `_heif_is_known`.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM") + tuple(
-    name for name, feature in (("AVIF", "avif"), ("JPEG2000", "jpg_2000")) if features.check(feature)
+_PLUGINS = (("AVIF", "avif"), ("JPEG2000", "jpg_2000"))
+FORMATS = (
+    *("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM"),
+    *(name for name, feature in _PLUGINS if features.check(feature)),
 )
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 256 * 2**20  # of a file: enough for 64 million pixels of plain RGB
@@ -59,7 +61,6 @@ _MISSING = {
     "AVIF": "AVIF images need a Pillow that was built with libavif",
     "JPEG2000": "JPEG 2000 images need a Pillow that was built with OpenJPEG",
 }
-_FILTERS = threading.Lock()  # guards the warning filters, which all threads share
 T = TypeVar("T")
 # Pillow logs an error for some files that it refuses. Without a handler, Python would print it.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -85,7 +86,8 @@ class BadImage(VitreousError):  # noqa: N818 (the name says what it is)
 
 def image_dimensions(data: bytes) -> tuple[int, int]:
     """Width and height, from the header alone and before any rotation; raises `BadImage`."""
-    return _open(data).size
+    with _QUIET:
+        return _open(data).size
 
 
 def decode(data: bytes) -> Image.Image:
@@ -164,15 +166,16 @@ def read_image(source: str | PathLike[str] | bytes) -> Image.Image:
 
 
 def _converted(data: bytes, convert: Callable[[Image.Image, Origin], T]) -> T:
-    image = _open(data)
-    origin = image.info[KEY]
-    try:
-        image.load()
-    except Exception as error:  # on damaged bytes Pillow's readers raise nearly anything
-        raise _damaged(data, error) from None
-    _refuse_large(image)  # a HEIC file can hold more than its header says
-    try:
+    with _QUIET:
+        image = _open(data)
+        origin = image.info[KEY]
+        try:
+            image.load()
+        except Exception as error:  # on damaged bytes Pillow's readers raise nearly anything
+            raise _damaged(data, error) from None
+        _refuse_large(image)  # a HEIC file can hold more than its header says
         _turn_upright(image)
+    try:
         return convert(image, origin)
     except OutOfRange as error:
         raise BadImage("unsupported", f"{error.values}; {error.remedy}") from None
@@ -222,8 +225,7 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _header(data: bytes, kind: str) -> Image.Image:
-    with _no_warnings():
-        return Image.open(io.BytesIO(data), formats=(kind,))
+    return Image.open(io.BytesIO(data), formats=(kind,))
 
 
 def _refuse_large(image: Image.Image) -> None:
@@ -232,12 +234,32 @@ def _refuse_large(image: Image.Image) -> None:
         raise BadImage("too large", f"{width}×{height}, more than {MAX_PIXELS // 10**6} million pixels")
 
 
-@contextmanager
-def _no_warnings() -> Iterator[None]:
-    """Keeps Pillow's warnings about odd headers and huge images off stderr."""
-    with _FILTERS, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+class _Quiet:
+    """Keeps Pillow's warnings about odd headers and huge images off stderr, in as many threads as are inside.
+
+    All threads share the warning filters, so the first to enter changes them and the last to leave restores them.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.inside = threading.Lock(), 0
+        self.filters = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if self.inside == 0:
+                self.filters = warnings.catch_warnings()
+                self.filters.__enter__()
+                warnings.simplefilter("ignore")
+            self.inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                self.filters.__exit__(None, None, None)
+
+
+_QUIET = _Quiet()
 
 
 @cache
@@ -307,6 +329,8 @@ def _boxes_end(data: bytes) -> int:
 
 def _tiff_directory_end(data: bytes) -> int:
     """The end of the table that most writers put last in a TIFF file."""
+    if 43 in data[2:4]:
+        return 0  # BigTIFF, which has no table that writers put last
     order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
     start = int.from_bytes(data[4:8], order)
     entries = int.from_bytes(data[start : start + 2], order)
@@ -317,9 +341,5 @@ def _turn_upright(image: Image.Image) -> None:
     """Turns a loaded image according to its EXIF orientation."""
     if image.format != "TIFF" and image.info.keys() == {KEY}:
         return  # without metadata there is no orientation; looking for it takes as long as decoding a small image
-    try:
-        with _no_warnings():
-            image.getexif()
+    with suppress(Exception):  # broken EXIF data do not make the image unusable
         ImageOps.exif_transpose(image, in_place=True)
-    except Exception:  # broken EXIF data do not make the image unusable
-        pass

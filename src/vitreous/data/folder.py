@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -23,7 +22,8 @@ from vitreous.wording import count
 
 WORKERS = min(4, os.cpu_count() or 1)
 MAX_LINKS = 100_000  # links to folders that are followed
-GROUP = 16  # small images that a thread decodes at a time
+GROUP = 16  # images that a thread decodes at a time
+SMALL = 3000  # bytes of a file, on average: of 32 by 32 pixels as PNG, or 64 by 64 as JPEG
 T = TypeVar("T")
 
 
@@ -43,11 +43,12 @@ class Tree:
 
 
 @contextmanager
-def open_tree(path: Path, splits: str = "auto") -> Iterator[Tree]:
+def open_tree(path: Path, splits: str = "auto", listing: Listing | None = None) -> Iterator[Tree]:
     """Lists a folder or zip of images and understands it, see `layout`. It can be read inside the `with` block.
 
     Args:
         splits: see `ReadOptions`.
+        listing: what `list_folder` has found in a folder; it is listed now if this is left out.
 
     Raises:
         VitreousError: there is nothing at `path`, it is neither a folder nor a zip, or it cannot be understood.
@@ -58,7 +59,7 @@ def open_tree(path: Path, splits: str = "auto") -> Iterator[Tree]:
         def read(location: str) -> bytes:
             return _read_file(path / location)
 
-        listing = list_folder(path)
+        listing = listing or list_folder(path)
         names = [*listing.files, *listing.litter]
         layout = read_layout(path, names, listing.folders, read, splits, listing.unusable)
         yield Tree(path, replace(layout, understood=(*listing.notes, *layout.understood)), read)
@@ -231,21 +232,32 @@ def read_all(
 ) -> Iterator[tuple[Entry, T | BadImage]]:
     """Yields each entry in order with the result of `work` on its bytes, or with its `BadImage`.
 
-    A few threads do the work, and few results are in memory at any time.
+    A few threads do the work, and few results are in memory at any time. Files of a few kilobytes are read by this
+    thread alone: decoding them is mostly Python, and threads would only wait for each other.
     """
 
-    def results_of(entries: Sequence[Entry]) -> list[T | BadImage]:
+    def results_of(entries: Sequence[Entry]) -> tuple[list[T | BadImage], int]:
+        """The results, and how many bytes were read."""
         results: list[T | BadImage] = []
+        size = 0
         for entry in entries:
             try:
-                results.append(work(read(entry.location)))
+                data = read(entry.location)
+                size += len(data)
+                results.append(work(data))
             except BadImage as bad:
                 results.append(bad)
-        return results
+        return results, size
 
-    in_flight = GROUP * 8 * WORKERS
+    start, length, use_threads = 0, GROUP, False
     with ThreadPoolExecutor(WORKERS) as pool:
-        for start in range(0, len(entries), in_flight):
-            batch = entries[start : start + in_flight]
+        while start < len(entries):
+            batch = entries[start : start + length]
             groups = [batch[first : first + GROUP] for first in range(0, len(batch), GROUP)]
-            yield from zip(batch, chain.from_iterable(pool.map(results_of, groups)), strict=True)
+            outcomes = pool.map(results_of, groups) if use_threads else map(results_of, groups)
+            total = 0
+            for group, (results, size) in zip(groups, outcomes, strict=True):
+                total += size
+                yield from zip(group, results, strict=True)
+            start += length
+            length, use_threads = GROUP * 8 * WORKERS, total > SMALL * len(batch)

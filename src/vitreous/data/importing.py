@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 from vitreous.data.decode import BadImage, decode_to, image_dimensions
-from vitreous.data.folder import Tree, existing, list_folder, open_tree, read_all
+from vitreous.data.folder import Listing, Tree, existing, list_folder, open_tree, read_all
 from vitreous.data.layout import Entry, Problem
 from vitreous.data.originals import shapes_of
 from vitreous.data.packed import open_store, pack, packed_size, read_header, store_path
@@ -73,7 +73,9 @@ def import_folder(path: Path, data_dir: Path, options: ReadOptions, say: Callabl
         VitreousError: bad files, fewer than two classes, a class without training images, or no disk space.
     """
     path = existing(path)
-    state = _state(path)  # before anything is read, so that a change during the import is noticed next time
+    # Before anything is read, so that a change during the import is noticed next time.
+    listing = list_folder(path) if path.is_dir() else None
+    state = _state(path, listing)
     for size in (options.image_size,) if options.image_size else DEFAULT_SIZES:
         location = _packed_location(path, data_dir, size, options)
         header = read_header(location)
@@ -87,7 +89,7 @@ def import_folder(path: Path, data_dir: Path, options: ReadOptions, say: Callabl
             say(note)
         return store
 
-    with open_tree(path, options.splits) as tree:
+    with open_tree(path, options.splits, listing) as tree:
         default_size, reason = choose_size(tree)
         size = options.image_size or default_size
         location = _packed_location(path, data_dir, size, options)
@@ -239,16 +241,16 @@ def _survey(tree: Tree, first: Preprocess, options: ReadOptions, scratch: Binary
     )
 
 
-def _state(path: Path) -> str:
-    """A text that changes when a file is added, removed or changed; no file is opened for it."""
-    if path.is_file():
+def _state(path: Path, listing: Listing | None) -> str:
+    """A text that changes when a file or folder is added, removed or changed; no file is opened for it."""
+    if listing is None:
         status = path.stat()
         return f"{status.st_size} {status.st_mtime_ns}"
-    listing = hashlib.sha256()
-    for name, status in sorted(list_folder(path)[0].items()):
-        line = f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n"
-        listing.update(line.encode("utf-8", "surrogateescape"))
-    return listing.hexdigest()
+    state = hashlib.sha256()
+    files = [f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n" for name, status in listing.files.items()]
+    for line in (*sorted(files), *sorted(listing.folders)):
+        state.update(line.encode("utf-8", "surrogateescape"))
+    return state.hexdigest()
 
 
 def _packed_location(path: Path, data_dir: Path, size: int, options: ReadOptions) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from vitreous.data.sentences import MUCH, cut_share
 from vitreous.data.store import ImageStore
 from vitreous.data.values import Facts
 from vitreous.errors import VitreousError
-from vitreous.preprocess import to_rgb
+from vitreous.preprocess import Preprocess
 from vitreous.wording import count
 
 EXAMPLES = 8
+LARGEST = 512  # pixels of a side
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,13 @@ class Original:
     """An image before and after it became square.
 
     Attributes:
-        image: all of it, upright, in RGB.
+        width, height: in pixels, upright.
+        image: all of it in RGB, of these proportions and at most `LARGEST` pixels wide and high.
         square: uint8 [S, S, 3], as it was packed.
     """
 
+    width: int
+    height: int
     image: Image.Image
     square: np.ndarray
 
@@ -107,8 +111,18 @@ def read_originals(store: ImageStore) -> list[Original]:
             locations = {entry.name: entry.location for entry in tree.layout.entries}
             for name in shapes["examples"]:
                 split, position = positions[name]
-                image = to_rgb(read_image(tree.read(locations[name])), store.preprocess.ground)
-                originals.append(Original(image, np.asarray(store.splits[split].images[position])))
+                image = read_image(tree.read(locations[name]))
+                square = np.asarray(store.splits[split].images[position])
+                originals.append(Original(*image.size, _whole(image, store.preprocess), square))
     except (VitreousError, KeyError):  # moved or changed since the import
         return []
     return originals
+
+
+def _whole(image: Image.Image, settings: Preprocess) -> Image.Image:
+    """All of an image in RGB, with the values and the ground that its data set was packed with."""
+    side = min(LARGEST, max(image.size))
+    stretched = replace(settings, size=side, fit="stretch").batch(image)[0]
+    scale = side / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return Image.fromarray(stretched).resize(size, Image.Resampling.LANCZOS)

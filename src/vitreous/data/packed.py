@@ -27,6 +27,7 @@ from vitreous.files import atomic_write, check_free_space, write_failure
 from vitreous.preprocess import Preprocess
 
 HEADER = "store.json"
+COPIES = "copies.npz"  # which images are copies of one another, written when it is first asked; see copies.py
 PARTIAL = ".partial"  # suffix of a folder that is still being written
 FORMAT = "vitreous image store"
 VERSION = 1
@@ -273,7 +274,7 @@ def _open_split(path: Path, split: str, count: int, image_size: int) -> Split:
 def remove_store(path: Path) -> int:
     """Removes the packed data set at `path` and returns the bytes freed, 0 if there is none.
 
-    Only a real folder with a vitreous header is touched, and in it only the files that `pack` writes.
+    Only a real folder with a vitreous header is touched, and in it only files that vitreous writes.
     """
     if path.is_symlink() or not path.is_dir() or read_header(path) is None:
         return 0
@@ -283,10 +284,9 @@ def remove_store(path: Path) -> int:
         for kind in ("images.npy", "labels.npy", "names.json", "groups.json")
     ]
     freed = 0
-    for file in [
-        path / HEADER,
-        *packed_files,
-    ]:  # the header first: without it nothing takes the rest for complete
+    found_later = [path / COPIES, *path.glob(f".{COPIES}.*.tmp")]  # the latter if a process was killed
+    # The header first: without it nothing takes the rest for complete.
+    for file in [path / HEADER, *packed_files, *found_later]:
         if file.is_file():
             freed += file.lstat().st_size
             file.unlink()

@@ -11,7 +11,7 @@ import numpy as np
 
 from vitreous.data.entries import Layout
 from vitreous.data.values import Facts
-from vitreous.preprocess import kept_box
+from vitreous.preprocess import cut_off
 from vitreous.wording import count, percent, shortened
 
 if TYPE_CHECKING:  # importing.py imports this module
@@ -88,7 +88,7 @@ def count_bad_files(path: Path, bad: int, files: int) -> list[str]:
 
 def cut_share(fact: Facts, fit: str) -> float:
     """The share of an image's area that `fit` cuts off."""
-    left, top, right, bottom = kept_box(fact.width, fact.height, fit)
+    left, top, right, bottom = cut_off(fact.width, fact.height, fit)
     return 1 - (right - left) * (bottom - top) / (fact.width * fact.height)
 
 

@@ -18,7 +18,7 @@ from vitreous.data.originals import Original, describe_fit, read_originals
 from vitreous.data.store import ImageStore
 from vitreous.errors import VitreousError
 from vitreous.files import atomic_write, path_of
-from vitreous.preprocess import kept_box
+from vitreous.preprocess import cut_off
 from vitreous.wording import count, printable
 
 PER_LINE = 4  # images of a class side by side
@@ -190,13 +190,13 @@ def _strip(
 
 def _cell(original: Original, fit: str, font: ImageFont.FreeTypeFont) -> Image.Image:
     """An original with its size below, and either what is cut off dimmed, or the square beside it."""
-    width, height = original.image.size
+    width, height = original.width, original.height
     scale = min(ORIGINAL_WIDTH / width, TILE / height)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     image = original.image.resize(size, Image.Resampling.LANCZOS)
     captions = [f"{width}×{height}"]
     if fit == "crop":
-        left, top, right, bottom = kept_box(width, height, fit)
+        left, top, right, bottom = cut_off(width, height, fit)
         x, y = round(left * scale), round(top * scale)
         box = x, y, max(x + 1, round(right * scale)), max(y + 1, round(bottom * scale))
         dimmed = Image.blend(image, Image.new("RGB", size, PAPER), DIMMED)
@@ -205,7 +205,10 @@ def _cell(original: Original, fit: str, font: ImageFont.FreeTypeFont) -> Image.I
         parts = [dimmed]
         captions.append(f"keeps {100 * (right - left) * (bottom - top) / (width * height):.0f} %")
     else:
-        parts = [image, _tile(original.square, TILE)]
+        tile = _tile(original.square, TILE)
+        frame = Image.new("RGB", (tile.width + 2, tile.height + 2), GREY)  # shows where white bars end
+        frame.paste(tile, (1, 1))
+        parts = [image, frame]
     across = sum(part.width + GAP for part in parts) - GAP
     across = max(across, *(round(font.getlength(caption)) for caption in captions))
     tall = max(part.height for part in parts)

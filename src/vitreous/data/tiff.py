@@ -81,7 +81,9 @@ def described(tags: Tags) -> str:
     """The kind of an image, for one that Pillow cannot read although its file seems to be whole."""
     bands = "1 band" if len(tags.bits) == 1 else f"{len(tags.bits)} bands"
     kind = KINDS.get(tags.kinds[0], "values of an unknown type")
-    return f"a TIFF of {bands}, {tags.bits[0]}-bit {kind}, photometric {tags.photometric}; convert to 8-bit PNG"
+    return (
+        f"a TIFF of {bands}, {tags.bits[0]}-bit {kind}, photometric {tags.photometric}; convert to 8-bit PNG"
+    )
 
 
 def _for_each(values: tuple[int, ...], bands: int) -> tuple[int, ...]:

@@ -28,8 +28,10 @@ from vitreous.wording import count
 BITS = (8, 10, 12, 14, 16)  # widths of integers that cameras and scanners have
 TAILS = (0.5, 99.5)  # percent: the darkest and brightest values of an image without a few outliers
 MIDDLE = (25, 75)  # percent of the images whose values must use the range
-FLAT = 1 / 16  # of the range: with less, images are nearly one grey. 12 bits beside one value of 16 bits have as much.
-NEARLY_BLACK = 63  # highest byte of 16-bit colour that may be colour of 14 bits or fewer
+FLAT = (
+    1 / 16
+)  # of the range: with less, images are nearly one grey. 12 bits beside one value of 16 bits have as much.
+NEARLY_BLACK = 64  # highest of 255 levels of 16-bit colour that may be colour of 14 bits or fewer
 HIDDEN = 24  # levels from 0 to 255: a ground as close as this to what is drawn on it hides it
 FEW = 5  # percent of the transparent images that a ground may hide
 SAMPLED = 2**16  # pixels of an image that are looked at, for percentiles and for what is drawn
@@ -197,9 +199,9 @@ def _with_range(
     if brightest <= NEARLY_BLACK and value_range != (0, SIXTEEN):
         have = count(len(colour), "image has", "images have")
         raise VitreousError(
-            f"{have} 16 bits per channel of colour, and no value is above {number(brightest * 256 + 255)} of {SIXTEEN}. "
-            "Only the high byte can be read, so they would be nearly black; convert them to 8 bits per channel"
-            f" (or give --value-range 0,{SIXTEEN} if they are that dark)."
+            f"{have} 16 bits per channel of colour, but no value is above {brightest / 255:.1%} of white. Only the "
+            "high byte can be read, so they would be nearly black; convert them to 8 bits per channel "
+            f"(if they are that dark, give --value-range 0,{SIXTEEN}, in Python value_range=(0, {SIXTEEN}))."
         )
     deep = [fact.values for fact in facts if fact.values and fact.values.kind != "colour"]
     given = value_range is not None
@@ -234,7 +236,9 @@ def _with_range(
     else:
         black, white = value_range
         bits = int(white + 1).bit_length() - 1
-        of_bits = f" ({bits} bits)" if not given and deep[0].kind == "integer" and white == 2**bits - 1 else ""
+        of_bits = (
+            f" ({bits} bits)" if not given and deep[0].kind == "integer" and white == 2**bits - 1 else ""
+        )
         sentences.append(
             f"{have}; their values {number(black)} to {number(white)}{of_bits} become black to white"
             + (" (--value-range changes this)." if not given else ".")

@@ -400,7 +400,7 @@ def _is_column(source: Any) -> bool:
 def is_part(source: Any) -> bool:
     """Whether an object can be one split of a data set: images and labels together."""
     if isinstance(source, tuple | list):
-        return len(source) == 2 and is_pair(source)
+        return is_pair(source) or _is_list_of_items(source)
     if isinstance(source, Mapping):
         return _find_key(source, IMAGE_KEYS) is not None and _find_key(source, LABEL_KEYS) is not None
     return is_dataset(source)
@@ -431,7 +431,7 @@ def _holds_labels(values: Any) -> bool:
     if is_dataset(values):
         return False
     first = _first(values)
-    return first is None or _is_label(first)
+    return first is None or isinstance(first, Mapping) or _is_label(first)
 
 
 def is_image(value: Any) -> bool:

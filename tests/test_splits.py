@@ -22,7 +22,13 @@ def test_three_splits_are_used_unchanged() -> None:
     for split, part in store.splits.items():
         assert getattr(splits, split) is part
     assert splits.notes == ()
-    assert splits.record() == {"seed": 42, "val_fraction": 0.1, "cut_from_train": {}, "cut_positions": {}}
+    assert splits.record() == {
+        "seed": 42,
+        "val_fraction": 0.1,
+        "cut_from_train": {},
+        "cut_positions": {},
+        "fingerprint": store.fingerprint,
+    }
 
 
 def test_validation_is_cut_by_class_from_unequal_classes() -> None:
@@ -47,6 +53,7 @@ def test_validation_is_cut_by_class_from_unequal_classes() -> None:
         "val_fraction": 0.1,
         "cut_from_train": {"val": list(splits.val.names)},
         "cut_positions": {"val": [source.names.index(name) for name in splits.val.names]},
+        "fingerprint": store.fingerprint,
     }
 
 

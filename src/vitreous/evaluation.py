@@ -200,7 +200,10 @@ def evaluate(
             raise VitreousError(
                 f"{run.path} was trained on its validation images too, so evaluate its test split."
             )
-        part = getattr(resolve_splits(store, run.recipe.data.val_fraction, run.recipe.data.split_seed), split)
+        splits = resolve_splits(
+            store, run.recipe.data.val_fraction, run.recipe.data.split_seed, recorded=run.split
+        )
+        part = getattr(splits, split)
         if split == "test":
             if not (read_test or _has_read_test(run)):
                 raise VitreousError(

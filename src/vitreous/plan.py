@@ -81,6 +81,7 @@ def make_plan(
     say: Say,
     recorded: Mapping[str, Any] | None = None,
     *,
+    recorded_split: Mapping[str, Any] | None = None,
     strict: bool = False,
 ) -> Plan:
     """Decides everything about a training.
@@ -88,6 +89,7 @@ def make_plan(
     Args:
         say: is called with every decision that follows from data and budget.
         recorded: the parts of another run's `[resolved]` table to use again: choices in `machine`, fits in `timeline`.
+        recorded_split: the other run's `split.json`, whose images are cut again.
         strict: raise if this machine cannot honour a recorded choice, instead of choosing anew.
 
     Raises:
@@ -119,7 +121,8 @@ def make_plan(
     bf16 = bare.precision == "bf16"
 
     # The data, and the values of the recipe that follow from them.
-    data = open_module(recipe, request, say)
+    data = open_module(recipe, request, say, recorded_split)
+    notices |= dict.fromkeys(data.splits.warnings)
     began = time.monotonic()
     recipe = fit_to_data(recipe, data, say)
     data.batch_size = recipe.training.batch_size
@@ -205,7 +208,9 @@ def make_plan(
     )
 
 
-def open_module(recipe: Recipe, request: Request, say: Say) -> ImageData:
+def open_module(
+    recipe: Recipe, request: Request, say: Say, recorded_split: Mapping[str, Any] | None = None
+) -> ImageData:
     """Opens the data and splits them as the recipe says; the augmentation comes later."""
     data = ImageData(
         request.data,
@@ -216,6 +221,7 @@ def open_module(recipe: Recipe, request: Request, say: Say) -> ImageData:
         seed=request.seed,
         data_dir=request.data_dir,
         train_on_val="val" not in request.judges,
+        recorded_split=recorded_split,
         say=say,
         classes=request.classes,
         **request.reading,

@@ -21,6 +21,7 @@ at which images are compared, K frequencies, P pairs.
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -28,9 +29,11 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+from PIL import Image
 
 from vitreous.data.identity import CHUNK_BYTES
 from vitreous.data.packed import COPIES
@@ -61,8 +64,9 @@ APART = (
 NEIGHBOURS = 48  # about how many candidates an image may have
 LEAST_CONTRAST = 2.0  # standard deviation in grey levels; plainer images are copies only if they are equal
 MOST_GAIN, MOST_OFFSET = 1.5, 48.0  # ratio of contrasts, and difference of mean brightness in grey levels
-COLOUR_LEVELS, COLOUR_SHARE = 12.0, 0.5  # difference of colour in levels, or as a share of the saturation
+COLOUR_LEVELS, COLOUR_SHARE = 10.0, 0.25  # difference of colour in levels, or as a share of the saturation
 FAMILY = 32  # different images in a family that stays whole
+PICTURED, PICTURE_SIDE = 12, 64  # pairs of a record whose images it holds, and their size in pixels
 ROWS, COLUMNS = 512, 4096  # of a block of similarities, which fits a processor's cache
 
 Report = Callable[[float], None]
@@ -616,6 +620,69 @@ def _result(
 def _preference(other: int, own: int) -> tuple[bool, int]:
     """Sorts the splits of relatives: other splits first, train before val."""
     return other == own, other
+
+
+# Record -----------------------------------------------------------------------------------------------
+
+
+def copies_record(store: ImageStore, sources: Mapping[str, str]) -> dict[str, Any] | None:
+    """The content of a run's `copies.json`: the copies that matter for its figures. None if there are none.
+
+    Its `leaks` are the images of val and test, as the source gives them, that have copies in the source's training
+    split. Its `conflicts` are copies with different labels. The first `PICTURED` of each have their `images`, the
+    image and the one that it is a copy of, as PNG in base64. `images` has the size of each split in question.
+
+    Args:
+        sources: the source's split that each of "val" and "test" is, or "train" if it was cut from that.
+    """
+    copies = copies_of(store)
+    leaks, conflicts = [], []
+    for pair in copies.pairs:
+        labels = [int(store.splits[split].labels[position]) for split, position in (pair.first, pair.second)]
+        for split in ("val", "test"):
+            if sources[split] != "train" and pair.across("train", sources[split]):
+                leaks.append((split, pair, labels))
+        if labels[0] != labels[1]:
+            conflicts.append((pair.second[0], pair, labels))
+    if not leaks and not conflicts:
+        return None
+    return {
+        "near": copies.near,
+        "images": {
+            split: len(store.splits[source]) for split, source in sources.items() if source != "train"
+        },
+        "leaks": [_described(store, *entry, pictured=i < PICTURED) for i, entry in enumerate(leaks)],
+        "conflicts": [_described(store, *entry, pictured=i < PICTURED) for i, entry in enumerate(conflicts)],
+    }
+
+
+def _described(
+    store: ImageStore, split: str, pair: Pair, labels: list[int], pictured: bool
+) -> dict[str, Any]:
+    (first_split, first), (second_split, second) = pair.first, pair.second
+    entry: dict[str, Any] = {
+        "split": split,
+        "name": store.splits[second_split].names[second],
+        "label": store.classes[labels[1]],
+        "copy_of": store.splits[first_split].names[first],
+        "copy_split": first_split,
+        "copy_label": store.classes[labels[0]],
+        "kind": pair.kind,
+    }
+    if pictured:
+        entry["images"] = [
+            _png(np.asarray(store.splits[name].images[position]))
+            for name, position in (pair.second, pair.first)
+        ]
+    return entry
+
+
+def _png(pixels: np.ndarray) -> str:
+    image = Image.fromarray(pixels)
+    image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+    content = BytesIO()
+    image.save(content, "PNG")
+    return b64encode(content.getvalue()).decode()
 
 
 # Cache ------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vitreous.data.copies import Copies, copies_of
+from vitreous.data.copies import MOST_IMAGES, Copies, copies_of
 from vitreous.data.store import ImageStore, Split
 from vitreous.errors import VitreousError
 from vitreous.wording import count
@@ -243,6 +243,10 @@ def plan_splits(
                 f"{len(positions[split]):,} of {total:,} training images were cut for it (by class, seed {seed})."
             )
         notes += _kept_together(total, copies, groups)
+    if copies and not copies.near:
+        notes.append(
+            f"{name} has more than {MOST_IMAGES:,} different images, so only equal images count as copies."
+        )
     sources |= dict.fromkeys(cut, "train")
     return SplitPlan(
         sources, positions, cut, tuple(notes), tuple(_warnings(name, sources, labels, copies, groups))

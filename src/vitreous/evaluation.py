@@ -240,6 +240,7 @@ def _has_read_test(run: Run) -> bool:
 
 def _open_own(request: Mapping[str, Any], data_dir: Path | None) -> ImageStore:
     """Opens the data of a run as the run did."""
+    request = runs.with_earlier_defaults(request)
     reading = {name: request[name] for name in READING if name in request and name != "group_by"}
     try:
         return open_data(request["data"], data_dir, say=lambda line: None, **reading)

@@ -292,6 +292,11 @@ def accuracies(summary: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def with_earlier_defaults(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The recorded request of a run; what a run from before a choice existed did is added."""
+    return {"fit": "crop", **request}
+
+
 def check_same_data(source: str, fingerprint: str, recorded: str, *, given: bool) -> None:
     """Raises `VitreousError` if the data that were opened are not those of a run.
 

@@ -222,7 +222,7 @@ def evaluate(
     if request.get("group_by"):
         store = grouped(store, request["group_by"])
     fraction, seed = run.recipe.data.val_fraction, run.recipe.data.split_seed
-    part = getattr(resolve_splits(store, fraction, seed, recorded=run.split_record), split)
+    part = getattr(resolve_splits(store, fraction, seed, recorded=run.split), split)
     if split == "test":
         if not (read_test or _has_read_test(run)):
             raise VitreousError(

@@ -127,6 +127,7 @@ def make_plan(
 
     # The data, and the values of the recipe that follow from them.
     data = open_module(recipe, request, say, recorded, recorded_split)
+    notices |= dict.fromkeys(data.splits.warnings)
     began = time.monotonic()
     recipe = fit_to_data(recipe, data, say)
     data.batch_size = recipe.training.batch_size

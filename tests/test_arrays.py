@@ -334,6 +334,13 @@ def test_paths_are_read_as_a_folder_is(pets: tuple[Path, list[str]], tmp_path: P
             assert store.fingerprint == expected.fingerprint
             assert store.preprocess == expected.preprocess
             assert set(store.splits["train"].names) == set(paths)
+    for path in paths:
+        Image.open(path).resize((28, 28)).save(path)
+    expected = open_data(folder, tmp_path / "cache", say=quiet)
+    assert expected.image_size == 32  # an array of such images would keep 28
+    assert open_data((paths, NAMES), say=quiet).fingerprint == expected.fingerprint
+    for path, image in zip(paths, images(40, 50), strict=True):
+        Image.fromarray(image).save(path)
     files = [Path(path).read_bytes() for path in paths]
     assert open_data((files, NAMES), say=quiet).image_size == 32
 

@@ -632,7 +632,7 @@ def record_data(path: Path, data: str) -> None:
     changed = line.sub(lambda match: f"{match[1]}data = {recipes.toml_value(data)}", text, count=1)
     expected = tomllib.loads(text)
     expected["resolved"]["request"]["data"] = data
-    if changed == text or tomllib.loads(changed) != expected:  # someone has written the table in another form
+    if tomllib.loads(changed) != expected:  # someone has written the table in another form
         changed = recipes.dump(expected)
     atomic_write(file, changed)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -41,7 +41,7 @@ def deep_png(pixels: np.ndarray) -> bytes:
     return png(width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], pixels.astype(">u2").tobytes())
 
 
-def tiff(*pages: np.ndarray, order: str = "<", big: bool = False, **tags: Any) -> bytes:
+def tiff(*pages: np.ndarray, order: Literal["<", ">"] = "<", big: bool = False, **tags: Any) -> bytes:
     """An uncompressed TIFF or BigTIFF of arrays [H, W] or [H, W, C] of any type.
 
     Args:

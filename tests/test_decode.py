@@ -363,7 +363,7 @@ def test_several_images_in_a_file_are_counted() -> None:
 
 
 @pytest.mark.parametrize(("order", "big"), [("<", False), (">", False), ("<", True)])
-def test_reduced_copies_in_a_tiff_are_not_counted(order: str, big: bool) -> None:
+def test_reduced_copies_in_a_tiff_are_not_counted(order: Any, big: bool) -> None:
     page = np.zeros((4, 4, 3), np.uint8)
     for options, images in (({}, 3), ({"subfile": 1}, 1), ({"subfile": 4}, 1), ({"subfile": 2}, 3)):
         data = tiff(page, page, page, order=order, big=big, **options)

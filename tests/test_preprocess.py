@@ -86,9 +86,8 @@ def test_stretch_and_pad_keep_the_whole_image(height: int, width: int) -> None:
     inner = (max(1, round(height * 32 / max(height, width))), max(1, round(width * 32 / max(height, width))))
     top, left = (32 - inner[0]) // 2, (32 - inner[1]) // 2
     expected = np.full((32, 32, 3), 128, np.uint8)
-    expected[top : top + inner[0], left : left + inner[1]] = image.resize(
-        inner[::-1], Image.Resampling.BICUBIC
-    )
+    resized = np.asarray(image.resize(inner[::-1], Image.Resampling.BICUBIC))
+    expected[top : top + inner[0], left : left + inner[1]] = resized
     np.testing.assert_array_equal(fit(image, 32, how="pad", ground="grey"), expected)
 
 

@@ -16,9 +16,9 @@ from vitreous.bundle import Bundle, load_bundle, save_bundle
 from vitreous.data import decode as decoding
 from vitreous.data.decode import decode_to, read_image
 from vitreous.data.importing import import_folder
-from vitreous.data.reading import read_options
+from vitreous.data.reading import ReadOptions, read_options
 from vitreous.data.store import ImageStore
-from vitreous.data.values import GROUNDS, Facts, Values, settle
+from vitreous.data.values import GROUNDS, Facts, Values, refuse_other_values, settle
 from vitreous.errors import VitreousError
 from vitreous.model.vit import create_model
 from vitreous.preprocess import CHOICES, Preprocess
@@ -382,6 +382,45 @@ def test_several_images_in_a_file_and_unused_bands_are_said() -> None:
 
 def test_the_facts_of_ordinary_images_take_little_memory() -> None:
     assert not hasattr(Facts(1, 1), "__dict__") and not hasattr(Values("float", 0, 1, 0, 1), "__dict__")
+
+
+# ---- images for a network that is trained
+
+
+@pytest.mark.parametrize(
+    ("value_range", "data", "words"),
+    [
+        (
+            None,
+            grey(noise(0, 70_000), np.uint32),
+            "integers from .* trained to read integers from 0 to 65535",
+        ),
+        (None, grey(noise(-3, 1), np.float32), "floats from .* trained to read floats from 0 to 1"),
+        ((0, 4095), grey(noise(0, 1), np.float32), "floats from .* trained to read values from 0 to 4095"),
+        ((0, 4095), grey(noise(5000, 6000)), "integers from 5.* trained to read values from 0 to 4095"),
+        ((0, 1.05), grey(noise(0, 4095)), "integers from .* trained to read values from 0 to 1.05"),
+        ((-5, 1), grey(noise(0, 255)), "integers from .* trained to read values from -5 to 1"),
+        (None, deep_png(np.full((9, 9, 3), 4095, np.uint16)), "16 bits per channel of colour"),
+    ],
+)
+def test_values_that_a_network_does_not_know_are_refused(
+    value_range: tuple[float, float] | None, data: bytes, words: str
+) -> None:
+    settings = Preprocess(16, value_range=value_range)
+    facts = [decode_to(settings, data)[1], decode_to(settings, random_png(1))[1]]
+    with pytest.raises(VitreousError, match=words):
+        refuse_other_values(settings, facts)
+
+
+def test_other_data_of_a_trained_network_are_read_by_its_settings(tmp_path: Path) -> None:
+    files = {f"{name}/{i}.png": twelve_bits(i, ROWS) for name in "ab" for i in range(3)}
+    root = write_files(tmp_path / "set", files)
+    settings = Preprocess(16, value_range=(0, 8191), ground="grey", fit="crop")
+    store = import_folder(root, tmp_path, ReadOptions(settings=settings), lambda line: None)
+    assert store.preprocess == settings and 70 < store.splits["train"].images.max() < 80
+    write_files(root, {"b/4.tif": grey(noise(0, 1), np.float32)})
+    with pytest.raises(VitreousError, match="trained to read values from 0 to 8191"):
+        import_folder(root, tmp_path, ReadOptions(settings=settings), lambda line: None)
 
 
 # ---- from files to a bundle

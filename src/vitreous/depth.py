@@ -158,13 +158,18 @@ def finite_range(values: np.ndarray) -> tuple[float, float]:
 
 
 def unlike(values: np.ndarray, value_range: tuple[float, float]) -> bool:
-    """Whether values clearly have another scale than `value_range`: floats from 0 to 1 or thousands."""
+    """Whether values clearly have another unit than `value_range`, as floats from 0 to 1 beside thousands."""
+    if not another_unit(values.dtype.kind, *finite_range(values), value_range):
+        return False
+    with np.errstate(invalid="ignore"):  # the fraction of infinity
+        return values.dtype.kind != "f" or bool((values % 1 > 0).any())
+
+
+def another_unit(kind: str, lowest: float, highest: float, value_range: tuple[float, float]) -> bool:
+    """Whether values of a numpy `kind` from `lowest` to `highest` seem to have another unit than `value_range`."""
     low, high = value_range
-    lowest, highest = finite_range(values)
-    if values.dtype.kind == "f":
-        with np.errstate(invalid="ignore"):  # the fraction of infinity
-            fractions = bool((values % 1 > 0).any())
-        return fractions and low >= 0 and high >= 255 and lowest >= 0 and highest <= 1
+    if kind == "f":
+        return low >= 0 and high >= 255 and lowest >= 0 and highest <= 1
     return high < 2 <= highest
 
 

@@ -21,7 +21,7 @@ from vitreous.data.reading import ReadOptions
 from vitreous.data.sentences import describe_cut
 from vitreous.data.splits import TITLES
 from vitreous.data.store import ImageStore, in_memory
-from vitreous.data.values import Facts, settle
+from vitreous.data.values import Facts, refuse_other_values, settle
 from vitreous.errors import VitreousError, unknown
 from vitreous.files import human_size
 from vitreous.preprocess import Preprocess
@@ -111,6 +111,8 @@ def _read(
         final, notes = settle(first, facts, options.value_range)
         for split, part in source.parts.items():
             converted[split].convert_again(part, first, final)
+    else:
+        refuse_other_values(first, facts)
 
     splits, raw_labels = {}, dict[str, Labels]()
     for split, part in source.parts.items():

@@ -22,7 +22,7 @@ from vitreous.data.packed import open_store, pack, packed_size, read_header, sto
 from vitreous.data.reading import ReadOptions
 from vitreous.data.sentences import check_command, notes_of
 from vitreous.data.store import ImageStore, RawSplit
-from vitreous.data.values import Facts, settle
+from vitreous.data.values import Facts, refuse_other_values, settle
 from vitreous.errors import VitreousError
 from vitreous.files import check_free_space, human_size, write_failure
 from vitreous.preprocess import Preprocess
@@ -175,7 +175,12 @@ def surveyed(tree: Tree, size: int, options: ReadOptions, location: Path) -> Ite
     except OSError as error:
         raise write_failure(location, error) from error
     with scratch:
-        yield _survey(tree, options.settings or Preprocess(size, options.fit), options, scratch)
+        yield _survey(
+            tree,
+            options.settings or Preprocess(size, options.fit, value_range=options.value_range),
+            options,
+            scratch,
+        )
 
 
 def _survey(tree: Tree, first: Preprocess, options: ReadOptions, scratch: BinaryIO) -> Survey:
@@ -206,6 +211,8 @@ def _survey(tree: Tree, first: Preprocess, options: ReadOptions, scratch: Binary
     final, notes = first, tuple[str, ...]()
     if options.settings is None:
         final, notes = settle(first, facts, options.value_range)
+    else:
+        refuse_other_values(first, facts)
     again = [i for i, fact in enumerate(facts) if fact.depends(first, final)]
     changed = read_all([usable[i] for i in again], tree.read, partial(decode_to, final))
     for i, (entry, result) in zip(again, track(changed, len(again), "Converting"), strict=True):

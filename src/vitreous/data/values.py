@@ -14,6 +14,7 @@ from vitreous.depth import (
     SIXTEEN,
     Origin,
     OutOfRange,
+    another_unit,
     finite_range,
     is_deep,
     number,
@@ -59,6 +60,17 @@ class Values:
     white: int | None = None
     gaps: bool = False
 
+    @property
+    def own_range(self) -> tuple[float, float]:
+        """Black and white unless a range is given."""
+        return own_range("f" if self.kind == "float" else "u", self.white)
+
+    @property
+    def inside_own_range(self) -> bool:
+        """Whether no value is below black or above white of that range."""
+        black, white = self.own_range
+        return black <= self.low and self.high <= white
+
 
 @dataclass(frozen=True, slots=True)
 class Facts:
@@ -92,9 +104,8 @@ class Facts:
             return True
         if self.values is None or self.values.kind == "colour":
             return False
-        own = own_range("f" if self.values.kind == "float" else "u", self.values.white)
-        inside = own[0] <= self.values.low and self.values.high <= own[1]
-        before = first.value_range or (own if inside else None)
+        own = self.values.own_range
+        before = first.value_range or (own if self.values.inside_own_range else None)
         return before != (final.value_range or own)
 
 
@@ -187,6 +198,36 @@ def settle(
     return settings, tuple(sentences)
 
 
+def refuse_other_values(settings: Preprocess, facts: Sequence[Facts]) -> None:
+    """Refuses images that the settings of a trained network cannot read, or would make black or white.
+
+    Raises:
+        VitreousError: images of more than 8 bits have values that `settings` do not mean.
+    """
+    colour = [fact.values for fact in facts if fact.values and fact.values.kind == "colour"]
+    _refuse_dark_colour(colour, settings.value_range)
+    deep = [fact.values for fact in facts if fact.values and fact.values.kind != "colour"]
+    for kind, noun in (("integer", "integers"), ("float", "floats")):
+        values = [part for part in deep if part.kind == kind]
+        if not values:
+            continue
+        low, high = min(part.low for part in values), max(part.high for part in values)
+        if settings.value_range is None:
+            outside = [part for part in values if not part.inside_own_range]
+            reads = f"{noun} from {' to '.join(map(number, own_range('f' if kind == 'float' else 'u')))}"
+        else:
+            black, white = settings.value_range
+            beside = high < black or low > white
+            outside = values if beside or another_unit(kind[0], low, high, settings.value_range) else []
+            reads = f"values from {number(black)} to {number(white)}"
+        if outside:
+            have = count(len(outside), "image has", "images have")
+            raise VitreousError(
+                f"{have} more than 8 bits, with {noun} from {number(low)} to {number(high)}, but the network was "
+                f"trained to read {reads}; give images on that scale, or of 8 bits."
+            )
+
+
 # ---- range of values
 
 
@@ -195,14 +236,7 @@ def _with_range(
 ) -> tuple[Preprocess, list[str]]:
     """The settings with the values of black and white, and sentences about them."""
     colour = [fact.values for fact in facts if fact.values and fact.values.kind == "colour"]
-    brightest = max((values.high for values in colour), default=SIXTEEN)
-    if brightest <= NEARLY_BLACK and value_range != (0, SIXTEEN):
-        have = count(len(colour), "image has", "images have")
-        raise VitreousError(
-            f"{have} 16 bits per channel of colour, but no value is above {brightest / 255:.1%} of white. Only the "
-            "high byte can be read, so they would be nearly black; convert them to 8 bits per channel "
-            f"(if they are that dark, give --value-range 0,{SIXTEEN}, in Python value_range=(0, {SIXTEEN}))."
-        )
+    _refuse_dark_colour(colour, value_range)
     deep = [fact.values for fact in facts if fact.values and fact.values.kind != "colour"]
     given = value_range is not None
     if not deep:
@@ -252,6 +286,18 @@ def _with_range(
         holds = count(gaps, "image holds", "images hold")
         sentences.append(f"{holds} values that are not finite; they become black.")
     return replace(settings, value_range=value_range), sentences
+
+
+def _refuse_dark_colour(colour: Sequence[Values], value_range: tuple[float, float] | None) -> None:
+    """Refuses colour of 16 bits whose values fill only the low bits, since Pillow keeps the high byte."""
+    brightest = max((values.high for values in colour), default=SIXTEEN)
+    if brightest <= NEARLY_BLACK and value_range != (0, SIXTEEN):
+        have = count(len(colour), "image has", "images have")
+        raise VitreousError(
+            f"{have} 16 bits per channel of colour, but no value is above {brightest / 255:.1%} of white. Only the "
+            "high byte can be read, so they would be nearly black; convert them to 8 bits per channel "
+            f"(if they are that dark, give --value-range 0,{SIXTEEN}, in Python value_range=(0, {SIXTEEN}))."
+        )
 
 
 def _found_range(deep: Sequence[Values], have: str, span: str) -> tuple[float, float] | None:

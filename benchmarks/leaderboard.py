@@ -2,8 +2,8 @@
 
     python benchmarks/leaderboard.py
 
-Fills the tables of `docs/results.md` and `docs/speed.md`, and the table of results in `README.md`. Draws
-`docs/accuracy-flops.svg`, `docs/accuracy-minutes.svg` and `docs/law.svg`.
+Fills the tables of `docs/results.md`, `docs/speed.md` and `docs/images.md`, and the table of results in `README.md`.
+Draws `docs/accuracy-flops.svg`, `docs/accuracy-minutes.svg` and `docs/law.svg`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from typing import Any
 import matplotlib as mpl
 
 mpl.use("svg")
+import images_page
 import matplotlib.pyplot as plt
 import numpy as np
+import speed_page
 from pages import fill, markers
 from record import HERE, load
-from speed_page import fill_page
 
 Record = dict[str, Any]
 
@@ -100,7 +101,9 @@ PUBLISHED = (
 
 def main() -> None:
     render(HERE.parent)
-    print(f"{len(load())} records: README.md, docs/results.md with its plots, and docs/speed.md")
+    print(
+        f"{len(load())} records: README.md, docs/results.md with its plots, docs/speed.md and docs/images.md"
+    )
 
 
 def render(root: Path) -> None:
@@ -110,7 +113,8 @@ def render(root: Path) -> None:
         fill(results, name, table())
     if markers("results")[0] in readme.read_text(encoding="utf-8"):
         fill(readme, "results", readme_table())
-    fill_page(root / "docs" / "speed.md")
+    speed_page.fill_page(root / "docs" / "speed.md")
+    images_page.fill_page(root / "docs" / "images.md")
     plot_accuracy(root / "docs" / "accuracy-flops.svg", "train_flops")
     plot_accuracy(root / "docs" / "accuracy-minutes.svg", "total_seconds")
     plot_law(root / "docs" / "law.svg")

@@ -11,6 +11,8 @@ import multiprocessing
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -279,7 +281,7 @@ def test_every_anchor_of_the_results_is_there() -> None:
 
 def copy_of_pages(target: Path) -> None:
     (target / "docs").mkdir()
-    for page in ("README.md", "docs/results.md", "docs/speed.md"):
+    for page in ("README.md", "docs/results.md", "docs/speed.md", "docs/images.md"):
         shutil.copy(ROOT / page, target / page)
 
 
@@ -288,7 +290,7 @@ def test_tables_and_plots_are_those_of_the_records(tmp_path: Path) -> None:
 
     copy_of_pages(tmp_path)
     leaderboard.render(tmp_path)
-    for page in ("README.md", "docs/results.md"):
+    for page in ("README.md", "docs/results.md", "docs/speed.md", "docs/images.md"):
         assert (tmp_path / page).read_bytes() == (ROOT / page).read_bytes(), f"{page}: run make leaderboard"
     drawn = sorted((tmp_path / "docs").glob("*.svg"))
     assert [plot.name for plot in drawn] == ["accuracy-flops.svg", "accuracy-minutes.svg", "law.svg"]
@@ -357,7 +359,17 @@ def test_every_command_is_one_that_its_script_understands() -> None:
         except SystemExit:
             pytest.fail(f"{record['id']}: {script} does not understand {words}")
         scripts.add(module.__name__)
-    assert scripts == {"accuracy", "golden", "pairs", "peer_recipe", "peers", "record", "speed", "study"}
+    assert scripts == {
+        "accuracy",
+        "fits",
+        "golden",
+        "pairs",
+        "peer_recipe",
+        "peers",
+        "record",
+        "speed",
+        "study",
+    }
 
 
 def test_a_rerun_writes_the_recorded_command_of_an_accuracy_run() -> None:
@@ -450,3 +462,43 @@ def test_every_product_of_a_step_is_found_with_its_shape() -> None:
     assert any(name.startswith("convolution 2x3x9x9 5x3x3x3") for name in names)
     assert "mm 8x16 16x24" in names and any(name in ("mm 24x8 8x16", "mm 16x8 8x24") for name in names)
     assert len(names) == 4
+
+
+def test_import_speed_takes_the_faster_base_and_pairs_the_repeats() -> None:
+    import_speed = importlib.import_module("import_speed")
+
+    def run(seconds: float) -> dict[str, Any]:
+        return {
+            "seconds": seconds,
+            "threads": 2,
+            "parts": {"pack": seconds / 2},
+            "peak_bytes": 3e6,
+            "peak_bytes_before": 1e6,
+        }
+
+    results = {
+        "import": [run(3), run(8), run(4)],
+        "pillow_1": [run(2), run(4), run(2)],
+        "pillow_n": [run(1), run(4), run(3)],
+    }
+    summary = import_speed.summarize(100, results)
+    assert summary["seconds"] == {"import": 4, "pillow_1": 2, "pillow_n": 3}
+    assert summary["base"] == "pillow_1" and summary["import_over_base"] == 2
+    assert summary["import_over"] == {"pillow_1": 2.0, "pillow_n": 2.0}  # of 1.5, 2, 2 and of 3, 2, 1.33
+    assert summary["import_parts"] == {"pack": 2} and summary["files_per_second"]["import"] == 25
+
+
+def test_import_speed_runs(tmp_path: Path) -> None:
+    import_speed = importlib.import_module("import_speed")
+    import_speed.make_files(tmp_path / "files", 40)
+    assert (
+        len(list((tmp_path / "files").glob("*/*.png")))
+        == len(list((tmp_path / "files").glob("*/*.jpg")))
+        == 20
+    )
+    command = [sys.executable, str(BENCHMARKS / "import_speed.py"), "--files", "40", "--repeats", "1"]
+    done = subprocess.run([*command, "--folder", str(tmp_path)], capture_output=True, text=True, check=True)
+    summary = json.loads(done.stdout)
+    assert summary["files"] == 40 and all(summary["seconds"].values()) and summary["import_over_base"] > 0
+    assert sum(summary["import_parts"].values()) > 0 and summary["peak_memory_mb"]["import"] > 10
+    assert [file.name for file in tmp_path.iterdir()] == ["files"]

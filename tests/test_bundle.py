@@ -320,9 +320,39 @@ def test_a_bundle_of_format_1_still_loads(images: np.ndarray, tmp_path: Path) ->
     after = load_bundle(tmp_path)
     assert torch.equal(before.logits(images), after.logits(images))
     assert (after.classes, after.mean, after.std) == (before.classes, before.mean, before.std)
-    assert after.preprocess == Preprocess(8) and after.temperature == 1 and after.majority is None
+    assert (
+        after.preprocess == Preprocess(8, profiles="ignored")
+        and after.temperature == 1
+        and after.majority is None
+    )
     (tmp_path / "config.json").write_text(FORMAT_1.replace('"mean"', '"meen"'), encoding="utf-8")
     assert "no 'mean'" in refused(tmp_path)
+
+
+def test_a_bundle_of_format_2_ignores_profiles_as_when_it_was_trained(
+    images: np.ndarray, tmp_path: Path
+) -> None:
+    before = make()
+    save_bundle(before, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    config["format"] = 2
+    del config["preprocess"]["profiles"]
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    after = load_bundle(tmp_path)
+    assert after.preprocess == dataclasses.replace(before.preprocess, profiles="ignored")
+    assert torch.equal(before.logits(images), after.logits(images))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Preprocess(8, fit="pad", value_range=(0, 4095), ground="grey", profiles="ignored"),
+        Preprocess(8, fit="stretch", value_range=(-0.1, 1.023208498954773), ground="black"),
+    ],
+)
+def test_preprocessing_comes_back_as_it_was(settings: Preprocess, tmp_path: Path) -> None:
+    save_bundle(dataclasses.replace(make(), preprocess=settings), tmp_path)
+    assert load_bundle(tmp_path).preprocess == settings
 
 
 @pytest.mark.parametrize("load", [load_bundle, vitreous.load])
@@ -371,7 +401,15 @@ def test_a_config_that_is_none_is_refused(content: bytes, tmp_path: Path) -> Non
         ("preprocess.std", [0.2, float("inf"), 0.2], "std"),
         ("preprocess.size", 9, "that of preprocessing is 9"),
         ("preprocess.size", "8", "image size is '8'"),
-        ("preprocess.fit", "stretch", "preprocessing fit 'stretch'"),
+        ("preprocess.fit", "shrink", "preprocessing fit 'shrink'"),
+        ("preprocess.ground", "red", "preprocessing ground 'red'"),
+        ("preprocess.profiles", True, "preprocessing profiles 'True'"),
+        ("preprocess.value_range", [0], "value range is .0."),
+        ("preprocess.value_range", [5, 5], "value range"),
+        ("preprocess.value_range", [0, float("inf")], "value range"),
+        ("preprocess.value_range", [0, 10**400], "value range|damaged"),
+        ("preprocess.value_range", "0,1", "value range"),
+        ("preprocess.value_range", [False, True], "value range"),
         ("preprocess.fit", ["crop"], "preprocessing fit"),
         ("preprocess.sharpen", 1, "sharpen"),
         ("preprocess", 3, "preprocess is '3'"),

@@ -219,8 +219,10 @@ def test_a_path_may_hold_an_equals_sign(
         (
             "train --repeat x --seed 1",
             "--repeat takes data, recipe and budget from the run folder; give nothing else but "
-            "--out and --verbose.",
+            "--data, --out and --verbose.",
         ),
+        ("train --data x", "write the data set without an option, as in vitreous train x."),
+        ("train shapes --data 'a b'", "write the data set without an option, as in vitreous train 'a b'."),
         ("train --repeat nowhere", "There is no run folder nowhere"),
         ("train cifar10 --recipe defualt", "There is no recipe 'defualt'; did you mean 'default'?"),
         ("train cifar10 depht=6", "There is no recipe key 'depht'; did you mean 'depth'?"),
@@ -316,7 +318,7 @@ def test_every_mistake_is_a_sentence(
         ("train c split=val", "write --judge val."),
         ("train c split=0.2", "write val_fraction=0.2."),
         ("data show c --split 0.2", "write val_fraction=0.2 (a key of the recipe)."),
-        ("data show c --split val", "see vitreous data show --help."),
+        ("data show c --split val", "did you mean --splits?"),
         ("data show c seed=3", "see vitreous data show --help."),
         ("data show c device=cpu", "see vitreous data show --help."),
         ("data show c resume=runs/x", "see vitreous data show --help."),

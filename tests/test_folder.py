@@ -6,6 +6,9 @@ import hashlib
 import io
 import os
 import shutil
+import stat
+import sys
+import threading
 import zipfile
 from pathlib import Path
 
@@ -14,9 +17,11 @@ import pytest
 from PIL import Image
 
 from sample_data import random_image, random_png, write_files, write_zip
-from vitreous.data.folder import open_tree
+from vitreous.data.decode import BadImage
+from vitreous.data.entries import Entry
+from vitreous.data.folder import list_folder, open_tree, read_all
 from vitreous.data.importing import import_folder
-from vitreous.data.reading import ReadOptions
+from vitreous.data.reading import ReadOptions, read_options
 from vitreous.data.store import ImageStore
 from vitreous.errors import VitreousError
 
@@ -33,7 +38,7 @@ class Opened:
     def __init__(self, path: Path, data_dir: Path, image_size: int | None = None, skip_bad: bool = False):
         self.said: list[str] = []
         self.store: ImageStore = import_folder(
-            path, data_dir, ReadOptions(image_size, skip_bad=skip_bad), self.said.append
+            path, data_dir, read_options(image_size, skip_bad=skip_bad), self.said.append
         )
 
 
@@ -176,8 +181,8 @@ def test_a_second_opening_reads_no_image(tmp_path: Path, monkeypatch: pytest.Mon
         first = Opened(path, tmp_path / "data")
         assert any("will take" in line and "data clear" in line for line in first.said)
         with monkeypatch.context() as patch:
-            patch.setattr("vitreous.data.folder.decode_to", None)
-            patch.setattr("vitreous.data.folder.image_dimensions", None)
+            patch.setattr("vitreous.data.importing.decode_to", None)
+            patch.setattr("vitreous.data.importing.image_dimensions", None)
             for image_size in (None, 32):
                 again = Opened(path, tmp_path / "data", image_size)
                 assert again.store.path == first.store.path and not again.said
@@ -207,6 +212,13 @@ def test_a_changed_source_is_packed_anew(tmp_path: Path, as_zip: bool) -> None:
     assert len(list((tmp_path / "data" / "datasets").iterdir())) == 1  # the old one is not left behind
 
 
+def test_an_empty_class_folder_counts_as_changed(tmp_path: Path) -> None:
+    root = write_files(tmp_path / "pets", pets())
+    Opened(root, tmp_path / "data")
+    (root / "train" / "eel").mkdir()
+    assert any("1 class folder has no images" in line for line in Opened(root, tmp_path / "data").said)
+
+
 def test_a_touched_file_counts_as_changed(tmp_path: Path) -> None:
     root = write_files(tmp_path / "pets", pets())
     Opened(root, tmp_path / "data")
@@ -220,7 +232,7 @@ def test_no_space_is_said_before_anything_is_read(tmp_path: Path, monkeypatch: p
     root = write_files(tmp_path / "pets", pets())
     usage = type("usage", (), {"free": 1000})
     monkeypatch.setattr("vitreous.files.shutil.disk_usage", lambda path: usage)
-    monkeypatch.setattr("vitreous.data.folder.decode_to", None)
+    monkeypatch.setattr("vitreous.data.importing.decode_to", None)
     assert "free some space" in refusal(root, tmp_path)
 
 
@@ -255,10 +267,10 @@ def test_every_bad_file_is_listed_and_can_be_skipped(tmp_path: Path) -> None:
 
 
 def test_a_long_list_of_bad_files_is_shortened(tmp_path: Path) -> None:
-    root = write_files(tmp_path / "pets", pets() | {f"train/cat/{i}.txt": b"hello" for i in range(300)})
+    root = write_files(tmp_path / "pets", pets() | {f"train/cat/{i}x.jpg": b"hello" for i in range(300)})
     first, *lines = refusal(root, tmp_path).splitlines()
     assert "300 of the 312 files" in first
-    assert len(lines) == 51 and lines[-1] == "  … and 250 more"
+    assert len(lines) == 11 and lines[-1] == "  … and 290 more"
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
@@ -338,16 +350,133 @@ def test_an_encrypted_or_damaged_member_is_bad(tmp_path: Path) -> None:
     assert "train/cat/1.png: unreadable (damaged in the zip)" in message
 
 
-def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
+def test_links_are_followed_wherever_they_lead(tmp_path: Path) -> None:
+    files = pets()
+    pool = write_files(tmp_path / "pool", {name: data for name, data in files.items() if "/cat/" in name})
+    root = write_files(
+        tmp_path / "pets", {name: data for name, data in files.items() if "train/dog/" in name}
+    )
+    (root / "train/cat").mkdir()
+    for file in (pool / "train/cat").iterdir():
+        (root / "train/cat" / file.name).symlink_to(file)
+    (tmp_path / "other").mkdir()
+    (root / "test").symlink_to(tmp_path / "other")
+    (tmp_path / "other/cat").symlink_to(pool / "test/cat")
+    dogs = write_files(tmp_path / "dogs", {f"{i}.png": files[f"test/dog/{i}.png"] for i in range(3)})
+    (tmp_path / "other/dog").symlink_to(Path("..") / dogs.name)
+    plain = Opened(write_files(tmp_path / "plain", files), tmp_path / "data").store
+    linked = Opened(root, tmp_path / "data").store
+    assert linked.fingerprint == plain.fingerprint
+    assert {split: part.names for split, part in linked.splits.items()} == {
+        split: part.names for split, part in plain.splits.items()
+    }
+    # A changed target is a changed source.
+    (pool / "train/cat/0.png").write_bytes(random_png(1000))
+    assert Opened(root, tmp_path / "data").store.fingerprint != plain.fingerprint
+
+
+def test_dangling_links_are_problems(tmp_path: Path) -> None:
     root = write_files(tmp_path / "pets", pets())
-    secret = write_files(tmp_path, {"secret.png": random_png(50)}) / "secret.png"
-    (root / "train/cat/inside.png").symlink_to(root / "train/cat/0.png")
-    (root / "train/cat/out.png").symlink_to(secret)
     (root / "train/cat/broken.png").symlink_to(tmp_path / "nothing.png")
+    (root / "train/cat/self.png").symlink_to(root / "train/cat/self.png")
+    (root / "train/cat/notes.txt").symlink_to(tmp_path / "nothing.txt")
+    (root / "train/cow").symlink_to(tmp_path / "unplugged disk")
     message = refusal(root, tmp_path)
-    assert "2 of the 15 files" in message and "out.png: unreadable (a link" in message
-    (root / "train/cow").symlink_to(tmp_path)
-    assert f"{root / 'train/cow'} is a link to a folder" in refusal(root, tmp_path)
+    assert "3 of the 15 files" in message
+    assert f"train/cat/broken.png: dangling link (it leads to {tmp_path / 'nothing.png'}" in message
+    assert "train/cat/self.png: dangling link" in message
+    assert f"train/cow: dangling link (it leads to {tmp_path / 'unplugged disk'}" in message
+    first = Opened(root, tmp_path / "data", skip_bad=True).store
+    (tmp_path / "nothing.png").write_bytes(random_png(1001))
+    second = Opened(root, tmp_path / "data", skip_bad=True).store
+    assert len(second.splits["train"]) == len(first.splits["train"]) + 1
+
+
+def test_links_that_lead_back_end(tmp_path: Path) -> None:
+    root = write_files(tmp_path / "pets", pets())
+    (root / "train/cat/up").symlink_to(root / "train")
+    (root / "again").symlink_to(root)
+    pool = write_files(tmp_path / "pool", {"a/1.png": b"", "b/2.png": b""})
+    (pool / "a/to b").symlink_to(pool / "b")
+    (pool / "b/to a").symlink_to(pool / "a")
+    with open_tree(root) as tree:
+        assert len(tree.layout.entries) == 12 and tree.layout.splits == ("train", "test")
+        assert tree.layout.understood == (
+            "2 links to a folder around the link itself were not followed, such as again.",
+        )
+    listing = list_folder(pool)
+    assert sorted(listing.files) == ["a/1.png", "a/to b/2.png", "b/2.png", "b/to a/1.png"]
+
+
+def test_links_that_multiply_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitreous.data.folder.MAX_LINKS", 1000)
+    root = tmp_path / "pets"
+    for level in range(30):  # 2^30 paths
+        (root / f"{level}").mkdir(parents=True)
+        for name in ("a", "b"):
+            (root / f"{level}" / name).symlink_to(root / f"{level + 1}")
+    with pytest.raises(VitreousError, match="too many files or links"):
+        list_folder(root)
+
+
+def test_links_in_a_zip_are_never_followed(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "pets.zip", pets())
+    secret = write_files(tmp_path, {"secret.png": random_png(50)}) / "secret.png"
+    link = zipfile.ZipInfo("train/cat/link.png")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(link, str(secret))
+    with open_tree(path) as tree:
+        assert "train/cat/link.png" not in {entry.location for entry in tree.layout.entries}
+
+
+def test_a_folder_that_may_not_be_read_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_files(tmp_path / "pets", pets())
+    scan = os.scandir
+
+    def failing(path: Path) -> object:
+        if Path(path) == root / "train/cow":
+            raise PermissionError(13, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    (root / "train/cow").mkdir()
+    message = refusal(root, tmp_path)
+    assert "train/cow: unreadable (a folder: permission denied; correct its permissions)" in message
+
+
+def test_litter_is_not_entered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    litter = {".git/objects/1.png": b"", "train/cat/@eaDir/0.png/x.jpg": b"", "train/cat/.DS_Store": b""}
+    root = write_files(tmp_path / "pets", pets() | litter)
+    path = write_zip(tmp_path / "pets.zip", pets() | litter)
+    scanned = []
+    scan = os.scandir
+
+    def recording(path: Path) -> object:
+        scanned.append(str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", recording)
+    with open_tree(root) as of_folder, open_tree(path) as of_zip:
+        assert of_folder.layout == of_zip.layout
+        assert [group.text for group in of_zip.layout.passed_over] == [
+            "3 files left by the system or by other programs"
+        ]
+    assert not [path for path in scanned if ".git" in path or "@eaDir" in path]
+
+
+@pytest.mark.skipif(os.name != "posix" or sys.platform == "darwin", reason="names there are Unicode")
+def test_names_that_are_not_utf8_are_read(tmp_path: Path) -> None:
+    root = tmp_path / "pets"
+    for seed, folder in enumerate((b"caf\xe9", b"caf\xe8")):
+        place = root / os.fsdecode(folder)
+        place.mkdir(parents=True)
+        for i in range(3):
+            (place / os.fsdecode(b"%d\xff.png" % i)).write_bytes(random_png(10 * seed + i))
+    store = Opened(root, tmp_path / "data").store
+    assert store.classes == ("caf\\xe8", "caf\\xe9")
+    assert store.splits["train"].labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert Opened(root, tmp_path / "data").store.splits["train"].names == store.splits["train"].names
 
 
 def test_a_pipe_does_not_hang(tmp_path: Path) -> None:
@@ -381,6 +510,51 @@ def test_refusals_name_the_thing_and_the_mend(tmp_path: Path) -> None:
     assert "image size is 0" in refusal(root, tmp_path, image_size=0)
 
 
+# The inputs that people have, as real files: their names, and the number of images by split.
+INPUTS = {
+    "A1": (
+        [f"{s}/{c}/{i}.png" for s in ("Training", "Testing") for c in "ab" for i in range(3)],
+        {"train": 6, "test": 6},
+    ),
+    "A2": (
+        [f"{s}/{s}/{c}/{i}.png" for s in ("training_set", "test_set") for c in "ab" for i in range(3)],
+        {"train": 6, "test": 6},
+    ),
+    "B1": ([f"{c}/{i}.{suffix}" for c in "ab" for i in range(3) for suffix in ("png", "txt")], {"train": 6}),
+    "B2": (
+        [f"{c}/{i}.png{stream}" for c in "ab" for i in range(3) for stream in ("", ":Zone.Identifier")],
+        {"train": 6},
+    ),
+    "I1": ([*(f"pictures/{i}.png" for i in range(6)), "labels.csv"], {"train": 6}),
+}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names with a colon")
+@pytest.mark.parametrize(("names", "counts"), INPUTS.values(), ids=INPUTS)
+def test_inputs_that_people_have(tmp_path: Path, names: list[str], counts: dict[str, int]) -> None:
+    files = {name: random_png(i) if name.endswith(".png") else b"a caption" for i, name in enumerate(names)}
+    if "labels.csv" in files:
+        rows = [f"pictures/{i}.png,{'ab'[i % 2]}\n" for i in range(6)]
+        files["labels.csv"] = "".join(["file,label\n", *rows]).encode()
+    root = write_files(tmp_path / "data set", files)
+    zips = [
+        write_zip(tmp_path / "plain.zip", files),
+        write_zip(tmp_path / "wrapped.zip", files, top="data set/"),
+        write_zip(tmp_path / "mac.zip", files | {"__MACOSX/a/._0.png": b"x"}),
+    ]
+    with open_tree(root) as tree:
+        layout = tree.layout
+    for path in zips:
+        with open_tree(path) as tree:
+            assert tree.layout.entries == layout.entries or path.name == "wrapped.zip"
+            assert [entry.name for entry in tree.layout.entries] == [entry.name for entry in layout.entries]
+            assert tree.layout.understood == layout.understood
+    stores = [Opened(path, tmp_path / "cache").store for path in (root, *zips)]
+    assert len({store.fingerprint for store in stores}) == 1
+    assert {split: len(part) for split, part in stores[0].splits.items()} == counts
+    assert stores[0].classes == ("a", "b")
+
+
 def test_the_tree_of_a_folder_and_a_zip(tmp_path: Path) -> None:
     files = pets() | {"train/list.csv": b"", "extra/1.png": b"", "train/cat/sub/1.png": b""}
     root = write_files(tmp_path / "pets", files)
@@ -391,9 +565,13 @@ def test_the_tree_of_a_folder_and_a_zip(tmp_path: Path) -> None:
         with open_tree(path) as tree:
             assert tree.layout.splits == ("train", "test") and tree.layout.classes == ("cat", "dog")
             assert tree.layout.empty == ("test/eel",)
-            assert tree.layout.passed_over[0].names == ("extra/1.png", "train/list.csv")
+            passed_over = {group.kind: group.names for group in tree.layout.passed_over}
+            assert passed_over == {
+                ".csv": ("train/list.csv",),
+                "in extra/, which is no split": ("extra/1.png",),
+            }
             assert [entry.name for entry in tree.layout.entries] == sorted(
-                set(files) - set(tree.layout.passed_over[0].names),
+                set(files) - {"extra/1.png", "train/list.csv"},
                 key=lambda name: (name.startswith("test"), name),
             )
             assert tree.read(tree.layout.entries[0].location) == files["train/cat/0.png"]
@@ -404,3 +582,30 @@ def test_a_zip_that_was_cut_short_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(VitreousError, match="not a complete zip"):
         import_folder(path, tmp_path / "data", ReadOptions(), lambda line: None)
+
+
+# ---- threads
+
+
+@pytest.mark.parametrize(("size", "threads"), [(100, False), (100_000, True)])
+def test_threads_read_files_that_are_worth_it_and_the_order_stays(size: int, threads: bool) -> None:
+    entries = [Entry(f"a/{i}.png", "train", "a", str(i)) for i in range(1000)]
+    seen: set[str] = set()
+
+    def read(location: str) -> bytes:
+        if location == "7":
+            raise BadImage("truncated")
+        return location.encode().ljust(size)
+
+    def work(data: bytes) -> int:
+        seen.add(threading.current_thread().name)
+        return int(data)
+
+    results = list(read_all(entries, read, work))
+    assert [entry for entry, _ in results] == entries
+    assert [result for _, result in results if not isinstance(result, BadImage)] == [
+        i for i in range(1000) if i != 7
+    ]
+    assert isinstance(results[7][1], BadImage)
+    here = threading.current_thread().name
+    assert (seen == {here}) != threads and here in seen

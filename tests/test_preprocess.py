@@ -12,16 +12,18 @@ import pytest
 import torch
 from PIL import Image
 
+from image_files import deep_png, rgb_profile, tiff
 from sample_data import encoded
 from vitreous.data.decode import decode, read_image
 from vitreous.data.importing import import_folder
 from vitreous.data.reading import ReadOptions
 from vitreous.errors import VitreousError
-from vitreous.preprocess import CHOICES, Preprocess, fit
+from vitreous.preprocess import CHOICES, Preprocess, cut_off, fit
+from vitreous.request import FITS
 
 RED = (200, 0, 0)
-# Digest of the pixels that import made of the files below before it shared this code with prediction.
-PACKED = "0acc63694cfe836793eee45fdbe797c14857a8e1116b6173f71f3eec9d17ac08"
+# Digest of the pixels that import made of the 8-bit files below before it shared this code with prediction.
+PACKED = "e147a133425b9ceb729dd4f2f9731a0ba1eaff4557b25cac8adae04093f11f76"
 
 
 def noise(*shape: int, dtype: Any = np.uint8, seed: int = 0) -> np.ndarray:
@@ -65,6 +67,46 @@ def test_fit_antialiases() -> None:
 def test_fit_of_odd_shapes() -> None:
     assert fit(Image.new("RGB", (1, 1), RED), 16).tolist() == [[list(RED)] * 16] * 16
     assert fit(Image.new("RGB", (5000, 1), RED), 8).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("how", FITS)
+def test_every_fit_passes_the_right_size_through(how: str) -> None:
+    pixels = noise(32, 32, 3)
+    np.testing.assert_array_equal(fit(Image.fromarray(pixels), 32, how=how, ground="black"), pixels)
+    assert cut_off(32, 32, how) == (0, 0, 32, 32)
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 90), (90, 40), (16, 32), (7, 5), (3, 400)])
+def test_stretch_and_pad_keep_the_whole_image(height: int, width: int) -> None:
+    pixels = noise(height, width, 3)
+    image = Image.fromarray(pixels)
+    assert cut_off(width, height, "stretch") == cut_off(width, height, "pad") == (0, 0, width, height)
+    stretched = np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(fit(image, 32, how="stretch"), stretched)
+    inner = (max(1, round(height * 32 / max(height, width))), max(1, round(width * 32 / max(height, width))))
+    top, left = (32 - inner[0]) // 2, (32 - inner[1]) // 2
+    expected = np.full((32, 32, 3), 128, np.uint8)
+    resized = np.asarray(image.resize(inner[::-1], Image.Resampling.BICUBIC))
+    expected[top : top + inner[0], left : left + inner[1]] = resized
+    np.testing.assert_array_equal(fit(image, 32, how="pad", ground="grey"), expected)
+
+
+@pytest.mark.parametrize("how", FITS)
+@pytest.mark.parametrize("shape", [(60, 200), (200, 60), (61, 200)])
+def test_what_is_cut_off_is_what_the_network_does_not_see(how: str, shape: tuple[int, int]) -> None:
+    height, width = shape
+    left, top, right, bottom = cut_off(width, height, how)
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[top:bottom, left:right] = 255
+    seen = fit(Image.fromarray(pixels), 32, how=how, ground="white")
+    assert (seen == 255).all()  # all that is kept, and nothing else
+    assert ((right - left, bottom - top) == (width, height)) == (how != "crop")
+
+
+def test_the_bars_have_the_colour_of_the_ground() -> None:
+    for ground, level in (("white", 255), ("grey", 128), ("black", 0)):
+        padded = Preprocess(8, fit="pad", ground=ground).batch(noise(2, 8, 3))[0]
+        assert (padded[:3] == level).all() and (padded[5:] == level).all()
 
 
 # Each with the same image as uint8 RGB.
@@ -136,7 +178,18 @@ def test_images_of_the_right_size_are_not_even_copied() -> None:
     [
         (np.full((8, 8, 3), 1.5), "from 1.5 to 1.5.*not normalised"),
         (np.full((8, 8, 3), -0.1), "from -0.1"),
-        (np.full((8, 8, 3), np.nan), "nan"),
+        (np.full((8, 8, 3), np.nan), "NaN"),
+        (np.array([[0.5, np.nan]]), "NaN"),
+        (tiff(np.full((8, 8), np.inf, np.float32)), "The image has no finite value; leave it out"),
+        (
+            Image.fromarray(np.full((8, 8), 300, np.float32)),
+            "The image has float values from 300 to 300; give floats",
+        ),
+        (
+            [PIXELS, Image.fromarray(np.full((8, 8), -1, np.int32))],
+            "Image 1 has values from -1 to -1; give integers",
+        ),
+        (Image.fromarray(np.full((8, 8), 70_000, np.int32)), "has values from 70000 to 70000"),
         (np.zeros((8, 8, 3), np.int64), "int64.*uint8"),
         (
             np.zeros((3, 8, 8), np.uint8),
@@ -179,6 +232,82 @@ def test_batches_are_the_whole_in_pieces(shape: tuple[int, ...]) -> None:
         np.testing.assert_array_equal(np.concatenate(pieces), Preprocess(8).batch(images))
 
 
+# ---- more than 8 bits
+
+
+TWELVE = (noise(9, 9, dtype=np.uint16) >> 4).astype(np.uint16)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        TWELVE,
+        TWELVE.astype(np.int32),
+        np.dstack([TWELVE] * 3),
+        torch.from_numpy(TWELVE.astype(np.int64)),
+        Image.fromarray(TWELVE),
+        Image.fromarray(TWELVE.astype(np.int32)),
+        deep_png(TWELVE[..., None]),
+        tiff(TWELVE, order=">"),
+        b"P5 9 9 4095\n" + TWELVE.astype(">u2").tobytes(),
+    ],
+    ids=lambda image: type(image).__name__,
+)
+def test_a_range_of_values_holds_for_files_and_arrays(image: Any) -> None:
+    found = Preprocess(9, value_range=(0, 4095)).batch(image, read_image)
+    np.testing.assert_array_equal(found[0], np.dstack([TWELVE // 16] * 3))
+
+
+@pytest.mark.parametrize("image", [TWELVE.astype(np.float32), Image.fromarray(TWELVE.astype(np.float32))])
+def test_floats_are_scaled_and_clipped_to_the_range(image: Any) -> None:
+    found = Preprocess(9, value_range=(-100, 3000)).batch(image)[0, ..., 0]
+    scaled = ((TWELVE.astype(float) + 100) / 3100 * 255).clip(0, 255)
+    np.testing.assert_allclose(found, scaled, atol=0.5001)
+
+
+def test_a_range_leaves_8_bits_alone() -> None:
+    images = [PIXELS, GREY, GREY > 99, Image.fromarray(PIXELS), Image.fromarray(GREY), encoded(PIXELS)]
+    for image in images:
+        plain, ranged = (Preprocess(7, value_range=r).batch(image, read_image) for r in (None, (0.0, 4095.0)))
+        np.testing.assert_array_equal(plain, ranged)
+
+
+def test_white_is_the_lowest_value_where_a_file_says_so() -> None:
+    settings = Preprocess(9, value_range=(0, 4095))
+    found = settings.batch([tiff(TWELVE), tiff(TWELVE, photometric=0)], read_image)
+    np.testing.assert_array_equal(found[1], 255 - found[0])
+    with Image.open(io.BytesIO(tiff(TWELVE, photometric=0))) as opened:
+        np.testing.assert_array_equal(settings.batch(opened)[0], found[1])
+
+
+@pytest.mark.parametrize(
+    ("value_range", "image"),
+    [
+        ((0, 4095), noise(9, 9) / 255),
+        ((0, 4095), Image.fromarray((noise(9, 9) / 255).astype(np.float32))),
+        ((0, 1.05), TWELVE),
+        ((0, 1.05), Image.fromarray(TWELVE)),
+        ((0, 1.05), deep_png(TWELVE[..., None])),
+    ],
+)
+def test_values_of_another_scale_are_refused(value_range: tuple[float, float], image: Any) -> None:
+    with pytest.raises(VitreousError, match=r"has values from .* but black is 0 and white is .*scale"):
+        Preprocess(9, value_range=value_range).batch(image, read_image)
+
+
+def test_a_colour_profile_is_applied_after_resizing_and_before_the_bars() -> None:
+    narrow = ((0.5, 0.4), (0.3, 0.5), (0.2, 0.2))
+    data = encoded(np.full((4, 16, 3), (200, 40, 90), np.uint8), icc_profile=rgb_profile(narrow))
+    applied = Preprocess(16, fit="pad", ground="grey").batch(data, read_image)[0]
+    assert (applied[0] == 128).all()  # the bars are not of the image
+    np.testing.assert_allclose(
+        applied[8].astype(int), np.tile(np.asarray(decode(data))[0, :1].astype(int), (16, 1)), atol=1
+    )
+    assert abs(applied[8, 0].astype(int) - (200, 40, 90)).max() > 9
+    ignored = Preprocess(16, fit="pad", ground="grey", profiles="ignored").batch(data, read_image)[0]
+    assert (ignored[8] == (200, 40, 90)).all()
+
+
 def test_without_a_reader_files_are_refused() -> None:
     with pytest.raises(VitreousError, match="give a PIL image or an array"):
         Preprocess(8).batch("a.png")
@@ -197,8 +326,8 @@ def test_a_pil_image_is_turned_upright_as_its_file_is_and_left_alone() -> None:
 
 @pytest.mark.parametrize("setting", CHOICES)
 def test_settings_that_are_not_implemented_are_refused(setting: str) -> None:
-    options: dict[str, Any] = {setting: "stretch"}
-    with pytest.raises(VitreousError, match=f"preprocessing {setting} 'stretch'"):
+    options: dict[str, Any] = {setting: "squeeze"}
+    with pytest.raises(VitreousError, match=f"preprocessing {setting} 'squeeze'"):
         Preprocess(8, **options)
     for size in (0, -1, 1.5, True, None):
         with pytest.raises(VitreousError, match="image size"):
@@ -212,9 +341,9 @@ def test_prediction_sees_what_import_packed(tmp_path: Path) -> None:
     files = {
         "a.png": encoded(noise(40, 60, 3)),
         "b.jpg": encoded(noise(50, 33, 3), "JPEG", exif=exif),
-        "c.png": encoded(noise(40, 40, dtype=np.uint16)),
+        "c.png": encoded(noise(40, 40)),
         "d.webp": encoded(np.dstack([noise(20, 21, 3), noise(20, 21)]), "WEBP", lossless=True),
-        "e.tif": encoded(noise(20, 30).astype(np.float32) / 255, "TIFF"),
+        "e.tif": encoded(noise(20, 30, 3), "TIFF"),
         "f.gif": encoded(noise(9, 9), "GIF"),
         "g.png": encoded(noise(24, 24, 3)),
     }
@@ -222,7 +351,8 @@ def test_prediction_sees_what_import_packed(tmp_path: Path) -> None:
         path = tmp_path / "set" / f"class{i % 2}" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    store = import_folder(tmp_path / "set", tmp_path / "cache", ReadOptions(24), lambda line: None)
+    options = ReadOptions(24, fit="crop")
+    store = import_folder(tmp_path / "set", tmp_path / "cache", options, lambda line: None)
     train = store.splits["train"]
     paths = [tmp_path / "set" / name for name in train.names]
     np.testing.assert_array_equal(Preprocess(24).batch(paths, read_image), train.images)

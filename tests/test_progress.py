@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vitreous.progress import fit, track
+from vitreous.progress import fit, rate, track
 from vitreous.training.progress import Progress
 from vitreous.training.schedule import Timeline
 from vitreous.wording import count, duration
@@ -94,11 +94,31 @@ def test_track_shows_how_far_it_is(
     assert list(track(range(100), 100, "Reading")) == list(range(100))
     out, err = capsys.readouterr()
     lines = err.splitlines()
-    assert not out and lines[-1] == "100%  Reading: 100 of 100" and 5 <= len(lines) <= 20
+    assert not out and 5 <= len(lines) <= 20
+    assert lines[-1].startswith("100%  Reading: 100 of 100  ") and "left" not in lines[-1]
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     list(track(range(50), 50, "Reading"))
     err = capsys.readouterr().err
-    assert err.count("\r") > 10 and err.count("\n") == 1 and err.endswith("50 of 50\n")
+    assert err.count("\r") > 10 and err.count("\n") == 1 and "50 of 50  " in err.splitlines()[-1]
+
+
+def test_track_shows_the_rate_and_the_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("vitreous.progress.time.monotonic", lambda: now)
+    for _ in track(range(2527), 2527, "Reading trash"):
+        now += 1 / 310
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == " 25%  Reading trash: 621 of 2,527  310/s  0:06 left"
+    assert lines[-1] == "100%  Reading trash: 2,527 of 2,527  310/s"
+    assert [rate(number) for number in (12_345.6, 310, 9.97, 3.14, 0.251)] == [
+        "12,346",
+        "310",
+        "10",
+        "3.1",
+        "0.25",
+    ]
 
 
 def test_plain_lines_without_a_terminal(tmp_path: Path) -> None:

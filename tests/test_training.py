@@ -137,7 +137,7 @@ def test_a_run_prints_three_lines_before_it_and_three_after(
     data, network, budget, result, cost, report = output.out.splitlines()
     assert data == (
         "data: arrays, 240 images to train on, 30 to validate (cut from training), "
-        "30 to test (cut from training), 3 classes, 16 x 16 pixels"
+        "30 to test (cut from training), 3 classes (0, 1, 2), 16 x 16 pixels"
     )
     parameters = sum(p.numel() for p in run.model.parameters())
     assert network == (
@@ -257,7 +257,7 @@ def test_a_repeat_takes_the_next_number_of_its_name(
 
 def test_a_torch_backend_for_lack_of_a_compiler_is_said(tmp_path: Path) -> None:
     code = (
-        "import numpy as np, vitreous; images = np.zeros((60, 16, 16, 3), np.uint8); images[::2] = 200;"
+        "import numpy as np, vitreous; images = np.random.default_rng(0).integers(0, 256, (60, 16, 16, 3), np.uint8);"
         "vitreous.train((images, np.arange(60) % 2), steps=1, device='cpu', overrides=['depth=1'])"
     )
     environment = {**os.environ, "PATH": str(tmp_path), "CXX": ""}
@@ -480,7 +480,8 @@ def test_the_mean_cost_ahead() -> None:
 def test_the_notebooks_schedule_and_optimizer(name: str) -> None:
     """45,000 images in steps of 256 are 176 steps an epoch, of which the notebook's schedule knew 234."""
     recipe = recipes.load(name)
-    images, labels = np.zeros((50_000, 1, 1, 3), np.uint8), np.arange(50_000) % 2
+    labels = np.arange(50_000) % 2
+    images = np.frombuffer(np.arange(50_000, dtype="<u4").tobytes(), np.uint8).reshape(-1, 1, 1, 4)[..., :3]
     module = ImageData(
         from_arrays(images, labels, test=(images[:2], labels[:2])),
         batch_size=recipe.training.batch_size,

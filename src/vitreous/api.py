@@ -28,7 +28,10 @@ from vitreous import run as runs
 from vitreous.bundle import save_bundle
 from vitreous.data.copies import copies_record
 from vitreous.data.module import ImageData
+from vitreous.data.objects import name_of
+from vitreous.data.show import check_target, default_target
 from vitreous.data.show import show as draw
+from vitreous.data.store import ImageStore
 from vitreous.dial import describe_size
 from vitreous.errors import InterruptedRun, VitreousError
 from vitreous.evaluation import bundle_of, final_figures
@@ -37,6 +40,7 @@ from vitreous.files import path_of
 from vitreous.habits import UnknownKeyError, unknown_argument, unknown_key_in_python
 from vitreous.model.summary import describe_architecture, render
 from vitreous.plan import (
+    ARRAYS,
     Plan,
     check_record,
     check_values,
@@ -48,15 +52,16 @@ from vitreous.plan import (
 from vitreous.recipe import AugmentSection, Budget, Recipe
 from vitreous.report import write_report
 from vitreous.request import Request
-from vitreous.run import Run, Say, accuracies, run_name
+from vitreous.run import Run, Say, accuracies, check_same_data, run_name
 from vitreous.training.budget import BudgetKeeper
 from vitreous.training.checkpoint import CheckpointKeeper, WholeFile, newest, numbered, step_of
 from vitreous.training.classifier import Classifier
 from vitreous.training.cost import encoder_flops_share
 from vitreous.training.loggers import MetricsCsv, check_logger, extra_logger, finish
 from vitreous.training.progress import Progress, quiet_lightning
-from vitreous.wording import count, duration, percent, scientific
+from vitreous.wording import count, duration, percent, scientific, shortened
 
+SHOWN_CLASSES = 10  # names in the line about the data
 DIVERGED = 10  # times the loss of guessing, ln(classes)
 # Environment variables that change the order or precision of sums inside torch's CPU kernels.
 ENVIRONMENT = ("ONEDNN_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS")
@@ -99,7 +104,7 @@ def train(
     logger: str = "csv",
     data_dir: Path | str | None = None,
     image_size: int | None = None,
-    fit: str = "crop",
+    fit: str = "stretch",
     value_range: tuple[float, float] | str | None = None,
     splits: str | Mapping[str, str] = "auto",
     group_by: str | None = None,
@@ -111,8 +116,8 @@ def train(
     """Trains a Vision Transformer from scratch, evaluates it, and writes a run folder.
 
     Args:
-        data: "cifar10", "cifar100", "shapes", a folder or zip of class folders, `(images, labels)`
-            with uint8 [N, H, W, 3] and int [N], or an `ImageStore`.
+        data: "cifar10", "cifar100", "shapes", a folder or zip of images, `(images, labels)`, a Dataset of torch or
+            Hugging Face, {"train": …, "test": …} with such parts, or an `ImageStore`; see `open_data`.
         recipe: recipe to start from: a name (see vitreous recipes) or a TOML file, such as a run's recipe.toml;
             or a `Recipe`.
         minutes: wall-clock minutes, from packed data to the printed test accuracy. At most one budget
@@ -132,8 +137,7 @@ def train(
         data_dir: cache of packed data; by default $VITREOUS_DATA or ~/.cache/vitreous.
         image_size: side in pixels to resize images to.
         fit: how images that are not square become square: "crop", "pad" or "stretch".
-        value_range: values of black and white in images of more than 8 bits, as in (0, 4095); by default from the
-            files.
+        value_range: values of black and white in images of more than 8 bits, as in 0,4095; by default from the files.
         splits: auto recognises split folders by their names, none takes every folder for a class, train=DIR,test=DIR
             names them.
         group_by: regular expression over image names; images with the same match stay in one split.
@@ -208,7 +212,7 @@ def resume(path: Path | str, data: Any = None, *, verbose: bool = False) -> Run:
 
     Args:
         path: the run folder.
-        data: the same arrays again, for a run on arrays.
+        data: the same data again, for a run on arrays, or on a folder that has moved.
         verbose: print everything that log.txt records.
 
     Raises:
@@ -237,7 +241,7 @@ def repeat(
 
     Args:
         path: the run folder.
-        data: the same arrays again, for a run on arrays.
+        data: the same data again, for a run on arrays, or on a folder that has moved.
         out: run folder; by default the next number of the run's own name in runs/.
         verbose: print everything that log.txt records.
 
@@ -254,6 +258,44 @@ def repeat(
     name = numbered[1] if numbered else run_name(data_name(request.data), run.recipe.name, request.seed)
     with runs.new_folder(out, name) as new:
         return _train(new, run.recipe, request, recorded, repeats=run, verbose=verbose)
+
+
+@with_hints
+def report(path: Path | str, data: Path | str | None = None) -> Path:
+    """Writes the report of a run anew.
+
+    Args:
+        path: the run folder.
+        data: where the data of the run are now, if they have moved. They are compared with the run's fingerprint, and
+            the new place is recorded in `recipe.toml`, where later commands find it.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        VitreousError: the run does not exist, or these are not its data.
+    """
+    run = Run(path)
+    if data is not None:
+        if not isinstance(data, str | Path):
+            raise VitreousError(
+                f"data is {type(data).__name__}; give the path where the data of the run are now, which is recorded."
+            )
+        recorded, request = check_record(run), stored_request(run, data)
+        with machines.keep_torch():
+            module = ImageData(data, data_dir=request.data_dir, classes=request.classes, **request.reading)
+            module.prepare_data()
+        check_same_data(module.store.source, module.store.fingerprint, recorded["fingerprint"], given=True)
+        place = place_of_data(request, recorded)
+        runs.record_data(run.path, place)
+        print(f"The images of {run.path} are those of {place}, where later commands will read them.")
+    return write_report(run.path)
+
+
+def place_of_data(request: Request, recorded: Mapping[str, Any]) -> str:
+    """Where the data of a run are, for its record; the earlier place where only the caller has the data."""
+    place = record_request(request)["data"]
+    return recorded["request"]["data"] if place == ARRAYS else place
 
 
 def is_finished(run: Run) -> bool:
@@ -292,7 +334,9 @@ def _train(
         )
         resolved = resolve(plan, recorded if resumes or repeats else None, say)
         if resumes:
-            resolved = {**recorded, "exact": resolved["exact"]}  # type: ignore[dict-item]
+            place = place_of_data(request, recorded)  # type: ignore[arg-type]
+            stored = {**recorded["request"], "data": place}  # type: ignore[index]
+            resolved = {**recorded, "exact": resolved["exact"], "request": stored}  # type: ignore[dict-item]
         if repeats:
             # The fits are recorded from the start, so that a killed repeat is resumed as a repeat.
             resolved |= {"repeats": str(repeats.path.resolve()), "timeline": recorded["timeline"]}  # type: ignore[index]
@@ -402,7 +446,7 @@ def show(
     overrides: Mapping[str, Any] | Sequence[str] = (),
     data_dir: Path | str | None = None,
     image_size: int | None = None,
-    fit: str = "crop",
+    fit: str = "stretch",
     value_range: tuple[float, float] | str | None = None,
     splits: str | Mapping[str, str] = "auto",
     group_by: str | None = None,
@@ -414,7 +458,8 @@ def show(
     steps are timed first.
 
     Args:
-        out: the PNG; by default DATA.png.
+        out: the PNG, which replaces a PNG of that name; by default DATA.png in the current folder, or DATA-2.png and so
+            on if DATA.png is not from this function.
 
     Returns:
         The path of the PNG.
@@ -422,7 +467,7 @@ def show(
     Raises:
         VitreousError: as `train` does.
     """
-    target = Path(f"{data_name(data)}.png") if out is None else path_of(out)
+    target = default_target(data_name(data)) if out is None else check_target(out)
     chosen = recipes.load(notebook_for(data) if recipe == "notebook" else recipe, overrides)
     chosen = with_budget(chosen, minutes=minutes, epochs=epochs, steps=steps, flops=flops)
     request = Request(
@@ -447,9 +492,6 @@ def resolve(plan: Plan, earlier: Mapping[str, Any] | None, say: Say) -> dict[str
 
     Args:
         earlier: the `[resolved]` table of the run that is resumed or repeated, to compare with.
-
-    Raises:
-        VitreousError: the data are not those of the earlier run.
     """
     store = plan.data.store
     resolved = {
@@ -475,7 +517,6 @@ def resolve(plan: Plan, earlier: Mapping[str, Any] | None, say: Say) -> dict[str
     }
     if earlier is None:
         return resolved
-    check_fingerprint(earlier, plan.data)
     changes = differences(earlier, resolved)
     if changes:
         say(f"The weights may differ from those of the earlier run in their last bits: {', '.join(changes)}.")
@@ -532,15 +573,6 @@ def has_same_weights(path: Path, original: Path, expected: bool, say: Say) -> bo
     return same
 
 
-def check_fingerprint(resolved: Mapping[str, Any], data: ImageData) -> None:
-    """Raises `VitreousError` if the data are not those that the run was trained on."""
-    if data.store.fingerprint != resolved["fingerprint"]:
-        raise VitreousError(
-            f"{data.store.source} no longer holds the images of this run (its fingerprint is "
-            f"{data.store.fingerprint[:12]}, the run's {resolved['fingerprint'][:12]}); restore them, or train anew."
-        )
-
-
 def introduce(plan: Plan, path: Path, start: Path | None, say: Say) -> None:
     """Announces the training in three lines: the data, the network, the budget. All else is detail.
 
@@ -578,8 +610,8 @@ def describe_data(data: ImageData) -> str:
         validation = "validation images among them"
     return (
         f"{store.name}, {count(len(splits.train), 'image')} to train on, {validation}, "
-        f"{len(splits.test):,} to test{origin.get('test', '')}, {store.num_classes} classes, "
-        f"{store.image_size} x {store.image_size} pixels"
+        f"{len(splits.test):,} to test{origin.get('test', '')}, {store.num_classes} classes "
+        f"({shortened(store.classes, SHOWN_CLASSES)}), {store.image_size} x {store.image_size} pixels"
     )
 
 
@@ -715,7 +747,7 @@ def data_name(data: Any) -> str:
         path = path_of(data)
         stem = (path.resolve() if path.name in ("", "..") else path).stem
         return "".join(c if c.isalnum() or c in "-_" else "-" for c in stem).strip("-") or "data"
-    return getattr(data, "name", "arrays")
+    return data.name if isinstance(data, ImageStore) else name_of(data)
 
 
 def notebook_for(data: Any) -> str:

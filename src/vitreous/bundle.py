@@ -31,7 +31,7 @@ from vitreous.native.accelerate import accelerate, unsupported
 from vitreous.preprocess import EVAL_BATCH, Preprocess
 from vitreous.wording import count
 
-FORMAT = 2
+FORMAT = 3
 # Limits on any number in an architecture and on its layers, so that a stranger's file cannot exhaust memory or time.
 LARGEST, MOST_LAYERS = 2**20, 1024
 Network = TypeVar("Network", bound=nn.Module)
@@ -189,8 +189,18 @@ def load_bundle(path: Path | str, device: str = "cpu") -> Bundle:
 
 
 def _upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration of format 1 as format 2. Missing entries get the fixed values of then, or stay unknown."""
-    preprocess = {"size": config["image_size"], "mean": config["mean"], "std": config["std"]}
+    """A configuration of an earlier format as one of today. Missing entries get the fixed values of then.
+
+    Format 1 has neither preprocessing nor figures. Up to format 2, embedded colour profiles were ignored.
+    """
+    if config["format"] == 2:
+        return {**config, "preprocess": {**_typed(config, "preprocess", dict), "profiles": "ignored"}}
+    preprocess = {
+        "size": config["image_size"],
+        "mean": config["mean"],
+        "std": config["std"],
+        "profiles": "ignored",
+    }
     known = {name: config[name] for name in ("architecture", "image_size", "classes")}
     return {
         **known,

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import re
+import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Iterable
@@ -42,9 +43,11 @@ def train(
 
     data, overrides = split_words(words)
     if resume is not None or repeat is not None:
-        allowed = {"verbose"} if resume is not None else {"verbose", "out"}
+        allowed = {"verbose", "data"} if resume is not None else {"verbose", "data", "out"}
         if data or overrides or set(options) - allowed or recipe != "default" or (resume and repeat):
-            option, permitted = ("--resume", "--verbose") if resume else ("--repeat", "--out and --verbose")
+            option, permitted = ("--resume", "--data and --verbose")
+            if not resume:
+                option, permitted = ("--repeat", "--data, --out and --verbose")
             raise VitreousError(
                 f"{option} takes data, recipe and budget from the run folder; give nothing else but {permitted}."
             )
@@ -53,6 +56,11 @@ def train(
         elif repeat is not None:
             api.repeat(repeat, **options)
         return
+    if "data" in options:
+        raise VitreousError(
+            "--data says where the data of an earlier run are now, beside --resume or --repeat; "
+            f"write the data set without an option, as in vitreous train {shlex.quote(options['data'])}."
+        )
     if data is None:
         raise VitreousError(f"Say what to train on: {KINDS_OF_DATA}.")
     api.train(data, recipe, overrides=overrides, **options)
@@ -85,10 +93,10 @@ def figures_table(title: str, figures: Figures) -> str:
     return "\n".join(lines)
 
 
-def report(run: Path) -> None:
-    from vitreous.report import write_report
+def report(run: Path, **options: Any) -> None:
+    from vitreous import api
 
-    print(f"report: {write_report(run)}")
+    print(f"report: {api.report(run, **options)}")
 
 
 def data_fetch(name: str, **options: Any) -> None:
@@ -98,11 +106,12 @@ def data_fetch(name: str, **options: Any) -> None:
     print(f"{store.name} is at {store.path}")
 
 
-def data_check(path: Path, as_json: bool = False) -> int:
+def data_check(path: Path, everything: bool = False, as_json: bool = False, **options: Any) -> int:
     from vitreous.data.check import check
+    from vitreous.data.reading import read_options
 
-    result = check(path)
-    print_record(result.to_json(), as_json, result.text)
+    result = check(path, read_options(**options))
+    print_record(result.to_json(), as_json, lambda: result.text(everything))
     return 0 if result.ok else 1
 
 
@@ -238,8 +247,15 @@ class Command:
 
     @property
     def flags(self) -> dict[str, str]:
-        """The options, with what stands for their value in the help, or "" if they take none."""
-        return {name: settings.get("metavar", "") for name, settings in self.arguments if name[0] == "-"}
+        """The options, with what stands for their value in the help, or "" if they take none.
+
+        Where DATA is a word, nobody is told to write `--data`, which only says where the data of a run are now.
+        """
+        return {
+            name: settings.get("metavar", "")
+            for name, settings in self.arguments
+            if name[0] == "-" and not (name == "--data" and self.takes_recipe)
+        }
 
 
 COMMANDS: dict[str, Command] = {
@@ -265,6 +281,7 @@ COMMANDS: dict[str, Command] = {
                     type=Path,
                     metavar="RUN",
                 ),
+                argument("--data", "where the data of that run are now, if they have moved", metavar="PATH"),
             ),
         },
         (
@@ -285,7 +302,11 @@ COMMANDS: dict[str, Command] = {
             "arguments": (RUN,),
             "options": (
                 argument("--split", "val or test (default: test)", metavar="SPLIT"),
-                argument("--data", f"other data: {KINDS_OF_DATA}", metavar="DATA"),
+                argument(
+                    "--data",
+                    f"other data, or the run's own where they are now: {KINDS_OF_DATA}",
+                    metavar="DATA",
+                ),
                 argument(
                     "--read-test", "allow the test split of a run that left it unread", action="store_true"
                 ),
@@ -307,7 +328,16 @@ COMMANDS: dict[str, Command] = {
     "report": Command(
         report,
         "regenerate the report.html of a run",
-        {"arguments": (RUN,)},
+        {
+            "arguments": (RUN,),
+            "options": (
+                argument(
+                    "--data",
+                    "where the data of the run are now, if they have moved; recorded for later commands",
+                    metavar="PATH",
+                ),
+            ),
+        },
         ("vitreous report runs/cifar10-default-seed42-001",),
     ),
     "data fetch": Command(
@@ -331,12 +361,30 @@ COMMANDS: dict[str, Command] = {
     ),
     "data check": Command(
         data_check,
-        "find problems in a folder or zip of images before training",
+        "find problems in a folder or zip, and what train would do with it",
         {
             "arguments": (argument("path", "a folder or zip of class folders", type=Path, metavar="PATH"),),
-            "options": (JSON,),
+            "how it is read, as by train": READING_OPTIONS,
+            "output": (
+                argument(
+                    "--all",
+                    "list all files and classes, not only the first ones",
+                    dest="everything",
+                    action="store_true",
+                ),
+                argument(
+                    "--json",
+                    "print JSON, with all files (schema: docs/check.schema.json)",
+                    dest="as_json",
+                    action="store_true",
+                ),
+            ),
         },
-        ("vitreous data check path/to/images", "vitreous data check images.zip --json"),
+        (
+            "vitreous data check path/to/images",
+            "vitreous data check images.zip --all",
+            "vitreous data check images.zip --json",
+        ),
     ),
     "data info": Command(
         data_info,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,20 @@ import torch
 from vitreous import machine as machines
 from vitreous import run as runs
 from vitreous.bundle import Bundle, load_bundle, write_config
-from vitreous.data.named import downloaded
-from vitreous.data.sources import open_data
+from vitreous.data.labels import UnknownClasses
+from vitreous.data.named import DATASETS, downloaded
+from vitreous.data.objects import name_of
+from vitreous.data.reading import ReadOptions, read_options
+from vitreous.data.sources import MissingPathError, grouped, open_data, open_source
 from vitreous.data.splits import Splits, resolve_splits
 from vitreous.data.store import ImageStore, Split
 from vitreous.errors import VitreousError, unknown
 from vitreous.files import atomic_write
 from vitreous.metrics import Figures, SplitMetrics
 from vitreous.model.vit import VisionTransformer
+from vitreous.request import READING
 from vitreous.run import Predictions, Run, Say
-from vitreous.wording import count
+from vitreous.wording import count, shortened
 
 MISTAKES = 25
 TEMPERATURES = (0.05, 20.0)  # bounds of the fit
@@ -172,8 +177,10 @@ def evaluate(
 
     Args:
         split: "val" or "test". Other data with a single split are evaluated whole.
-        data: other data, as for `train`. Their classes are matched to the run's by name; labels of plain arrays are
-            positions in the run's classes. A run on arrays needs the same arrays again.
+        data: other data, as for `train`, which are read with the settings that the network was trained with. Classes
+            are matched to the run's by name, and labels that are numbers without names are positions in the run's
+            classes. The run's own data, recognised by their fingerprint, are given for a run on arrays, or on a
+            folder that has moved: then the run's own split is evaluated.
         read_test: read the test split of a run that has not read it yet. Every read is recorded in the run.
         data_dir: where data are kept; by default the run's own setting.
         device: auto|cpu|cuda|mps; auto is the run's own device.
@@ -192,32 +199,37 @@ def evaluate(
         raise runs.unreadable(run.path / "recipe.toml", error) from None
     device = machines.resolve_device(own_device if device == "auto" else device)
     bundle = load_bundle(run.path / "bundle", device)
-    if data is None and source == "arrays":
-        raise VitreousError(f"{run.path} was trained on arrays; give them again, as data=(images, labels).")
-    store = _open(data, request, data_dir, bundle)
-    if store.fingerprint == fingerprint:
-        if split == "val" and judge == "test":
-            raise VitreousError(
-                f"{run.path} was trained on its validation images too, so evaluate its test split."
-            )
-        splits = resolve_splits(
-            store, run.recipe.data.val_fraction, run.recipe.data.split_seed, recorded=run.split
-        )
-        part = getattr(splits, split)
-        if split == "test":
-            if not (read_test or _has_read_test(run)):
-                raise VitreousError(
-                    f"{run.path} has left its test split unread; add --read-test (in Python read_test=True) once every "
-                    "choice is made, because choices made after reading it would flatter the test metrics."
-                )
-            runs.note_test_read(run.path, "evaluate")
-    elif data is None:
-        raise VitreousError(
-            f"{store.source} no longer holds the images of this run (its fingerprint is "
-            f"{store.fingerprint[:12]}, the run's {fingerprint[:12]}); restore them or train anew."
-        )
+    place = data_dir or request.get("data_dir")
+    folder = Path(place) if place else None
+    if data is None:
+        if source == "arrays":
+            raise runs.missing_arrays(run.path)
+        store = _open_own(request, folder)
+        runs.check_same_data(store.source, store.fingerprint, fingerprint, given=False)
     else:
-        part = _matched(store, split, bundle.classes)
+        store = _open_given(data, split, request, folder, bundle, fingerprint)
+    if store.fingerprint != fingerprint:
+        return figures_of(predict_split(bundle, _matched(store, split, bundle.classes)))
+    if isinstance(data, str | Path) and store.source != source:
+        print(
+            f"{store.source} holds the images of this run, so its own {split} split is evaluated.",
+            file=sys.stderr,
+        )
+    if split == "val" and judge == "test":
+        raise VitreousError(
+            f"{run.path} was trained on its validation images too, so evaluate its test split."
+        )
+    if request.get("group_by"):
+        store = grouped(store, request["group_by"])
+    fraction, seed = run.recipe.data.val_fraction, run.recipe.data.split_seed
+    part = getattr(resolve_splits(store, fraction, seed, recorded=run.split), split)
+    if split == "test":
+        if not (read_test or _has_read_test(run)):
+            raise VitreousError(
+                f"{run.path} has left its test split unread; add --read-test (in Python read_test=True) once every "
+                "choice is made, because choices made after reading it would flatter the test metrics."
+            )
+        runs.note_test_read(run.path, "evaluate")
     return figures_of(predict_split(bundle, part))
 
 
@@ -226,21 +238,54 @@ def _has_read_test(run: Run) -> bool:
     return bool(run.test_reads) or ((run.path / "summary.json").exists() and "test_acc" in run.summary)
 
 
-def _open(data: Any, request: Mapping[str, Any], data_dir: Path | str | None, bundle: Bundle) -> ImageStore:
-    """Opens `data`, or the run's own data if it is None."""
-    source, size = (
-        (request["data"], request.get("image_size")) if data is None else (data, bundle.preprocess.size)
+def _open_own(request: Mapping[str, Any], data_dir: Path | None) -> ImageStore:
+    """Opens the data of a run as the run did."""
+    request = runs.with_earlier_defaults(request)
+    reading = {name: request[name] for name in READING if name in request and name != "group_by"}
+    try:
+        return open_data(request["data"], data_dir, say=lambda line: None, **reading)
+    except MissingPathError:
+        raise runs.missing_data(request["data"]) from None
+
+
+def _open_given(
+    data: Any, split: str, request: Mapping[str, Any], data_dir: Path | None, bundle: Bundle, fingerprint: str
+) -> ImageStore:
+    """Opens the data that a person gave, with the pixels that the network was trained on.
+
+    Those may be the run's own data, so a folder is read with the run's own options first.
+    """
+    settings = bundle.preprocess
+    options = ReadOptions(
+        image_size=settings.size, skip_bad=bool(request.get("skip_bad", False)), settings=settings
     )
-    folder = data_dir or request.get("data_dir")
-    # Folders are packed at a size, and shapes drawn at one; other images are resized when the bundle meets them.
-    sized = isinstance(source, str | Path) and downloaded(source) is None
-    return open_data(
-        source,
-        Path(folder) if folder else None,
-        image_size=size if sized else None,
-        skip_bad=request.get("skip_bad", False),
-        say=lambda line: None,  # standard output is for the figures
-        classes=bundle.classes if isinstance(source, tuple | list) else None,
+
+    def say(line: str) -> None:  # standard output is for the figures
+        print(line, file=sys.stderr)
+
+    if isinstance(data, ImageStore) or downloaded(data) is not None:
+        return open_source(data, data_dir, ReadOptions(), say)  # resized when the bundle meets them
+    if not isinstance(data, str | Path):
+        try:
+            return open_source(data, data_dir, options, say, bundle.classes, only=split)
+        except UnknownClasses as error:
+            raise _unknown_classes(f"The data {name_of(data)}", error.names, bundle.classes) from None
+    own_splits = read_options(splits=request.get("splits", "auto")).splits
+    if own_splits != "auto" and not (isinstance(data, str) and data in DATASETS):
+        try:
+            store = open_source(data, data_dir, replace(options, splits=own_splits), lambda line: None)
+        except VitreousError:  # other folders need not have splits of these names
+            pass
+        else:
+            if store.fingerprint == fingerprint:
+                return store
+    return open_source(data, data_dir, options, say)
+
+
+def _unknown_classes(name: str, classes: Sequence[str], known: Sequence[str]) -> VitreousError:
+    return VitreousError(
+        f"{name} has classes that the run does not know ({shortened(classes)}); rename or remove them. The run knows "
+        f"{shortened(known)}."
     )
 
 
@@ -248,10 +293,7 @@ def _matched(store: ImageStore, split: str, classes: tuple[str, ...]) -> Split:
     """A split of other data, or their only one, with labels as positions in `classes`."""
     unknown_classes = [name for name in store.classes if name not in classes]
     if unknown_classes:
-        raise VitreousError(
-            f"{store.name} has classes that the run does not know ({_shortened(unknown_classes)}); rename or remove "
-            f"them. The run knows {_shortened(classes)}."
-        )
+        raise _unknown_classes(store.name, unknown_classes, classes)
     splits = dict(store.splits)
     if "test" not in splits and "val" in splits:
         splits["test"] = splits.pop("val")  # training uses a single held-out split as the test split
@@ -266,8 +308,3 @@ def _matched(store: ImageStore, split: str, classes: tuple[str, ...]) -> Split:
     )
     positions = np.array([classes.index(name) for name in store.classes])
     return Split(part.images, positions[np.asarray(part.labels)], part.names)
-
-
-def _shortened(names: list[str] | tuple[str, ...]) -> str:
-    """The first five names, and how many more."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")

@@ -17,10 +17,14 @@ import torch
 
 import vitreous
 from vitreous import machine as machines
+from vitreous import run as runs
 from vitreous.data.augment import Augment
 from vitreous.data.module import ImageData
 from vitreous.data.named import DATASETS
 from vitreous.data.normalize import normalize, to_float
+from vitreous.data.reading import read_options
+from vitreous.data.sources import MissingPathError
+from vitreous.data.store import ImageStore
 from vitreous.dial import apply_augmentation, apply_size
 from vitreous.errors import VitreousError, unknown
 from vitreous.files import path_of
@@ -29,8 +33,8 @@ from vitreous.model.variants import VARIANTS, Architecture
 from vitreous.model.vit import ATTENTION, VisionTransformer
 from vitreous.native.accelerate import accelerate, unsupported
 from vitreous.recipe import Recipe, convert
-from vitreous.request import BACKENDS, DEVICES, PRECISIONS, Request
-from vitreous.run import Run, Say
+from vitreous.request import BACKENDS, DEVICES, PRECISIONS, READING, Request
+from vitreous.run import Run, Say, check_same_data, missing_arrays, missing_data
 from vitreous.training.budget import Sizes, final_seconds, planned_steps
 from vitreous.training.cost import RunCost, count_cost, measure_seconds
 from vitreous.training.schedule import Timeline, phases
@@ -89,7 +93,8 @@ def make_plan(
     Args:
         say: is called with every decision that follows from data and budget.
         recorded: the parts of another run's `[resolved]` table to use again: choices in `machine`, fits in `timeline`.
-        recorded_split: the other run's `split.json`, whose images are cut again.
+            With a `fingerprint`, the data must be those of that run.
+        recorded_split: the `split.json` of that run, to cut the same images.
         strict: raise if this machine cannot honour a recorded choice, instead of choosing anew.
 
     Raises:
@@ -121,7 +126,7 @@ def make_plan(
     bf16 = bare.precision == "bf16"
 
     # The data, and the values of the recipe that follow from them.
-    data = open_module(recipe, request, say, recorded_split)
+    data = open_module(recipe, request, say, recorded, recorded_split)
     notices |= dict.fromkeys(data.splits.warnings)
     began = time.monotonic()
     recipe = fit_to_data(recipe, data, say)
@@ -209,9 +214,20 @@ def make_plan(
 
 
 def open_module(
-    recipe: Recipe, request: Request, say: Say, recorded_split: Mapping[str, Any] | None = None
+    recipe: Recipe,
+    request: Request,
+    say: Say,
+    recorded: Mapping[str, Any] | None = None,
+    recorded_split: Mapping[str, Any] | None = None,
 ) -> ImageData:
-    """Opens the data and splits them as the recipe says; the augmentation comes later."""
+    """Opens the data and splits them as the recipe says; the augmentation comes later.
+
+    Args:
+        recorded, recorded_split: see `make_plan`.
+
+    Raises:
+        VitreousError: the data cannot be opened, or are not those of the run.
+    """
     data = ImageData(
         request.data,
         batch_size=recipe.training.batch_size,
@@ -226,6 +242,18 @@ def open_module(
         classes=request.classes,
         **request.reading,
     )
+    earlier = (recorded or {}).get("fingerprint")
+    moved = earlier is not None and has_moved(request, recorded or {})
+    try:
+        data.prepare_data()
+    except MissingPathError:
+        if earlier is None or moved:
+            raise
+        raise missing_data(request.data) from None
+    if earlier is not None:
+        check_same_data(data.store.source, data.store.fingerprint, earlier, given=moved)
+        if moved:
+            say(f"The images of this run are now read from {data.store.source}; they are the same.")
     data.setup()
     for note in data.splits.notes:
         say(note, detail=True)
@@ -314,33 +342,39 @@ def record_request(request: Request) -> dict[str, Any]:
     elif data not in DATASETS:
         data = str(path_of(data).resolve())
     data_dir = str(path_of(request.data_dir).resolve()) if request.data_dir else None
-    return {**vars(request), "data": data, "data_dir": data_dir}
+    reading = vars(read_options(**request.reading))
+    reading = {name: reading[name] for name in READING}
+    return {**vars(request), **reading, "data": data, "data_dir": data_dir}
 
 
 def stored_request(run: Run, data: Any = None) -> Request:
     """The request that a run was started with.
 
     Args:
-        data: the same arrays again, for a run on arrays.
+        data: the same data again, for a run on arrays or on data that have moved.
 
     Raises:
-        VitreousError: the record is missing or has other entries; or arrays are missing, or not needed.
+        VitreousError: the record is missing or has other entries; or the run was trained on arrays, and they are
+            missing.
     """
     if "request" not in run.resolved:
         raise missing_table(run, "resolved.request")
     try:
-        request = Request(**run.resolved["request"])
+        request = Request(**runs.with_earlier_defaults(run.resolved["request"]))
     except TypeError:
         raise other_version(run) from None
-    if request.data != ARRAYS:
-        if data is not None:
-            raise VitreousError(
-                f"{run.path} was trained on {request.data}, which is found without help; leave data out."
-            )
-        return request
     if data is None:
-        raise VitreousError(f"{run.path} was trained on arrays; give them again, as data=(images, labels).")
+        if request.data == ARRAYS:
+            raise missing_arrays(run.path)
+        return request
+    if isinstance(data, str | Path | ImageStore):
+        return dataclasses.replace(request, data=data, classes=None)  # they have names for their classes
     return dataclasses.replace(request, data=data)
+
+
+def has_moved(request: Request, recorded: Mapping[str, Any]) -> bool:
+    """Whether a request has other data than the `[resolved]` table of its run; arrays always count as the same."""
+    return record_request(request)["data"] != recorded.get("request", {}).get("data")
 
 
 def check_record(run: Run) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Letters: N images, H height, W width, S the side of the network's input, in pixe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +15,19 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from vitreous import profiles
+from vitreous.depth import (
+    PLAIN,
+    Origin,
+    OutOfRange,
+    finite_range,
+    is_deep,
+    number,
+    origin_of,
+    to_bytes,
+    unlike,
+    values_of,
+)
 from vitreous.errors import VitreousError, unknown
 from vitreous.request import FITS
 
@@ -21,15 +35,15 @@ from vitreous.request import FITS
 CHOICES: dict[str, tuple[Any, ...]] = {
     "fit": FITS,
     "resample": ("bicubic",),  # with antialiasing
-    "ground": ("white",),  # colour behind transparent pixels
+    "ground": ("white", "grey", "black"),  # colour behind transparent pixels
+    "profiles": ("applied", "ignored"),  # embedded colour profiles
 }
 FILTERS = {"bicubic": Image.Resampling.BICUBIC}
-# A grey image of more than 8 bits does not state its range: the first value here that it does not exceed is white.
-WHITES = {"I": (2.0**16 - 1, 2.0**31 - 1), "F": (1.0, 255.0, 2.0**16 - 1)}
 EVAL_BATCH = (
     500  # images per evaluation batch; fixed, since the batch size can change the last bits of a product
 )
 Reader = Callable[[Any], Image.Image]
+Colours = Callable[[Image.Image], Image.Image]  # converts an RGB image to another of the same size
 ACCEPTED = "a path, the bytes of a file, a PIL image, an array, or a list of these"
 
 
@@ -42,8 +56,11 @@ class Preprocess:
         fit: how an image of another shape becomes square: "crop" takes the central square, "pad" adds bars of the
             ground's colour, "stretch" changes its proportions.
         resample: the filter for resizing: "bicubic".
-        value_range: the values of black and white in images of more than 8 bits; None decides by their type.
-        ground: the colour under transparent pixels: "white".
+        value_range: the values of black and white in images of more than 8 bits. None means those that the file
+            states, else 0 and 65535 for integers, and 0 and 1 for floats; an image with other values is refused.
+        ground: the colour under transparent pixels and of the bars of `pad`: "white", "grey" or "black".
+        profiles: whether embedded colour profiles are "applied", so that colours look as in a browser, or "ignored".
+            Images of more than 8 bits are read without their profiles.
 
     Raises:
         VitreousError: a value is not implemented.
@@ -54,6 +71,7 @@ class Preprocess:
     resample: str = "bicubic"
     value_range: tuple[float, float] | None = None
     ground: str = "white"
+    profiles: str = "applied"
 
     def __post_init__(self) -> None:
         if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
@@ -62,13 +80,41 @@ class Preprocess:
             value = getattr(self, setting)
             if value not in implemented:
                 raise unknown(f"preprocessing {setting}", str(value), map(str, implemented))
+        if self.value_range is not None:
+            object.__setattr__(self, "value_range", _checked_range(self.value_range))
 
-    def pixels(self, image: Image.Image) -> np.ndarray:
+    def pixels(self, image: Image.Image, origin: Origin = PLAIN) -> np.ndarray:
         """Converts an upright PIL image of any mode to uint8 [S, S, 3].
 
-        An RGB image of S × S stays the same bit for bit. Raises whatever Pillow raises for a broken image.
+        An RGB image of S × S without a profile stays the same bit for bit.
+
+        Args:
+            origin: what its file says about its values, see `origin_of`.
+
+        Raises:
+            OutOfRange: it has more than 8 bits, and values that need a `value_range`.
+            Exception: whatever Pillow raises for a broken image.
         """
-        return fit(to_rgb(image, self.ground), self.size, self.resample)
+        rgb, colours = self.rgb(image, origin)
+        return fit(rgb, self.size, self.resample, self.fit, self.ground, colours)
+
+    def rgb(self, image: Image.Image, origin: Origin = PLAIN) -> tuple[Image.Image, Colours | None]:
+        """Converts an upright PIL image of any mode to mode RGB, at its own size.
+
+        Returns:
+            The image, and the conversion of its colours to sRGB if that is still to be done. Done after resizing, it
+            takes less time.
+        """
+        profile = image.info.get("icc_profile") if self.profiles == "applied" else None
+        if profile is None or is_deep(image):
+            return to_rgb(image, self.ground, self.value_range, origin), None
+        if not profiles.available():
+            raise VitreousError(
+                "An image has a colour profile, which this build of Pillow cannot apply; "
+                "install Pillow from PyPI (`pip install --force-reinstall Pillow`)."
+            )
+        image, colours = profiles.to_srgb(image, profile)
+        return to_rgb(image, self.ground), colours
 
     def batch(self, images: Any, read: Reader | None = None) -> np.ndarray:
         """Converts one image or many to uint8 [N, S, S, 3]. Images of that size and type stay the same bit for bit.
@@ -76,8 +122,8 @@ class Preprocess:
         Args:
             images: a PIL image, which is turned upright according to its EXIF orientation; an array or tensor of one
                 image [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (the last channel is opacity), or of many [N, H, W] or
-                [N, H, W, 1 or 3 or 4]; or a list of single images of any sizes. Arrays are uint8, uint16, bool
-                (black and white) or floats from 0 to 1.
+                [N, H, W, 1 or 3 or 4]; or a list of single images of any sizes. Arrays are uint8, bool (black and
+                white), or uint16 or floats within `value_range`; with such a range, other integers too.
             read: opens a path or the bytes of a file, upright. Without it, paths and bytes are refused.
 
         Raises:
@@ -109,68 +155,137 @@ class Preprocess:
                     f"{name} is a file name or the bytes of a file; give a PIL image or an array."
                 )
             image, name = read(image), name if isinstance(image, bytes) else str(image)
-        elif isinstance(image, Image.Image):
-            image = _upright(image)
-        if isinstance(image, Image.Image):
-            try:
-                return self.pixels(image)
-            except (
-                Exception
-            ) as error:  # Pillow reads the pixels only now, and on damaged bytes it raises nearly anything
-                raise VitreousError(f"{name} cannot be used ({error}); repair it or leave it out.") from None
+        try:
+            if isinstance(image, Image.Image):
+                return self._from_pil(image, name)
+            return self._from_array(image, name)
+        except OutOfRange as error:
+            raise VitreousError(error.sentence(name)) from None
+
+    def _from_pil(self, image: Image.Image, name: str) -> np.ndarray:
+        origin = origin_of(image)
+        try:
+            image = upright(image)
+            if is_deep(image):
+                self._refuse_another_scale(values_of(image, origin), name)
+            return self.pixels(image, origin)
+        except VitreousError:
+            raise
+        # Pillow reads the pixels only now, and on damaged bytes it raises nearly anything.
+        except Exception as error:
+            raise VitreousError(f"{name} cannot be used ({error}); repair it or leave it out.") from None
+
+    def _from_array(self, image: Any, name: str) -> np.ndarray:
         array = _as_array(image, name)
         if _holds_many(array):
             raise VitreousError(
                 f"{name} of the list contains several images (its shape is {list(array.shape)}); "
                 "give a list of single images."
             )
-        array = _to_uint8(array)
+        if array.dtype.kind != "b" and array.dtype != np.uint8:
+            self._refuse_another_scale(array, name)
+        array = _to_uint8(array, self.value_range)
         if array.shape == (self.size, self.size, 3):
             return array
         return self.pixels(Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array))
+
+    def _refuse_another_scale(self, values: np.ndarray, name: str) -> None:
+        if self.value_range is not None and values.size and unlike(values, self.value_range):
+            low, high = map(number, finite_range(values))
+            black, white = map(number, self.value_range)
+            raise VitreousError(
+                f"{name} has values from {low} to {high}, but black is {black} and white is {white}; "
+                "give its values on that scale, or uint8 from 0 to 255."
+            )
 
 
 # ---- values and shapes
 
 
-def to_rgb(image: Image.Image, ground: str = "white") -> Image.Image:
-    """Converts a PIL image of any mode to mode RGB, 8 bits per channel, with `ground` under transparent pixels.
+def to_rgb(
+    image: Image.Image,
+    ground: str = "white",
+    value_range: tuple[float, float] | None = None,
+    origin: Origin = PLAIN,
+) -> Image.Image:
+    """Converts a PIL image of any mode to mode RGB, 8 bits per channel.
 
-    Grey of 16 bits keeps its high byte, as Pillow does for colour. In wider types (32-bit integers, floats), white is
-    the first of 1, 255 (both for floats only), 65535 and 2³¹-1 that the image does not exceed, and negative values are
-    black. Embedded colour profiles are not applied.
+    Args:
+        ground: the colour under transparent pixels.
+        value_range: the values of black and white in an image of more than 8 bits, as in `Preprocess`.
+        origin: what its file says about its values.
+
+    Raises:
+        OutOfRange: it has more than 8 bits, and values that need a `value_range`.
     """
-    if image.mode.startswith("I;16"):
-        high_byte = np.asarray(image) >> 8  # exact for 8-bit values widened by 257
-        return Image.fromarray(high_byte.astype(np.uint8)).convert("RGB")
-    if image.mode in WHITES:
-        grey = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
-        white = next((white for white in WHITES[image.mode] if grey.max() <= white), grey.max())
-        # 16 bits are rounded down to 8, so that an image is the same from every format.
-        in_bytes = np.floor(grey / 256) if white == 2.0**16 - 1 else np.rint(grey / white * 255)
-        return Image.fromarray(in_bytes.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if is_deep(image):
+        grey = to_bytes(values_of(image, origin), value_range, origin.white)
+        return Image.fromarray(255 - grey if origin.inverted else grey).convert("RGB")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
+        image = profiles.with_opacity(image)
         return Image.alpha_composite(Image.new("RGBA", image.size, ground), image).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def fit(image: Image.Image, size: int, resample: str = "bicubic") -> np.ndarray:
-    """Resizes the central square of an RGB image, with antialiasing: uint8 [size, size, 3].
+def fit(
+    image: Image.Image,
+    size: int,
+    resample: str = "bicubic",
+    how: str = "crop",
+    ground: str = "white",
+    colours: Colours | None = None,
+) -> np.ndarray:
+    """Resizes an RGB image to a square, with antialiasing: uint8 [size, size, 3].
 
     An image of size × size stays the same bit for bit.
+
+    Args:
+        how: one of `request.FITS`. "crop" takes the central square. "pad" keeps the whole image and its proportions,
+            centred between bars. "stretch" resizes the whole image.
+        ground: the colour of the bars.
+        colours: converts the colours of the resized image, before the bars.
     """
     width, height = image.size
+    box = cut_off(width, height, how)
+    # Cropping first keeps the work small for a panorama.
+    inner = image.crop(box) if box != (0, 0, width, height) else image
+    target = (size, size)
+    if how == "pad":
+        longer = max(width, height)
+        target = (max(1, round(width * size / longer)), max(1, round(height * size / longer)))
+    if inner.size != target:
+        inner = inner.resize(target, FILTERS[resample])
+    if colours is not None:
+        inner = colours(inner)
+    if target != (size, size):
+        square = Image.new("RGB", (size, size), ground)
+        square.paste(inner, ((size - target[0]) // 2, (size - target[1]) // 2))
+        inner = square
+    return np.array(inner)  # [S, S, 3]
+
+
+def cut_off(width: int, height: int, how: str) -> tuple[int, int, int, int]:
+    """The part of an image that `fit` keeps: left, top, right and bottom, in pixels of the original."""
+    if how != "crop":
+        return 0, 0, width, height
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
-    # Cropping first keeps the work small for a panorama.
-    square = image.crop((left, top, left + side, top + side)) if width != height else image
-    if side != size:
-        square = square.resize((size, size), FILTERS[resample])
-    return np.array(square)  # [S, S, 3]
+    return left, top, left + side, top + side
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _checked_range(value: object) -> tuple[float, float]:
+    """(low, high), also from the list that JSON makes of it."""
+    if isinstance(value, list | tuple) and len(value) == 2 and all(type(v) in (int, float) for v in value):
+        with suppress(OverflowError):  # an int in JSON may be larger than a float
+            low, high = map(float, value)
+            if low < high and math.isfinite(low) and math.isfinite(high):
+                return low, high
+    raise VitreousError(
+        f"The value range is {value!r:.60}; give the values of black and white, such as (0, 4095)."
+    )
+
+
+def upright(image: Image.Image) -> Image.Image:
     """The image turned according to its EXIF orientation; the caller's own image does not change."""
     with suppress(Exception):  # broken EXIF data do not make an image unusable
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
@@ -234,23 +349,17 @@ def _holds_many(array: np.ndarray) -> bool:
     )
 
 
-def _to_uint8(array: np.ndarray) -> np.ndarray:
+def _to_uint8(array: np.ndarray, value_range: tuple[float, float] | None) -> np.ndarray:
     """Converts values to uint8 from 0 to 255; the shape stays the same."""
     if array.dtype == np.uint8:
         return array
-    if array.dtype == np.uint16:
-        return (array >> 8).astype(np.uint8)  # like a file of 16 bits
     if array.dtype == bool:
         return array.astype(np.uint8) * np.uint8(255)
-    if array.dtype.kind != "f":
+    if value_range is None and array.dtype.kind != "f" and array.dtype != np.uint16:
         raise VitreousError(
             f"Images of the type {array.dtype} are not supported; "
             "give uint8 from 0 to 255, uint16, or floats from 0 to 1."
         )
-    low, high = float(array.min()), float(array.max())
-    if not (low >= 0 and high <= 1):  # NaN is neither
-        raise VitreousError(
-            f"The float values of an image range from {low:g} to {high:g}; "
-            "give floats from 0 to 1, not normalised, or uint8 from 0 to 255."
-        )
-    return np.rint(array * 255.0).astype(np.uint8)
+    if value_range is None and np.isnan(array).any():
+        raise VitreousError("An image has values that are not a number (NaN); give floats from 0 to 1.")
+    return to_bytes(array, value_range)

@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TextIO, TypeVar
 
+from vitreous.wording import duration
+
 T = TypeVar("T")
 
 BAR_SHARE = 6  # the bar takes a sixth of the terminal's width
@@ -75,14 +77,25 @@ def fit(share: float | None, parts: Sequence[str], columns: int) -> str:
 
 
 def track(items: Iterable[T], total: int, title: str, quiet_seconds: float = 2.0) -> Iterator[T]:
-    """Passes `items` on and shows how many of `total` are done, where it takes longer than `quiet_seconds`."""
+    """Passes `items` on and shows how many of `total` are done, how many a second, and the time left.
+
+    Work that takes less than `quiet_seconds` shows nothing.
+    """
     line = ProgressLine(quiet_seconds=quiet_seconds)
+    start = time.monotonic()
     shown = False
     try:
         for done, item in enumerate(items, 1):
             yield item
             if line.due() or (shown and done == total):
-                line.show(done / total, (f"{title}: {done:,} of {total:,}",))
+                pace = done / max(time.monotonic() - start, 1e-9)
+                left = f"{duration((total - done) / pace)} left" if done < total else ""
+                line.show(done / total, (f"{title}: {done:,} of {total:,}", f"{rate(pace)}/s", left))
                 shown = True
     finally:
         line.close()
+
+
+def rate(number: float) -> str:
+    """A number per second to at least two digits: "1,240", "12", "3.1", "0.25"."""
+    return f"{number:,.0f}" if number >= 9.95 else f"{number:.2g}"

@@ -19,7 +19,8 @@ JUDGES = {"both": ("val", "test"), "val": ("val",), "test": ("test",)}
 BACKENDS = ("torch", "native")
 PRECISIONS = ("32", "bf16")
 DEVICES = ("cpu", "cuda", "mps")
-FITS = ("crop", "pad", "stretch")  # the central square; bars beside it; other proportions
+# How an image becomes square: its central square; the whole with bars beside it; the whole in other proportions.
+FITS = ("crop", "pad", "stretch")
 LOGGERS = ("csv", "tensorboard", "wandb")
 
 
@@ -61,10 +62,10 @@ OPTIONS: dict[str, Option] = {
     "data_dir": Option(Path, "cache of packed data; by default $VITREOUS_DATA or ~/.cache/vitreous", "DIR"),
     "image_size": Option(int, "side in pixels to resize images to", "S"),
     "fit": Option(
-        str, "how images that are not square become square", "HOW", "crop", FITS,
+        str, "how images that are not square become square", "HOW", "stretch", FITS,
     ),
     "value_range": Option(
-        str, "values of black and white in images of more than 8 bits, as in 0,4095 (default: from the files)",
+        str, "values of black and white in images of more than 8 bits, as in 0,4095; by default from the files",
         "LOW,HIGH",
     ),
     "splits": Option(

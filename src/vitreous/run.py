@@ -292,6 +292,46 @@ def accuracies(summary: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def with_earlier_defaults(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The recorded request of a run; what a run from before a choice existed did is added."""
+    return {"fit": "crop", **request}
+
+
+def check_same_data(source: str, fingerprint: str, recorded: str, *, given: bool) -> None:
+    """Raises `VitreousError` if the data that were opened are not those of a run.
+
+    Args:
+        source: where they come from.
+        fingerprint: their own.
+        recorded: that of the run's data.
+        given: whether a person has said where the data of the run are.
+    """
+    if fingerprint == recorded:
+        return
+    differ = f"its fingerprint is {fingerprint[:12]}, the run's {recorded[:12]}"
+    if given:
+        raise VitreousError(
+            f"{source} does not hold the images of this run ({differ}); give the data that it was trained on."
+        )
+    raise VitreousError(
+        f"{source} no longer holds the images of this run ({differ}); restore them, or train anew."
+    )
+
+
+def missing_data(data: Any) -> VitreousError:
+    """The error for a run whose data are no longer where they were."""
+    return VitreousError(
+        f"The data of this run are no longer at {data}; say where they are now with --data PATH (in Python data=)."
+    )
+
+
+def missing_arrays(path: Path) -> VitreousError:
+    """The error for a run on data that only its caller has."""
+    return VitreousError(
+        f"{path} was trained on arrays; give them again, as data=(images, labels), or whatever was given to train."
+    )
+
+
 def unfinished(path: Path, name: str) -> VitreousError:
     """The error for a file that a run has not written yet."""
     return VitreousError(
@@ -581,6 +621,20 @@ def _make_numbered(place: Path, prefix: str) -> Path:
 def write_recipe(path: Path, recipe: recipes.Recipe, resolved: Mapping[str, Any]) -> None:
     """Writes the complete `recipe.toml`, from which alone the run can be repeated."""
     atomic_write(path / "recipe.toml", recipes.dump({**recipe.tables(), "resolved": resolved}))
+
+
+def record_data(path: Path, data: str) -> None:
+    """Records in `recipe.toml` that the data of a run are now at the path `data`; nothing else changes in the file."""
+    file = path / "recipe.toml"
+    text = file.read_text(encoding="utf-8")
+    section, key = re.escape("[resolved.request]"), r"[ \t]*data[ \t]*="
+    line = re.compile(rf"(^{section}[ \t]*\n(?:(?!\[|{key}).*\n)*){key}.*$", re.MULTILINE)
+    changed = line.sub(lambda match: f"{match[1]}data = {recipes.toml_value(data)}", text, count=1)
+    expected = tomllib.loads(text)
+    expected["resolved"]["request"]["data"] = data
+    if changed == text or tomllib.loads(changed) != expected:  # someone has written the table in another form
+        changed = recipes.dump(expected)
+    atomic_write(file, changed)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

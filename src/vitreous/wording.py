@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def count(number: int, noun: str, plural: str = "") -> str:
     """`number` with its noun: "1 step", "2,026 steps". `plural` is for nouns that take more than an s."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def printable(text: str) -> str:
+    """`text` on one line, without characters that would control a terminal."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def duration(seconds: float) -> str:
@@ -24,3 +31,14 @@ def scientific(number: float, digits: int = 2) -> str:
 def percent(share: float) -> str:
     """A share from 0 to 1 in percent: "87.5 %"."""
     return f"{100 * share:.1f} %"
+
+
+def shortened(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and how many more: "ant, bee and 3 more"."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest:,} more" if rest > 0 else "")
+
+
+def series(names: Sequence[str], word: str = "and") -> str:
+    """Names in a sentence: "ant, bee and cat"."""
+    return f" {word} ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))

@@ -1,15 +1,32 @@
-"""Data sets from numpy arrays and torch tensors."""
+"""Makes data sets of Python objects: arrays, lists of images or paths, and datasets of other packages.
+
+Letters: N images, S their side after conversion, in pixels.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from vitreous.data.store import ImageStore, RawSplit, in_memory
-from vitreous.errors import VitreousError
+from vitreous.data.decode import BadImage
+from vitreous.data.importing import LARGE_FROM, LARGE_SIZE, LISTED, SAMPLE, SMALL_SIZE
+from vitreous.data.labels import Labels, resolve_labels
+from vitreous.data.objects import ArrayPart, Part, Source, part_of, sample, understand
+from vitreous.data.packed import packed_size
+from vitreous.data.reading import ReadOptions
+from vitreous.data.sentences import describe_cut
+from vitreous.data.splits import TITLES
+from vitreous.data.store import ImageStore, in_memory
+from vitreous.data.values import Facts, refuse_other_values, settle
+from vitreous.errors import VitreousError, unknown
+from vitreous.files import human_size
+from vitreous.preprocess import Preprocess
+from vitreous.progress import track
+from vitreous.wording import count, shortened
 
 
 def from_arrays(
@@ -19,100 +36,240 @@ def from_arrays(
     test: tuple[Any, Any] | None = None,
     name: str = "arrays",
 ) -> ImageStore:
-    """Makes a data set of numpy arrays or torch tensors.
+    """Makes a data set of images and labels in any form that `open_data` takes as `(images, labels)`.
 
     Args:
-        images: uint8 [N, H, H, 3], or [N, H, H] for grey images.
-        labels: integers [N] from 0 to the number of classes - 1.
-        classes: class names; a label is a position in them. Without names, each class is called by its number.
+        images: such as uint8 [N, H, H, 3].
+        labels: [N], class names or positions in `classes`.
+        classes: class names. Without them, each class is called by its number.
         test: (images, labels) of a test split. Without it, a run cuts its test split from `images`.
         name: what the data set is called.
 
     Raises:
         VitreousError: a shape, a type, a label or a class name is not as described.
     """
-    if classes is not None:
-        classes = _class_names(classes)
-    splits = {"train": _raw_split(images, labels, "training")}
+    parts = {"train": part_of((images, labels), "" if test is None else "train")}
     if test is not None:
-        splits["test"] = _raw_split(*test, "test")
-        if splits["test"][0].shape[1:] != splits["train"][0].shape[1:]:
+        parts["test"] = part_of(test, "test")
+    return _read(Source(name, parts), ReadOptions(), classes)
+
+
+def from_objects(
+    source: Any, options: ReadOptions, classes: Sequence[str] | None = None, *, only: str | None = None
+) -> ImageStore:
+    """Makes a data set of a Python object, see `open_data`.
+
+    Args:
+        classes: class names. Labels that are names are matched to them, and other labels are positions in them.
+        only: the split that is needed. A source without training images then gives this split alone, as "train".
+
+    Raises:
+        VitreousError: the object is no data set, or its images or labels cannot be used.
+    """
+    understood = understand(source)
+    if "train" not in understood.parts:
+        if only is None:
             raise VitreousError(
-                "The test images differ in size from the training images; resize one of them."
+                f"There are only {' and '.join(TITLES[split] for split in understood.parts)} images; "
+                'give training images too, as {"train": …}.'
             )
-    present = np.unique(np.concatenate([labels for _, labels, _ in splits.values()]))
-    if classes is None:
-        classes = [str(label) for label in range(len(present))]
-        gap = np.flatnonzero(present != np.arange(len(present)))
-        if present[0] >= 0 and len(gap):
+        if len(understood.parts) > 1 and only not in understood.parts:
+            raise unknown(f"split of {understood.name}", only, understood.parts)
+        part = understood.parts.get(only) or next(iter(understood.parts.values()))
+        understood = replace(understood, parts={"train": part})
+    return _read(understood, options, classes, complete=only is None)
+
+
+def _read(
+    source: Source, options: ReadOptions, classes: Sequence[str] | None, *, complete: bool = True
+) -> ImageStore:
+    """Converts the images of all parts, and puts them into one data set.
+
+    Args:
+        complete: whether each class must have training images.
+    """
+    size, reason = _choose_size(source, options)
+    first = options.settings or Preprocess(size, options.fit, value_range=options.value_range)
+    for part in source.parts.values():
+        if isinstance(part, ArrayPart):
+            part.check(first.value_range)
+    converted = {split: _converted(part, first) for split, part in source.parts.items()}
+    for part in source.parts.values():
+        if not isinstance(part, ArrayPart):
+            part.check(first.value_range)
+    problems = [
+        (part.names[position], bad)
+        for split, part in source.parts.items()
+        for position, bad in converted[split].problems.items()
+    ]
+    if problems and not options.skip_bad:
+        raise _bad_images(problems, sum(map(len, source.parts.values())))
+
+    final, notes = first, tuple[str, ...]()
+    facts = [fact for images in converted.values() for fact in images.facts.values()]
+    if options.settings is None:
+        final, notes = settle(first, facts, options.value_range)
+        for split, part in source.parts.items():
+            converted[split].convert_again(part, first, final)
+    else:
+        refuse_other_values(first, facts)
+
+    splits, raw_labels = {}, dict[str, Labels]()
+    for split, part in source.parts.items():
+        kept = converted[split].kept
+        if not len(kept):
             raise VitreousError(
-                f"The largest label is {present[-1]}, but no label is {gap[0]}; number the classes from 0 without "
-                "gaps, or name them all: `open_data((images, labels), classes=[…])` gives a data set to train on."
+                f"{part.wording.subject} cannot be used, none of them; give at least one that can."
             )
-    if present[0] < 0 or present[-1] >= len(classes):
-        raise VitreousError(
-            f"Labels range from {present[0]} to {present[-1]}; give positions from 0 to {len(classes) - 1}."
+        raw_labels[split] = part.read_labels(TITLES[split] if len(source.parts) > 1 else "", kept)
+        images = converted[split].images
+        splits[split] = (images if len(kept) == len(images) else images[kept], [part.names[i] for i in kept])
+    numbers, known = resolve_labels(raw_labels, classes)
+    if complete:
+        _refuse_untrained(numbers, known)
+    left_out = (
+        (
+            f"{count(len(problems), 'image')} cannot be used and {'is' if len(problems) == 1 else 'are'} left out "
+            f"({shortened([name for name, _ in problems])}).",
         )
-    return in_memory(name=name, classes=list(classes), splits=splits, source="arrays")
+        if problems
+        else ()
+    )
+    cut = describe_cut(facts, final.fit, 'fit="pad" or fit="stretch" keeps all of it')
+    part_notes = [note for part in source.parts.values() for note in part.notes]
+    return in_memory(
+        name=source.name,
+        classes=known,
+        splits={split: (images, numbers[split], names) for split, (images, names) in splits.items()},
+        source=source.name,
+        preprocess=final,
+        notes=tuple(
+            dict.fromkeys(
+                (
+                    *filter(None, [reason]),
+                    *source.notes,
+                    *part_notes,
+                    *map(_in_python, notes),
+                    *cut,
+                    *left_out,
+                )
+            )
+        ),
+    )
 
 
-def from_pair(pair: Sequence[Any], classes: Sequence[str] | None = None) -> ImageStore:
-    """Makes a data set of (images, labels), or of ((images, labels), (test images, test labels))."""
-    tuples = all(isinstance(part, tuple) and len(part) == 2 for part in pair)
-    if tuples and all(isinstance(part[0], list) or getattr(part[0], "ndim", 0) >= 3 for part in pair):
-        (images, labels), test = pair
-        return from_arrays(images, labels, classes, test)
-    images, labels = pair
-    return from_arrays(images, labels, classes)
+class _Converted:
+    """The converted images of a part.
+
+    Attributes:
+        images: uint8 [N, S, S, 3]; those that cannot be used are not filled.
+        facts: of each usable image that was converted, by position.
+        problems: by position.
+        kept: int64 [M], the positions of usable images.
+    """
+
+    def __init__(self, images: np.ndarray) -> None:
+        self.images = images
+        self.facts: dict[int, Facts] = {}
+        self.problems: dict[int, BadImage] = {}
+
+    @property
+    def kept(self) -> np.ndarray:
+        return np.array([i for i in range(len(self.images)) if i not in self.problems], dtype=np.int64)
+
+    def convert_again(self, part: Part, first: Preprocess, final: Preprocess) -> None:
+        """Converts the images that depend on the settings which changed from `first` to `final`."""
+        again = [position for position, fact in self.facts.items() if fact.depends(first, final)]
+        for position, result in zip(
+            again, track(part.convert(final, again), len(again), "Converting"), strict=True
+        ):
+            if isinstance(result, BadImage):  # it could be read a moment ago
+                raise VitreousError(
+                    f"{part.names[position]} changed while it was read; try again when nothing changes it."
+                )
+            self.images[position] = result[0]
 
 
-def _as_numpy(array: Any, what: str) -> np.ndarray:
+def _converted(part: Part, settings: Preprocess) -> _Converted:
+    size = settings.size
+    if (
+        isinstance(part, ArrayPart)
+        and part.array.dtype == np.uint8
+        and part.array.shape[1:] == (size, size, 3)
+    ):
+        return _Converted(part.array)  # bit for bit
     try:
-        if hasattr(array, "detach"):  # a torch tensor, without importing torch
-            array = array.detach().cpu().numpy()
-        return np.asarray(array)
-    except (ValueError, TypeError, RuntimeError) as error:  # unequal shapes, or a type that numpy lacks
+        converted = _Converted(np.empty((len(part), size, size, 3), np.uint8))
+    except MemoryError:
+        needed = human_size(packed_size(len(part), size))
         raise VitreousError(
-            f"The {what} cannot be read as one array ({error}); give a numpy array, or a list of equal shapes."
-        ) from error
+            f"{part.wording.subject} would take {needed} of memory at {size} by {size} pixels; choose a smaller "
+            "image_size."
+        ) from None
+    results = part.convert(settings, range(len(part)))
+    subject = f"Reading {part.wording.subject[0].lower()}{part.wording.subject[1:]}"
+    for position, result in enumerate(track(results, len(part), subject)):
+        if isinstance(result, BadImage):
+            converted.problems[position] = result
+        else:
+            converted.images[position], converted.facts[position] = result
+    return converted
 
 
-def _raw_split(images: Any, labels: Any, what: str) -> RawSplit:
-    images = _as_numpy(images, f"{what} images")
-    labels = _as_numpy(labels, f"{what} labels")
-    if images.dtype != np.uint8:
-        raise VitreousError(
-            f"The {what} images have the type {images.dtype}; give uint8 from 0 to 255 "
-            "(for floats from 0 to 1: `(images * 255).round()` as uint8)."
+def _choose_size(source: Source, options: ReadOptions) -> tuple[int, str]:
+    """The side of the converted images in pixels, and a sentence about it if it was chosen from their sizes."""
+    if options.image_size is not None:
+        return options.image_size, ""
+    if options.settings is not None:
+        return options.settings.size, ""
+    part = source.parts["train"]
+    if square := part.square():
+        others = [
+            part.wording.subject for part in source.parts.values() if part.square() not in (None, square)
+        ]
+        return square, (
+            f"{' and '.join(others)} are resized to {square} by {square} pixels, the size of the training images."
+            if others
+            else ""
         )
-    if images.ndim == 3:
-        images = np.repeat(images[..., None], 3, axis=-1)  # grey: [N, H, W] -> [N, H, W, 3]
-    if images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] != images.shape[2] or 0 in images.shape:
-        channels_first = images.ndim == 4 and images.shape[1] == 3
-        hint = ", channels last (`images.transpose(0, 2, 3, 1)`)" if channels_first else ""
-        raise VitreousError(
-            f"The {what} images have the shape {list(images.shape)}; "
-            f"give square images as [N, H, H, 3]{hint}, or grey ones as [N, H, H]."
-        )
-    if labels.dtype.kind not in "iu":
-        raise VitreousError(f"The {what} labels have the type {labels.dtype}; give one integer per image.")
-    if labels.shape != (len(images),):
-        raise VitreousError(
-            f"The {what} labels have the shape {list(labels.shape)}; "
-            f"give a list of {len(images):,} integers, one per image."
-        )
-    return images, labels.astype(np.int64), [f"array:{i}" for i in range(len(images))]
+    dimensions = list(part.dimensions(sample(len(part), SAMPLE)))
+    if not dimensions:
+        return LARGE_SIZE, ""
+    width, height = dimensions[0]
+    if part.keeps_size and width == height <= LARGE_SIZE and set(dimensions) == {(width, height)}:
+        return width, ""
+    shorter = float(np.median([min(pair) for pair in dimensions]))
+    size = LARGE_SIZE if shorter >= LARGE_FROM else SMALL_SIZE
+    if set(dimensions) == {(size, size)}:
+        return size, ""
+    return size, (
+        f"The images are resized to {size} by {size} pixels (the median of their shorter sides is {shorter:g}); "
+        "choose another size with image_size=."
+    )
 
 
-def _class_names(classes: Sequence[str]) -> list[str]:
-    if isinstance(classes, str) or not isinstance(classes, Iterable):
-        raise VitreousError(f"The class names are {classes!r}; give a list of names.")
-    names = list(classes)
-    for name in names:
-        # A lone surrogate comes from a file name in another encoding. It cannot be written to any file.
-        if not isinstance(name, str) or not name or any("\ud800" <= letter <= "\udfff" for letter in name):
-            raise VitreousError(f"The class name {name!r} is not valid text; give each class a name.")
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if repeated:
-        raise VitreousError(f"Two classes have the name {repeated[0]!r}; give each class its own name.")
-    return [str(name) for name in names]
+def _in_python(sentence: str) -> str:
+    """A sentence that names an option of the command line, with the argument of Python instead."""
+    return re.sub(r"--([a-z-]+)", lambda match: f"{match[1].replace('-', '_')}=", sentence)
+
+
+def _bad_images(problems: Sequence[tuple[str, BadImage]], total: int) -> VitreousError:
+    lines = [f"  {name}: {bad.text}" for name, bad in problems[:LISTED]]
+    if len(problems) > LISTED:
+        lines.append(f"  … and {len(problems) - LISTED:,} more")
+    return VitreousError(
+        f"{len(problems):,} of the {count(total, 'image')} cannot be used; repair or remove them, or leave them out "
+        "with skip_bad=True:\n" + "\n".join(lines)
+    )
+
+
+def _refuse_untrained(numbers: dict[str, np.ndarray], classes: Sequence[str]) -> None:
+    """Raises `VitreousError` if a class has images in another split, but none to train on."""
+    trained = set(numbers["train"].tolist())
+    for split, labels in numbers.items():
+        untrained = sorted(set(labels.tolist()) - trained)
+        if untrained:
+            raise VitreousError(
+                f"The {TITLES[split]} images have the class {classes[untrained[0]]!r}, but no training image has it; "
+                f"add some, or leave it out of the {TITLES[split]} images."
+            )

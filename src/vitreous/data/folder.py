@@ -10,17 +10,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from itertools import chain
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from vitreous.data.decode import MAX_BYTES, BadImage
-from vitreous.data.layout import Entry, Layout, read_layout, visible
+from vitreous.data.layout import MAX_DEPTH, Entry, Layout, read_layout
+from vitreous.data.names import litter_of, text_of
 from vitreous.errors import VitreousError
 from vitreous.files import LIMITS, human_size, open_zip, path_of, read_zip_member, zip_members
+from vitreous.wording import count
 
 WORKERS = min(4, os.cpu_count() or 1)
-GROUP = 16  # small images that a thread decodes at a time
+MAX_LINKS = 100_000  # links to folders that are followed
+GROUP = 16  # images that a thread decodes at a time
+SMALL = 3000  # bytes of a file, on average: of 32 by 32 pixels as PNG, or 64 by 64 as JPEG
 T = TypeVar("T")
 
 
@@ -40,11 +43,12 @@ class Tree:
 
 
 @contextmanager
-def open_tree(path: Path, splits: str = "auto") -> Iterator[Tree]:
+def open_tree(path: Path, splits: str = "auto", listing: Listing | None = None) -> Iterator[Tree]:
     """Lists a folder or zip of images and understands it, see `layout`. It can be read inside the `with` block.
 
     Args:
         splits: see `ReadOptions`.
+        listing: what `list_folder` has found in a folder; it is listed now if this is left out.
 
     Raises:
         VitreousError: there is nothing at `path`, it is neither a folder nor a zip, or it cannot be understood.
@@ -53,10 +57,12 @@ def open_tree(path: Path, splits: str = "auto") -> Iterator[Tree]:
     if path.is_dir():
 
         def read(location: str) -> bytes:
-            return _read_file(path, path / location)
+            return _read_file(path / location)
 
-        files, folders = list_folder(path)
-        yield Tree(path, read_layout(path, files, folders, read, splits), read)
+        listing = listing or list_folder(path)
+        names = [*listing.files, *listing.litter]
+        layout = read_layout(path, names, listing.folders, read, splits, listing.unusable)
+        yield Tree(path, replace(layout, understood=(*listing.notes, *layout.understood)), read)
         return
     with open_zip(path) as archive:
         members, folders = _list_zip(archive)
@@ -85,39 +91,103 @@ def existing(path: Path) -> Path:
     raise VitreousError(f"There is no folder or file {path}; {hint}")
 
 
-def list_folder(root: Path) -> tuple[dict[str, os.stat_result], set[str]]:
-    """Lists the files below `root`, by name, and the names of the folders."""
-    files, folders = {}, set()
-    pending = [""]
+class Listing(NamedTuple):
+    """What is below a folder.
+
+    Attributes:
+        files: the status of each file by its path, and of each entry in `unusable`. Of a link, it is its target's.
+        folders: the paths of the folders.
+        unusable: files that must not be opened, with reason and detail as in `Problem`.
+        litter: hidden files and folders and the like; what such folders hold is not listed.
+        notes: sentences about links that were not followed.
+    """
+
+    files: dict[str, os.stat_result]
+    folders: set[str]
+    unusable: dict[str, tuple[str, str]]
+    litter: list[str]
+    notes: list[str]
+
+
+def list_folder(root: Path) -> Listing:
+    """Lists what is below `root`. Links to files and folders are followed, except back to a folder around them.
+
+    Raises:
+        VitreousError: `root` cannot be read, or there are too many files or folders in each other.
+    """
+    listing = Listing({}, set(), {}, [], [])
+    loops: list[str] = []
+    links = 0
+    # A folder's prefix for the paths in it, and the identities of the folders around it.
+    pending: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
     while pending:
-        parent = pending.pop()
+        parent, around = pending.pop()
         try:
+            own = (root / parent).stat()
             items = list(os.scandir(root / parent))
         except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            if not parent:
+                raise VitreousError(f"{root} cannot be read ({reason}); correct its permissions.") from error
+            name = parent.rstrip("/")
+            listing.unusable[name] = ("unreadable", f"a folder: {reason}; correct its permissions")
+            listing.files[name] = (root / name).lstat()
+            continue
+        identity = (own.st_dev, own.st_ino)
+        if identity in around:
+            loops.append(parent.rstrip("/"))
+            continue
+        if parent:
+            listing.folders.add(parent.rstrip("/"))
+        if len(around) > MAX_DEPTH or links > MAX_LINKS or len(listing.files) + len(pending) > LIMITS.members:
             raise VitreousError(
-                f"{root / parent} cannot be read ({error.strerror}); correct its permissions."
-            ) from error
+                f"{root} has too many files or links, or too many folders in each other (at {parent}); "
+                "give a folder further inside, or remove links."
+            )
         for item in items:
             name = parent + item.name
-            if not visible(item.name):
-                continue
-            if item.is_symlink() and item.is_dir():
-                raise VitreousError(
-                    f"{item.path} is a link to a folder, and such links are not followed; "
-                    "copy or move the folder itself there."
-                )
-            if item.is_dir(follow_symlinks=False):
-                folders.add(name)
-                pending.append(name + "/")
+            folder, status = _is_folder(item)
+            if litter_of(name, folder):
+                listing.litter.append(name)
+            elif folder:
+                links += item.is_symlink()
+                pending.append((name + "/", (*around, identity)))
             else:
-                files[name] = item.stat(follow_symlinks=False)
-    return files, folders
+                usable = status is not None and stat.S_ISREG(status.st_mode)
+                if not usable:
+                    listing.unusable[name] = _why_unusable(item, status)
+                listing.files[name] = status or item.stat(follow_symlinks=False)
+    if loops:
+        first = text_of(min(loops))
+        listing.notes.append(
+            f"{count(len(loops), 'link')} to a folder around the link itself {'was' if len(loops) == 1 else 'were'} "
+            f"not followed, such as {first}."
+        )
+    return listing
 
 
-def _read_file(root: Path, path: Path) -> bytes:
+def _is_folder(item: os.DirEntry[str]) -> tuple[bool, os.stat_result | None]:
+    """Whether an entry is a folder or a link to one, and its status; None if it leads nowhere."""
     try:
-        if path.is_symlink() and not path.resolve().is_relative_to(root):
-            raise BadImage("unreadable", "a link that leads out of the folder")
+        status = item.stat()
+    except OSError:
+        return False, None
+    return stat.S_ISDIR(status.st_mode), status
+
+
+def _why_unusable(item: os.DirEntry[str], status: os.stat_result | None) -> tuple[str, str]:
+    """The reason and detail why an entry of a folder is not opened."""
+    if status is not None:
+        return "not an image", "a pipe, socket or device, not a regular file"
+    try:
+        target = text_of(str(Path(item.path).readlink()))
+    except OSError:
+        return "not an image", "it cannot be reached"
+    return "dangling link", f"it leads to {target}, which cannot be reached"
+
+
+def _read_file(path: Path) -> bytes:
+    try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
             raise BadImage("not an image", "not a regular file")
@@ -133,10 +203,8 @@ def _list_zip(archive: zipfile.ZipFile) -> tuple[dict[str, zipfile.ZipInfo], set
     # A member over the size limit is a bad file rather than a reason to refuse the archive. It is never unpacked.
     members = zip_members(archive, replace(LIMITS, member_bytes=LIMITS.total_bytes))
     files = {_member_name(info): info for info in members}
-    folders = {_member_name(info).rstrip("/") for info in archive.infolist() if info.is_dir()}
-    return {name: info for name, info in files.items() if visible(name)}, {
-        name for name in folders if visible(name)
-    }
+    folders = {_member_name(info) for info in archive.infolist() if info.is_dir()} - {""}
+    return files, folders
 
 
 def _member_name(info: zipfile.ZipInfo) -> str:
@@ -145,7 +213,7 @@ def _member_name(info: zipfile.ZipInfo) -> str:
         # Python decoded it as code page 437 because it is not marked as UTF-8, but some systems omit the mark.
         with suppress(UnicodeError):
             name = name.encode("cp437").decode("utf-8")
-    return name.replace("\\", "/").removeprefix("./")
+    return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
 
 
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
@@ -164,21 +232,32 @@ def read_all(
 ) -> Iterator[tuple[Entry, T | BadImage]]:
     """Yields each entry in order with the result of `work` on its bytes, or with its `BadImage`.
 
-    A few threads do the work, and few results are in memory at any time.
+    A few threads do the work, and few results are in memory at any time. Files of a few kilobytes are read by this
+    thread alone: decoding them is mostly Python, and threads would only wait for each other.
     """
 
-    def results_of(entries: Sequence[Entry]) -> list[T | BadImage]:
+    def results_of(entries: Sequence[Entry]) -> tuple[list[T | BadImage], int]:
+        """The results, and how many bytes were read."""
         results: list[T | BadImage] = []
+        size = 0
         for entry in entries:
             try:
-                results.append(work(read(entry.location)))
+                data = read(entry.location)
+                size += len(data)
+                results.append(work(data))
             except BadImage as bad:
                 results.append(bad)
-        return results
+        return results, size
 
-    in_flight = GROUP * 8 * WORKERS
+    start, length, use_threads = 0, GROUP, False
     with ThreadPoolExecutor(WORKERS) as pool:
-        for start in range(0, len(entries), in_flight):
-            batch = entries[start : start + in_flight]
+        while start < len(entries):
+            batch = entries[start : start + length]
             groups = [batch[first : first + GROUP] for first in range(0, len(batch), GROUP)]
-            yield from zip(batch, chain.from_iterable(pool.map(results_of, groups)), strict=True)
+            outcomes = pool.map(results_of, groups) if use_threads else map(results_of, groups)
+            total = 0
+            for group, (results, size) in zip(groups, outcomes, strict=True):
+                total += size
+                yield from zip(group, results, strict=True)
+            start += length
+            length, use_threads = GROUP * 8 * WORKERS, total > SMALL * len(batch)

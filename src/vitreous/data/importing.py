@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shlex
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,19 +15,21 @@ from typing import BinaryIO
 import numpy as np
 
 from vitreous.data.decode import BadImage, decode_to, image_dimensions
-from vitreous.data.folder import Tree, existing, list_folder, open_tree, read_all
+from vitreous.data.folder import Listing, Tree, existing, list_folder, open_tree, read_all
 from vitreous.data.layout import Entry, Problem
+from vitreous.data.originals import shapes_of
 from vitreous.data.packed import open_store, pack, packed_size, read_header, store_path
 from vitreous.data.reading import ReadOptions
+from vitreous.data.sentences import check_command, notes_of
 from vitreous.data.store import ImageStore, RawSplit
-from vitreous.data.values import Facts, settle
+from vitreous.data.values import Facts, refuse_other_values, settle
 from vitreous.errors import VitreousError
 from vitreous.files import check_free_space, human_size, write_failure
 from vitreous.preprocess import Preprocess
 from vitreous.progress import track
 from vitreous.wording import count
 
-SMALL_SIZE, LARGE_SIZE = 32, 64
+SMALL_SIZE, LARGE_SIZE = DEFAULT_SIZES = (32, 64)
 LARGE_FROM = 48  # pixels: median shorter side from which images are packed at the large default size
 SAMPLE = 200  # images whose headers decide the default image size
 LISTED = 10  # bad files in an error message; `data check --all` lists all
@@ -72,21 +73,27 @@ def import_folder(path: Path, data_dir: Path, options: ReadOptions, say: Callabl
         VitreousError: bad files, fewer than two classes, a class without training images, or no disk space.
     """
     path = existing(path)
-    state = _state(path)  # before anything is read, so that a change during the import is noticed next time
-    location = _packed_location(path, data_dir, options)
-    header = read_header(location)
-    if (
-        header
-        and header["extra"].get("state") == state
-        and not (header["extra"]["bad"] and not options.skip_bad)
-    ):
-        for note in header["notes"]:
+    # Before anything is read, so that a change during the import is noticed next time.
+    listing = list_folder(path) if path.is_dir() else None
+    state = _state(path, listing)
+    for size in (options.image_size,) if options.image_size else DEFAULT_SIZES:
+        location = _packed_location(path, data_dir, size, options)
+        header = read_header(location)
+        extra = header["extra"] if header else {}
+        if extra.get("state") != state or (extra["bad"] and not options.skip_bad):
+            continue
+        if options.image_size is None and extra["default_size"] != size:
+            continue
+        store = open_store(location)
+        for note in store.notes:
             say(note)
-        return open_store(location)
+        return store
 
-    with open_tree(path, options.splits) as tree:
-        size, reason = choose_size(tree, options)
-        if reason:
+    with open_tree(path, options.splits, listing) as tree:
+        default_size, reason = choose_size(tree)
+        size = options.image_size or default_size
+        location = _packed_location(path, data_dir, size, options)
+        if reason and options.image_size is None:
             say(reason)
         say(
             f"{path.name} will take about {human_size(packed_size(len(tree.layout.entries), size))} in {location} "
@@ -94,26 +101,33 @@ def import_folder(path: Path, data_dir: Path, options: ReadOptions, say: Callabl
         )
         with surveyed(tree, size, options, location) as survey:
             refuse(survey, options)
-            notes = (*filter(None, [reason]), *survey.notes, *_left_out(survey))
-            for note in notes[bool(reason) :]:
+            notes = notes_of(survey)
+            for note in notes:
                 say(note)
             return pack(
                 location,
-                name=location.name.rpartition("-")[0],
+                name=packed_name(path),
                 classes=tree.layout.classes,
                 splits=survey.splits,
                 groups=survey.groups,
                 source=str(path),
                 preprocess=survey.preprocess,
                 notes=notes,
-                extra={"path": str(path), "state": state, "bad": len(survey.problems)},
+                extra={
+                    "path": str(path),
+                    "state": state,
+                    "default_size": default_size,
+                    "bad": len(survey.problems),
+                    "splits": options.splits,
+                    "shapes": shapes_of(
+                        [name for _, _, names in survey.splits.values() for name in names], survey.facts
+                    ),
+                },
             )
 
 
-def choose_size(tree: Tree, options: ReadOptions) -> tuple[int, str]:
-    """The side of the packed images in pixels, and a sentence about it if nobody asked for it."""
-    if options.image_size is not None:
-        return options.image_size, ""
+def choose_size(tree: Tree) -> tuple[int, str]:
+    """The side of the packed images in pixels where nobody asks for one, and a sentence about it."""
     shorter = _median_shorter_side(tree)
     if shorter is None:
         return LARGE_SIZE, ""
@@ -138,7 +152,7 @@ def refuse(survey: Survey, options: ReadOptions) -> None:
         if number not in trained:
             raise VitreousError(
                 f"{path} has no usable training image of the class {label!r}; "
-                f"add some or remove the folders of the class ({_check_command(path)} lists all problems)."
+                f"add some or remove the folders of the class ({check_command(path)} lists all problems)."
             )
 
 
@@ -161,7 +175,12 @@ def surveyed(tree: Tree, size: int, options: ReadOptions, location: Path) -> Ite
     except OSError as error:
         raise write_failure(location, error) from error
     with scratch:
-        yield _survey(tree, Preprocess(size, options.fit), options, scratch)
+        yield _survey(
+            tree,
+            options.settings or Preprocess(size, options.fit, value_range=options.value_range),
+            options,
+            scratch,
+        )
 
 
 def _survey(tree: Tree, first: Preprocess, options: ReadOptions, scratch: BinaryIO) -> Survey:
@@ -189,7 +208,11 @@ def _survey(tree: Tree, first: Preprocess, options: ReadOptions, scratch: Binary
         usable.append(entry)
         facts.append(fact)
 
-    final, notes = settle(first, facts, options.value_range)
+    final, notes = first, tuple[str, ...]()
+    if options.settings is None:
+        final, notes = settle(first, facts, options.value_range)
+    else:
+        refuse_other_values(first, facts)
     again = [i for i, fact in enumerate(facts) if fact.depends(first, final)]
     changed = read_all([usable[i] for i in again], tree.read, partial(decode_to, final))
     for i, (entry, result) in zip(again, track(changed, len(again), "Converting"), strict=True):
@@ -225,25 +248,30 @@ def _survey(tree: Tree, first: Preprocess, options: ReadOptions, scratch: Binary
     )
 
 
-def _state(path: Path) -> str:
-    """A text that changes when a file is added, removed or changed; no file is opened for it."""
-    if path.is_file():
+def _state(path: Path, listing: Listing | None) -> str:
+    """A text that changes when a file or folder is added, removed or changed; no file is opened for it."""
+    if listing is None:
         status = path.stat()
         return f"{status.st_size} {status.st_mtime_ns}"
-    listing = hashlib.sha256()
-    for name, status in sorted(list_folder(path)[0].items()):
-        line = f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n"
-        listing.update(line.encode("utf-8", "surrogateescape"))
-    return listing.hexdigest()
+    state = hashlib.sha256()
+    files = [f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n" for name, status in listing.files.items()]
+    for line in (*sorted(files), *sorted(listing.folders)):
+        state.update(line.encode("utf-8", "surrogateescape"))
+    return state.hexdigest()
 
 
-def _packed_location(path: Path, data_dir: Path, options: ReadOptions) -> Path:
+def _packed_location(path: Path, data_dir: Path, size: int, options: ReadOptions) -> Path:
     """The folder for the images of `path` packed with `options`: a readable name and a key that makes it unique."""
-    settings = (READER, options.image_size, options.fit, options.value_range, options.splits)
+    chosen = options.settings or (size, options.fit, options.value_range)
+    settings = (READER, chosen, options.splits)
     key = hashlib.sha256(f"{path}\0{settings}".encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return store_path(data_dir, f"{packed_name(path)}-{key}")
+
+
+def packed_name(path: Path) -> str:
+    """What the data set of a folder or zip is called."""
     name = path.name if path.is_dir() else path.stem
-    readable = re.sub(r"[^\w.]+", "-", name)[:40].strip("-.") or "folder"
-    return store_path(data_dir, f"{readable}-{key}")
+    return re.sub(r"[^\w.]+", "-", name)[:40].strip("-.") or "folder"
 
 
 def _median_shorter_side(tree: Tree) -> float | None:
@@ -268,19 +296,6 @@ def _bad_files(survey: Survey) -> VitreousError:
     files = count(len(survey.facts) + len(bad), "file")
     return VitreousError(
         f"{len(bad):,} of the {files} in {path} cannot be used; repair or remove them, or leave "
-        f"them out with --skip-bad ({_check_command(path)} lists all problems):\n"
+        f"them out with --skip-bad ({check_command(path)} lists all problems):\n"
         + "\n".join([*lines[:LISTED], *more])
     )
-
-
-def _left_out(survey: Survey) -> list[str]:
-    bad, files = len(survey.problems), count(len(survey.facts) + len(survey.problems), "file")
-    if not bad:
-        return []
-    return [
-        f"{bad:,} of {files} cannot be used and are left out ({_check_command(survey.tree.path)} lists them)."
-    ]
-
-
-def _check_command(path: Path) -> str:
-    return f"`vitreous data check {shlex.quote(str(path))}`"

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from vitreous.data.store import ImageStore
 from vitreous.files import human_size
+from vitreous.preprocess import Preprocess
+from vitreous.request import OPTIONS
+from vitreous.wording import printable
 
 
 def info(store: ImageStore) -> dict[str, Any]:
     """Describes a data set, JSON-able.
 
     Keys: name, classes (names), image_size, splits ({split: {images, per_class}}), mean and std (of each channel,
-    0 to 1), fingerprint, path (None in memory), source, bytes (on disk, or in memory).
+    0 to 1), fingerprint, path (None in memory), source, bytes (on disk, or in memory), preprocess (the settings by
+    which the images were converted) and notes (sentences about what was guessed or passed over).
     """
     splits = {}
     for split, part in store.splits.items():
@@ -38,6 +43,8 @@ def info(store: ImageStore) -> dict[str, Any]:
         "path": None if store.path is None else str(store.path),
         "source": store.source,
         "bytes": size,
+        "preprocess": asdict(store.preprocess),
+        "notes": list(store.notes),
     }
 
 
@@ -58,6 +65,11 @@ def info_text(record: dict[str, Any]) -> str:
     lines.append(f"fingerprint {record['fingerprint']}")
     lines.append(f"source      {record['source']}")
     lines.append(f"location    {record['path'] or 'in memory'} ({human_size(record['bytes'])})")
+    usual = asdict(Preprocess(record["image_size"], OPTIONS["fit"].default))
+    special = {name: value for name, value in record["preprocess"].items() if value != usual[name]}
+    if special:
+        lines.append("preprocess  " + ", ".join(f"{name} {_plain(value)}" for name, value in special.items()))
+    lines += [f"note        {printable(note)}" for note in record["notes"]]
     width = max(len(name) for name in ["class", *classes])
     lines += ["", f"{'class':<{width}}" + "".join(f"{split:>9}" for split in splits)]
     for name in classes:
@@ -65,3 +77,10 @@ def info_text(record: dict[str, Any]) -> str:
             f"{name:<{width}}" + "".join(f"{part['per_class'][name]:>9,}" for part in splits.values())
         )
     return "\n".join(lines)
+
+
+def _plain(value: Any) -> str:
+    """The value of a setting: "pad", "0 to 4095"."""
+    if isinstance(value, list | tuple):
+        return " to ".join(f"{number:g}" for number in value)
+    return str(value)

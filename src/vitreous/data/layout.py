@@ -1,96 +1,52 @@
-"""Derives splits and classes of a folder or zip from the names in it alone, so that both give the same data set."""
+"""Derives splits and classes of a folder or zip from the names in it alone, so that both give the same data set.
+
+`names` sorts the files, `structure` finds the class folders, and `table` reads labels.csv. Only that table, and files
+whose name does not tell what they are, are read.
+"""
 
 from __future__ import annotations
 
-import unicodedata
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
+from vitreous.data.doubts import NoClassesError
+from vitreous.data.entries import (
+    OUTSIDE,
+    EmptyClass,
+    Entry,
+    Files,
+    Layout,
+    PassedOver,
+    Problem,
+    order,
+    quoted,
+    refuse_unusable,
+)
+from vitreous.data.names import (
+    IMAGE_SUFFIXES,
+    LITTER,
+    NO_SUFFIX,
+    UNSUPPORTED,
+    kind_by_signature,
+    litter_of,
+    natural_key,
+    stem_of,
+    suffix_of,
+    text_of,
+)
+from vitreous.data.nodes import Node, build_tree
 from vitreous.data.store import SPLIT_NAMES
+from vitreous.data.structure import ClassFolder, find_classes
+from vitreous.data.table import TABLES, UnusableTable
+from vitreous.data.table_layout import labels_from_table
 from vitreous.errors import VitreousError
+from vitreous.wording import series
 
-# Names of the split folders, in any capitals, and the split that each holds.
-SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-# What operating systems leave in folders, besides hidden files.
-LITTER = {"__macosx", "thumbs.db", "desktop.ini"}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """An image file of a data set.
-
-    Attributes:
-        name: its path below the folder of splits or classes, such as "train/cat/001.png".
-        split: "train", "val" or "test".
-        label: its class name.
-        location: its path in the folder or zip, which may start with more folders than `name`.
-        group: images with the same text stay on one side of every cut; "" if no table of labels gives a group.
-    """
-
-    name: str
-    split: str
-    label: str
-    location: str
-    group: str = ""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something that would harm training.
-
-    Attributes:
-        reason: one of `check.REASONS`.
-        name: the file or the class.
-        detail: more about it, or "".
-    """
-
-    reason: str
-    name: str
-    detail: str = ""
-
-
-@dataclass(frozen=True)
-class PassedOver:
-    """Files that are not read, because they are no images by their name or have no class.
-
-    Attributes:
-        kind: what they have in common, as in "12 .txt files"; such as ".txt" or "outside the class folders".
-        names: their names.
-    """
-
-    kind: str
-    names: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the files of a folder or zip are understood, before any of them is decoded.
-
-    Attributes:
-        entries: the images, in the order of the splits, then of their names.
-        classes: class names in natural order ("2" before "10"), in Unicode's composed form.
-        empty: class folders without an image.
-        passed_over: files that are not read, by kind.
-        problems: files that look like images and cannot be used, known from their names alone, such as dangling links.
-        understood: sentences about what was recognised and could be meant differently.
-    """
-
-    entries: tuple[Entry, ...]
-    classes: tuple[str, ...]
-    empty: tuple[str, ...] = ()
-    passed_over: tuple[PassedOver, ...] = ()
-    problems: tuple[Problem, ...] = ()
-    understood: tuple[str, ...] = ()
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        present = {entry.split for entry in self.entries}
-        return tuple(split for split in SPLIT_NAMES if split in present)
-
-
-def visible(name: str) -> bool:
-    return not any(part.startswith(".") or part.casefold() in LITTER for part in name.split("/"))
+__all__ = ["EmptyClass", "Entry", "Layout", "PassedOver", "Problem", "read_layout"]
+SPECIAL = "of a special type (pipe, socket or device)"  # a kind of `PassedOver`
+MAX_DEPTH = 64  # folders in each other
 
 
 def read_layout(
@@ -99,6 +55,7 @@ def read_layout(
     folders: Collection[str],
     read: Callable[[str], bytes],
     splits: str = "auto",
+    unusable: Mapping[str, tuple[str, str]] | None = None,
 ) -> Layout:
     """Understands the files and folders of `path`.
 
@@ -107,92 +64,227 @@ def read_layout(
         files, folders: names of all files and folders below it, with "/" between their parts.
         read: returns the bytes of a file, for a table of labels and for files whose name does not tell what they are.
         splits: see `ReadOptions`.
+        unusable: reason and detail of each of `files` that must not be opened: "dangling link", "not an image" for
+            pipes and devices, or "unreadable" for folders.
 
     Raises:
         VitreousError: there are no images, no classes, or several ways to understand the folders.
     """
-    folders = set(folders)
-    parts = _unwrapped({name: name.split("/") for name in [*files, *folders]}, files, folders)
-    split_of_top = _find_splits(path, parts, files, folders)
-    class_depth = 1 if split_of_top else 0  # position of the class name in a path
-
-    entries, empty, outside = [], set(), []
-    for location, part in parts.items():
-        split = split_of_top.get(part[0], "") if split_of_top else "train"
-        name = _text("/".join(part))
-        if location in folders:
-            if split and len(part) == class_depth + 1:
-                empty.add(name)
-        elif split and len(part) > class_depth + 1:
-            entries.append(Entry(name, split, _text(part[class_depth]), location))
-        else:
-            outside.append(name)
-    outside += [_text(name) for name in files if name not in parts]  # next to the one wrapping folder
-    empty -= {"/".join(entry.name.split("/")[: class_depth + 1]) for entry in entries}
-    entries.sort(key=lambda entry: (SPLIT_NAMES.index(entry.split), entry.name))
-    _refuse_unusable(path, entries, outside, split_of_top)
-    return Layout(
-        entries=tuple(entries),
-        classes=tuple(sorted({entry.label for entry in entries})),
-        empty=tuple(sorted(empty)),
-        passed_over=(PassedOver("outside the class folders", tuple(sorted(outside))),) if outside else (),
+    for name in (*files, *folders):
+        if name.count("/") > MAX_DEPTH:
+            raise VitreousError(
+                f"{path} has more than {MAX_DEPTH} folders in each other; give one further inside."
+            )
+    found = _sort_files(files, read, unusable or {})
+    if not found.images:
+        raise _no_images(path, found)
+    parents = {
+        name.rpartition("/")[0] for kind, names in found.by_kind.items() if kind != LITTER for name in names
+    }
+    root = build_tree(
+        found.images, parents.union(name for name in folders if not litter_of(name, folder=True))
+    )
+    layout = _understand(path, root, found, read, splits)
+    kinds = sorted((kind, names) for kind, names in found.by_kind.items() if names)
+    return replace(
+        layout,
+        passed_over=tuple(PassedOver(kind, tuple(sorted(map(text_of, names)))) for kind, names in kinds),
+        problems=tuple(sorted([*layout.problems, *found.problems], key=lambda problem: problem.name)),
     )
 
 
-def _unwrapped(
-    parts: dict[str, list[str]], files: Collection[str], folders: set[str]
-) -> dict[str, list[str]]:
-    """The paths without a single folder that wraps all the others; names that are not inside it are dropped."""
-    tops = _top_folders(parts, folders)
-    nested = any(len(parts[name]) > 2 for name in files)
-    if len(tops) == 1 and nested and not any(map(_is_split, tops)):
-        return {name: part[1:] for name, part in parts.items() if len(part) > 1}
-    return parts
+def _understand(path: Path, root: Node, found: Files, read: Callable[[str], bytes], splits: str) -> Layout:
+    """The layout that a table of labels gives, or else the folders."""
+    try:
+        layout = labels_from_table(path, root, found, read, splits)
+    except UnusableTable as error:
+        try:
+            layout = _labels_from_folders(path, root, found, splits)
+        except VitreousError:
+            raise error from None
+        note = f"The table of labels is not used, and the folders give the classes. {error}"
+        return replace(layout, understood=(note, *layout.understood))
+    try:
+        return layout or _labels_from_folders(path, root, found, splits)
+    except NoClassesError as error:
+        raise VitreousError(f"{error}{_table_hint(found)}") from None
 
 
-def _top_folders(parts: Mapping[str, list[str]], folders: set[str]) -> set[str]:
-    return {part[0] for name, part in parts.items() if len(part) > 1 or name in folders}
+# ---- files
 
 
-def _is_split(top: str) -> bool:
-    return top.casefold() in SPLIT_FOLDERS
-
-
-def _find_splits(
-    path: Path, parts: Mapping[str, list[str]], files: Collection[str], folders: set[str]
-) -> dict[str, str]:
-    """Maps each split folder at the top to its split; empty if the folders at the top are classes."""
-    tops = _top_folders(parts, folders)
-    # `train` may be a class, of vehicles for example. Then it contains images rather than folders.
-    in_train = [part for name, part in parts.items() if name in files and part[0].casefold() == "train"]
-    only_splits = bool(tops) and all(map(_is_split, tops))
-    if not (only_splits or any(len(part) > 2 for part in in_train)):
-        return {}
-    split_of_top = {top: SPLIT_FOLDERS[top.casefold()] for top in sorted(tops) if _is_split(top)}
-    for split in SPLIT_NAMES:
-        same = [top for top in split_of_top if split_of_top[top] == split]
-        if len(same) > 1:
-            raise VitreousError(
-                f"{path} has both {same[0]}/ and {same[1]}/, which are the same split; keep one of them."
+def _sort_files(
+    files: Collection[str], read: Callable[[str], bytes], unusable: Mapping[str, tuple[str, str]]
+) -> Files:
+    found = Files()
+    litter = set()
+    unsupported = {}
+    for name in sorted(files):
+        suffix = suffix_of(name)
+        reason, detail = unusable.get(name, ("", ""))
+        if part := litter_of(name):
+            litter.add(part)
+        elif reason == "unreadable" or (
+            reason == "dangling link" and not suffix
+        ):  # probably a folder of images
+            found.problems.append(Problem(reason, text_of(name), detail))
+        elif suffix in IMAGE_SUFFIXES:
+            found.images[name] = unusable.get(name)
+        elif suffix in UNSUPPORTED:
+            unsupported[name] = UNSUPPORTED[suffix]
+        elif reason and not suffix:
+            found.by_kind[SPECIAL].append(name)
+        elif suffix:
+            found.by_kind[f".{suffix}"].append(name)
+        else:
+            kind = _kind_by_content(name, read)
+            if kind == "image":
+                found.images[name] = None
+            elif kind:
+                unsupported[name] = kind
+            else:
+                found.by_kind[NO_SUFFIX].append(name)
+    found.by_kind[LITTER] += litter
+    readable = {(name.rpartition("/")[0], stem_of(name)) for name in found.images}
+    for name, kind in unsupported.items():
+        if (name.rpartition("/")[0], stem_of(name)) in readable:  # the JPEG of a raw photo, for example
+            found.by_kind[f".{suffix_of(name)}"].append(name)
+        else:
+            found.images[name] = unusable.get(
+                name, ("unsupported format", f"{kind}; convert it to PNG or JPEG")
             )
-    return split_of_top
+    return found
 
 
-def _refuse_unusable(
-    path: Path, entries: Sequence[Entry], outside: Sequence[str], split_of_top: Collection[str]
-) -> None:
-    if not entries and outside:
-        raise VitreousError(
-            f"{path} has no class folders; put the images of each class into a folder of its own, "
-            f"such as {path.name}/cat/1.jpg and {path.name}/dog/1.jpg."
+def _kind_by_content(name: str, read: Callable[[str], bytes]) -> str:
+    try:
+        return kind_by_signature(read(name)[:256])
+    except VitreousError:  # too large, or it may not be read
+        return ""
+
+
+def _no_images(path: Path, found: Files) -> VitreousError:
+    kinds = sorted(found.by_kind.items(), key=lambda item: -len(item[1]))
+    texts = [PassedOver(kind, tuple(names)).text for kind, names in kinds if names and kind != LITTER][:3]
+    holds = f"; it holds {series(texts)}" if texts else ""
+    if found.problems:
+        first = found.problems[0]
+        return VitreousError(
+            f"{path} contains no images{holds}; {first.name} is a {first.reason} ({first.detail})."
         )
-    if not entries:
-        raise VitreousError(f"{path} contains no images; give a folder or zip of class folders.")
-    if split_of_top and "train" not in {entry.split for entry in entries}:
-        tops = " and ".join(f"{top}/" for top in split_of_top)
-        raise VitreousError(f"{path} has {tops} but no images in train/; add training images.")
+    archives = {".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz"} & set(found.by_kind)
+    mend = (
+        "unpack what is in it"
+        if archives
+        else "give a folder or zip of class folders with PNG or JPEG images"
+    )
+    return VitreousError(f"{path} contains no images{holds}; {mend}.")
 
 
-def _text(name: str) -> str:
-    """A name in Unicode's composed form, since systems differ in it. Bytes that are not text are replaced."""
-    return unicodedata.normalize("NFC", name.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+def _table_hint(found: Files) -> str:
+    """A sentence about a table that may hold labels under another name than labels.csv."""
+    tables = [name for kind in (".csv", ".tsv") for name in found.by_kind.get(kind, ())]
+    tables = [name for name in tables if name.rpartition("/")[2].lower() not in TABLES]
+    return (
+        f" If {text_of(min(tables, key=len))} gives the labels, copy it there with such a header."
+        if tables
+        else ""
+    )
+
+
+# ---- labels from folders
+
+
+def _labels_from_folders(path: Path, root: Node, found: Files, splits: str) -> Layout:
+    structure = find_classes(path, root, splits)
+    prefix = len(structure.top.path) + 1 if structure.top.path else 0
+    labels, understood = _class_names(structure.classes)
+    entries, problems, empty = [], [], []
+    placed = set()
+    for folder, label in zip(structure.classes, labels, strict=True):
+        usable = 0
+        for image in folder.node.all_images():
+            placed.add(image)
+            name = text_of(image[prefix:])
+            problem = found.images[image]
+            if problem:
+                problems.append(Problem(problem[0], name, problem[1]))
+            else:
+                usable += 1
+                entries.append(Entry(name, folder.split, label, image))
+        if not usable:
+            empty.append((folder, label))
+    label_of = {label.strip().casefold(): label for label in labels}
+    empty += [
+        (folder, label_of.get(text_of(folder.label).strip().casefold(), text_of(folder.label)))
+        for folder in structure.empty
+    ]
+    refuse_unusable(path, entries, problems)
+    for node, kind in structure.left_out:
+        found.pass_over(node.all_images(), kind)
+    found.pass_over([image for image in found.images if image not in placed], OUTSIDE)
+    contents = _contents(found, [folder.node.path for folder, _ in empty])
+    return Layout(
+        entries=tuple(sorted(entries, key=order)),
+        classes=tuple(sorted({entry.label for entry in entries}, key=natural_key)),
+        empty_classes=tuple(
+            EmptyClass(text_of(folder.node.path[prefix:]), folder.split, label, contents[folder.node.path])
+            for folder, label in sorted(empty, key=lambda item: item[0].node.path)
+        ),
+        problems=tuple(problems),
+        understood=(*structure.understood, *understood),
+    )
+
+
+def _class_names(folders: Sequence[ClassFolder]) -> tuple[list[str], list[str]]:
+    """The class name of each folder, and sentences about names that differ only in letter case or blanks.
+
+    Such names are one class, spelled as in the first split, if they are in different splits. If one folder holds both,
+    its owner tells them apart, and they are different classes.
+    """
+    spellings: dict[str, dict[str, list[str]]] = defaultdict(
+        lambda: defaultdict(list)
+    )  # by key, then by parent
+    for folder in sorted(folders, key=lambda folder: SPLIT_NAMES.index(folder.split)):
+        label = text_of(folder.label)
+        of_parent = spellings[label.strip().casefold()][folder.parent.path]
+        if label not in of_parent:
+            of_parent.append(label)
+    chosen: dict[str, str] = {}
+    sentences = []
+    for of_parents in spellings.values():
+        labels = list(dict.fromkeys(label for of_parent in of_parents.values() for label in of_parent))
+        apart = any(len(of_parent) > 1 for of_parent in of_parents.values())
+        chosen |= {label: label if apart else labels[0] for label in labels}
+        if apart:
+            sentences.append(f"{quoted(labels)} are different classes.")
+        elif len(labels) > 1:
+            sentences.append(f"{quoted(labels)} are one class, {labels[0]!r}.")
+    return [chosen[text_of(folder.label)] for folder in folders], sentences
+
+
+def _contents(found: Files, folders: Sequence[str]) -> dict[str, str]:
+    """What class folders without a readable image hold, in words."""
+    kinds: dict[str, dict[str, int]] = {folder: {} for folder in folders}
+    if not kinds:
+        return {}
+    files = [(name, kind) for kind, names in found.by_kind.items() if kind != LITTER for name in names]
+    files += [
+        (
+            name,
+            f".{suffix_of(name)}"
+            if problem and problem[0] == "unsupported format"
+            else "that cannot be used",
+        )
+        for name, problem in found.images.items()
+    ]
+    for name, kind in files:
+        parent = name
+        while parent := parent.rpartition("/")[0]:
+            if parent in kinds:
+                kinds[parent][kind] = kinds[parent].get(kind, 0) + 1
+    texts = {}
+    for folder, counts in kinds.items():
+        held = [PassedOver(kind, ("",) * number).text for kind, number in sorted(counts.items())]
+        texts[folder] = f"only {series(held)}" if held else "a folder without files"
+    return texts

@@ -253,10 +253,8 @@ def _open_checked(path: Path, header: Mapping[str, Any]) -> ImageStore:
 
 def _preprocess(header: Mapping[str, Any]) -> Preprocess:
     """The settings by which the images were converted. Data sets from before they were recorded have the first ones."""
-    settings = dict(header.get("preprocess") or {"size": header["image_size"]})
-    if settings.get("value_range"):
-        settings["value_range"] = tuple(settings["value_range"])
-    return Preprocess(**settings)
+    settings = header.get("preprocess") or {"size": header["image_size"]}
+    return Preprocess(**{"profiles": "ignored", **settings})
 
 
 def _open_split(path: Path, split: str, count: int, image_size: int) -> Split:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from vitreous.errors import VitreousError, unknown
+from vitreous.preprocess import Preprocess
 from vitreous.request import FITS, OPTIONS
 
 SPLITS = ("auto", "none")  # of the option `splits`, besides a list of folders
@@ -25,10 +26,13 @@ class ReadOptions:
         fit: how an image of another shape becomes square, one of `request.FITS`.
         value_range: the values of black and white in images of more than 8 bits; None finds it from the files.
         splits: "auto" recognises split folders by their names; "none" takes every folder for a class;
-            "train=DIR,test=DIR" names the folders of the splits.
+            "train=DIR,test=DIR" names the folders of the splits. DIR is a path below the folder or zip, such as
+            "data/seg_train"; "train=DIR+DIR" joins several, as in "train=fold1+fold2,test=fold3".
         group_by: a regular expression over image names. Images with the same match (its first group, if it has one)
             stay on one side of every cut.
         skip_bad: leave out files that cannot be used instead of stopping with a list of them.
+        settings: those of a trained network. They replace `image_size`, `fit` and `value_range`, and nothing is chosen
+            from the images.
     """
 
     image_size: int | None = None
@@ -37,6 +41,7 @@ class ReadOptions:
     splits: str = "auto"
     group_by: str | None = None
     skip_bad: bool = False
+    settings: Preprocess | None = None
 
 
 def read_options(
@@ -51,6 +56,7 @@ def read_options(
 
     Args:
         value_range: (low, high), or the text "low,high".
+        group_by: a text, or a compiled pattern.
         splits: a text as in `ReadOptions`, or a mapping such as {"train": "DIR", "test": "DIR"}.
 
     Raises:
@@ -58,6 +64,8 @@ def read_options(
     """
     if fit is not None and fit not in FITS:
         raise unknown("fit", fit, FITS)
+    if isinstance(group_by, re.Pattern):
+        group_by = _text_of(group_by)
     if group_by is not None:
         try:
             re.compile(group_by)
@@ -76,6 +84,12 @@ def read_options(
         group_by=group_by,
         skip_bad=skip_bad,
     )
+
+
+def _text_of(pattern: re.Pattern[Any]) -> Any:
+    """A compiled regular expression as text, with its flags in front."""
+    flags = "".join(letter for letter in "aimsx" if pattern.flags & re.RegexFlag[letter.upper()])
+    return f"(?{flags}){pattern.pattern}" if flags and isinstance(pattern.pattern, str) else pattern.pattern
 
 
 def _size(value: Any) -> int:

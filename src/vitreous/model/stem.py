@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vitreous.errors import VitreousError
 from vitreous.model.variants import Architecture
 
+JACOBI_SWEEPS = 30  # over all pairs; convergence is quadratic, so 12 x 12 take fewer than 10
 WHITENING_EPS = 5e-4  # added to variances of images with unit variance: near-flat directions are not blown up
 
 
@@ -83,21 +84,54 @@ class Whitening(nn.Module):
     def fit(self, images: Tensor) -> None:
         """Fits the directions to the 2x2 patches of normalised images, float [B, 3, S, S].
 
-        Directions without variance get a finite weight.
+        Directions without variance get a finite weight, so images may be grey, of few colours, or all alike.
 
         Raises:
-            VitreousError: a pixel is not finite, for example after normalisation by a standard deviation of zero.
+            VitreousError: there are no patches, or a pixel is not finite, as after normalisation by a standard
+                deviation of zero.
         """
         patches = images.unfold(2, 2, 1).unfold(3, 2, 1)  # [B, 3, S - 1, S - 1, 2, 2]
         patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, 12).double()
         covariance = patches.mT @ patches / len(patches)  # NaN if there are no patches
         if not covariance.isfinite().all():
             raise VitreousError(
-                "The whitening cannot be fitted: a channel has the same value in every pixel of the training images; "
-                "use images that differ."
+                "The whitening cannot be fitted, since the normalised images have no pixels or pixels that are not "
+                "finite; normalise by a standard deviation above zero."
             )
-        variances, directions = torch.linalg.eigh(covariance)
+        variances, directions = _principal(covariance)
         # With large pixel values, rounding can make a variance negative. Ordinary variances are far above the limit.
         scale = (variances + WHITENING_EPS).clamp(min=WHITENING_EPS / 2).sqrt()
         whitening = (directions / scale).mT.reshape(12, 3, 2, 2)
         self.weight.copy_(torch.cat([whitening, -whitening]))
+
+
+def _principal(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues [12] and eigenvectors [12, 12] (in columns) of a finite symmetric matrix."""
+    try:
+        return torch.linalg.eigh(covariance)
+    except torch.linalg.LinAlgError:  # LAPACK can fail to converge where many eigenvalues coincide
+        return _jacobi(covariance)
+
+
+def _jacobi(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """`torch.linalg.eigh` by rotations of Jacobi: slow, but it converges for every finite symmetric matrix."""
+    size = len(matrix)
+    scale = float(matrix.abs().max()) or 1.0
+    a, vectors = (matrix + matrix.mT) / (2 * scale), torch.eye(size).to(matrix)
+    for _ in range(JACOBI_SWEEPS):
+        off_diagonal = a - a.diag().diag()
+        if off_diagonal.abs().max() <= torch.finfo(a.dtype).eps:
+            break
+        for p in range(size):
+            for q in range(p + 1, size):
+                # The angle that makes a[p, q] zero, at most 45 degrees.
+                angle = 0.5 * torch.atan2(2 * a[p, q], a[p, p] - a[q, q])
+                if abs(angle) > torch.pi / 4:
+                    angle -= torch.sign(angle) * torch.pi / 2
+                cos, sin = torch.cos(angle), torch.sin(angle)
+                rotation = torch.eye(size).to(a)
+                rotation[p, p], rotation[q, q], rotation[p, q], rotation[q, p] = cos, cos, -sin, sin
+                a = rotation.mT @ a @ rotation
+                vectors = vectors @ rotation
+    values, order = a.diag().sort()
+    return values * scale, vectors[:, order]

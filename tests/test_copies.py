@@ -55,17 +55,24 @@ def brightened(image: np.ndarray, factor: float) -> np.ndarray:
     return np.asarray(ImageEnhance.Brightness(Image.fromarray(image)).enhance(factor))
 
 
+def jpeg(quality: int) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda image: saved(image, quality)
+
+
+def by_factor(factor: float) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda image: resized(image, factor)
+
+
+def by_pixels(down: int, right: int) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda image: moved(image, down, right)
+
+
 CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "equal": lambda image: image,
+    **{f"JPEG {quality}": jpeg(quality) for quality in (30, 50, 75, 95)},
+    **{f"resized {factor}": by_factor(factor) for factor in (0.5, 0.7, 1.5)},
     **{
-        f"JPEG {quality}": lambda image, quality=quality: saved(image, quality)
-        for quality in (30, 50, 75, 95)
-    },
-    **{
-        f"resized {factor}": lambda image, factor=factor: resized(image, factor) for factor in (0.5, 0.7, 1.5)
-    },
-    **{
-        f"moved {down} {right}": lambda image, down=down, right=right: moved(image, down, right)
+        f"moved {down} {right}": by_pixels(down, right)
         for down, right in itertools.product((-1, 0, 1), repeat=2)
         if down or right
     },
@@ -306,8 +313,9 @@ def planted(path: Path | None = None) -> ImageStore:
 
 
 def names_of(store: ImageStore, copies: Copies) -> set[tuple[str, str, str]]:
+    names = {split: part.names for split, part in store.splits.items()}
     return {
-        (*(store.splits[split].names[i] for split, i in (pair.first, pair.second)), pair.kind)
+        (names[pair.first[0]][pair.first[1]], names[pair.second[0]][pair.second[1]], pair.kind)
         for pair in copies.pairs
     }
 

@@ -304,7 +304,7 @@ def test_groups_of_a_source_stay_in_one_split() -> None:
         groups={"train": patients},
     )
     splits = resolve_splits(store, 0.2)
-    parts = [set(part.groups) for part in (splits.train, splits.val, splits.test)]
+    parts = [set(part.groups or ()) for part in (splits.train, splits.val, splits.test)]
     assert sum(map(len, parts)) == 12
     assert "The training images belong to 12 groups, which stay together." in splits.notes
 

@@ -284,7 +284,7 @@ def _checked(survey: Survey, options: ReadOptions) -> Check:
         amounts = np.bincount(numbers, minlength=len(layout.classes)).tolist()
         counts[split] = dict(zip(layout.classes, amounts, strict=True))
     images = {split: part[0] for split, part in survey.splits.items()}
-    copies = find_copies(images, survey.tree.path.name) if images else Copies({}, ())
+    copies = find_copies(images, survey.tree.path.name) if images else Copies({}, {}, ())
     copy_problems, copy_notes = _copy_problems(survey, copies)
     problems = [*survey.problems, *copy_problems, *_class_problems(survey, counts)]
 
@@ -321,6 +321,7 @@ def _checked(survey: Survey, options: ReadOptions) -> Check:
             *describe_cut(survey.facts, survey.preprocess.fit),
             *_unbalanced(counts.get("train", {}), balance),
             *copy_notes,
+            *(plan.warnings if plan else ()),
         ),
         would_train=stop is None and (options.skip_bad or not survey.problems),
         verdict=_verdict(survey, options, labels, plan, stop),

@@ -108,7 +108,9 @@ def test_square_images_of_any_form_become_the_same_pixels(form: str) -> None:
     np.testing.assert_array_equal(in_order(store), expected)
     # The recorded settings make the same of the images, given one by one with channels last.
     singles = [x.permute(1, 2, 0) if hasattr(x, "permute") and x.shape[0] in (1, 3) else x for x in given]
-    singles = [x.transpose(1, 2, 0) if isinstance(x, np.ndarray) and x.shape[0] in (1, 3) else x for x in singles]
+    singles = [
+        x.transpose(1, 2, 0) if isinstance(x, np.ndarray) and x.shape[0] in (1, 3) else x for x in singles
+    ]
     singles = [np.array(x) if isinstance(x, list) else x for x in singles]
     if form != "floats with rounding errors":  # prediction takes none beyond 0 to 1
         np.testing.assert_array_equal(store.preprocess.batch(singles), expected)
@@ -178,7 +180,9 @@ def test_the_size_of_square_images() -> None:
 def test_test_images_of_another_size_become_like_the_training_images() -> None:
     said: list[str] = []
     store = open_data(((UINT8, LABELS), (images(9, 9), LABELS)), say=said.append)
-    np.testing.assert_array_equal(in_order(store, "test"), np.stack([resized(x, 6, "crop") for x in images(9, 9)]))
+    np.testing.assert_array_equal(
+        in_order(store, "test"), np.stack([resized(x, 6, "crop") for x in images(9, 9)])
+    )
     assert said == ["The test images are resized to 6 by 6 pixels, the size of the training images."]
 
 
@@ -250,7 +254,9 @@ def test_columns_of_pandas_are_labels_whatever_their_index() -> None:
     pandas = pytest.importorskip("pandas")
     column = pandas.Series(NAMES, index=range(100, 112))
     for form in (column, column.astype("category"), column.astype("string")):
-        assert [by_name(open_data((UINT8, form), say=quiet))[f"array:{i}"][1] for i in range(12)] == NAMES.tolist()
+        assert [
+            by_name(open_data((UINT8, form), say=quiet))[f"array:{i}"][1] for i in range(12)
+        ] == NAMES.tolist()
     numbers = pandas.Series(LABELS)[3:]
     assert [by_name(open_data((UINT8[3:], numbers), say=quiet))["array:0"][1]] == ["0"]
     table = pandas.DataFrame({"file": ["a.png"], "animal": ["cat"]})
@@ -299,7 +305,9 @@ def test_an_archive_of_numpy_is_opened_in_python(tmp_path: Path) -> None:
     np.savez(tmp_path / "digits.npz", x_train=UINT8, y_train=LABELS)
     with np.load(tmp_path / "digits.npz") as arrays:
         np.testing.assert_array_equal(in_order(open_data(arrays, say=quiet)), UINT8)
-    with pytest.raises(VitreousError, match=r"holds arrays; open it in Python, as in `vitreous.train\(dict\(numpy"):
+    with pytest.raises(
+        VitreousError, match=r"holds arrays; open it in Python, as in `vitreous.train\(dict\(numpy"
+    ):
         open_data(tmp_path / "digits.npz")
 
 
@@ -503,7 +511,10 @@ def test_other_arrays_are_refused_with_the_reason() -> None:
     wrong: list[tuple[tuple[Any, ...], str]] = [
         ((UINT8[:0], LABELS[:0]), "The images are none"),
         ((UINT8, LABELS[:3]), "The labels are 3 for 12 images; give one label for each image"),
-        ((UINT8, LABELS + 0.5), "labels are floats .0.5, 1.5, 2.5, ….*give the number or the name of a class"),
+        (
+            (UINT8, LABELS + 0.5),
+            "labels are floats .0.5, 1.5, 2.5, ….*give the number or the name of a class",
+        ),
         ((UINT8, LABELS - 1), "reach down to -1"),
         ((UINT8, LABELS, ["a", "b"]), "range from 0 to 2; give positions from 0 to 1"),
         ((UINT8, LABELS.astype(np.uint64) + np.uint64(2**63)), "give positions from 0"),

@@ -115,7 +115,10 @@ def test_class_names_come_from_the_dataset_also_below_others() -> None:
 def test_splits_are_given_as_a_pair_or_by_name() -> None:
     named = NamedItems(FORMS["tensor"])
     rest = Subset(named, [0, 1, 2])
-    for source, splits in (((named, rest), {"train", "test"}), ({"train": named, "val": rest}, {"train", "val"})):
+    for source, splits in (
+        ((named, rest), {"train", "test"}),
+        ({"train": named, "val": rest}, {"train", "val"}),
+    ):
         store = open_data(source, say=quiet)
         assert (set(store.splits), store.name, store.classes) == (splits, "NamedItems", tuple(CLASSES))
     arrays = TensorDataset(torch.from_numpy(IMAGES).permute(0, 3, 1, 2), torch.from_numpy(LABELS))
@@ -278,9 +281,7 @@ def test_a_dataset_of_hugging_face_is_taken_with_its_class_names(pets: Any, data
 def test_the_dataset_of_several_splits(pets: Any, datasets: Any) -> None:
     store = open_data(datasets.DatasetDict({"train": pets, "validation": pets.select(range(4))}), say=quiet)
     assert {split: len(part) for split, part in store.splits.items()} == {"train": 12, "val": 4}
-    hidden = datasets.Dataset.from_dict(
-        {"image": [picture(0)], "label": [-1]}, features=features(datasets)
-    )
+    hidden = datasets.Dataset.from_dict({"image": [picture(0)], "label": [-1]}, features=features(datasets))
     with pytest.raises(VitreousError, match="test labels are -1 for 1 of 1 image.*leave out that split"):
         open_data(datasets.DatasetDict({"train": pets, "test": hidden}), say=quiet)
     with pytest.raises(VitreousError, match="'unsupervised' is not that of a split; leave it out"):
@@ -289,7 +290,9 @@ def test_the_dataset_of_several_splits(pets: Any, datasets: Any) -> None:
 
 def test_files_of_more_than_8_bits_share_one_range(datasets: Any) -> None:
     deep = [Image.fromarray(image[..., 0].astype(np.uint16) * 16) for image in IMAGES]
-    dataset = datasets.Dataset.from_dict({"image": deep, "label": LABELS.tolist()}, features=features(datasets))
+    dataset = datasets.Dataset.from_dict(
+        {"image": deep, "label": LABELS.tolist()}, features=features(datasets)
+    )
     assert open_data(dataset, say=quiet).preprocess.value_range == (0, 4095)
     np.testing.assert_array_equal(arrays_of(dataset)[0], IMAGES[..., :1].repeat(3, -1))
 

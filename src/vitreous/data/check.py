@@ -17,16 +17,17 @@ import numpy as np
 
 from vitreous.data.cache import data_folder
 from vitreous.data.copies import Copies, Pair, find_copies
-from vitreous.data.entries import PassedOver, Problem
+from vitreous.data.layout.entries import PassedOver, Problem
 from vitreous.data.folder import Tree, existing, open_tree
 from vitreous.data.identity import canonical_order, chunks
 from vitreous.data.importing import Survey, choose_size, packed_name, refuse, surveyed
+from vitreous.data.layout.names import natural_key
 from vitreous.data.packed import packed_size
 from vitreous.data.reading import ReadOptions
 from vitreous.data.sentences import describe_cut
 from vitreous.data.sources import grouped
 from vitreous.data.splits import SplitPlan, plan_splits
-from vitreous.data.store import ImageStore, Split
+from vitreous.data.store import ImageStore, RawSplit, Split
 from vitreous.errors import VitreousError
 from vitreous.files import human_size, path_of, write_failure
 from vitreous.wording import count, printable, series, shortened
@@ -248,7 +249,8 @@ def _in_canonical_order(survey: Survey, folder: Path) -> Iterator[Survey]:
 
     Like those of the survey, the arrays are mapped from a nameless file, in `folder`.
     """
-    splits, groups = {}, {}
+    splits: dict[str, RawSplit] = {}
+    groups: dict[str, list[str]] = {}
     start = 0
     with tempfile.TemporaryFile(dir=folder) as file:
         for split, (images, labels, names) in survey.splits.items():
@@ -282,7 +284,7 @@ def _checked(survey: Survey, options: ReadOptions) -> Check:
         amounts = np.bincount(numbers, minlength=len(layout.classes)).tolist()
         counts[split] = dict(zip(layout.classes, amounts, strict=True))
     images = {split: part[0] for split, part in survey.splits.items()}
-    copies = find_copies(images, survey.tree.path.name) if images else Copies({}, ())
+    copies = find_copies(images, survey.tree.path.name) if images else Copies({}, {}, ())
     copy_problems, copy_notes = _copy_problems(survey, copies)
     problems = [*survey.problems, *copy_problems, *_class_problems(survey, counts)]
 
@@ -298,7 +300,7 @@ def _checked(survey: Survey, options: ReadOptions) -> Check:
         except VitreousError as error:
             stop = error
             problems.append(Problem(STOPS, survey.tree.path.name, str(error)))
-    problems.sort(key=lambda problem: (_rank(problem.reason), problem.name))
+    problems.sort(key=lambda problem: (_rank(problem.reason), natural_key(problem.name)))
 
     sizes = [(fact.width, fact.height) for fact in survey.facts]
     training = counts.get("train", {}).values()
@@ -319,6 +321,7 @@ def _checked(survey: Survey, options: ReadOptions) -> Check:
             *describe_cut(survey.facts, survey.preprocess.fit),
             *_unbalanced(counts.get("train", {}), balance),
             *copy_notes,
+            *(plan.warnings if plan else ()),
         ),
         would_train=stop is None and (options.skip_bad or not survey.problems),
         verdict=_verdict(survey, options, labels, plan, stop),
@@ -421,8 +424,10 @@ def _copy_problems(survey: Survey, copies: Copies) -> tuple[list[Problem], list[
             nearly += not pair.exact
     notes = []
     if same:
-        subject = count(same, "image repeats", "images repeat")
-        near = f", {nearly:,} of them nearly" if nearly else ""
+        adverb, near = (
+            ("nearly ", "") if nearly == same else ("", f", {nearly:,} of them nearly" if nearly else "")
+        )
+        subject = count(same, f"image {adverb}repeats", f"images {adverb}repeat")
         notes.append(f"{subject} another image of the same class and split{near}.")
     if not copies.near:
         notes.append("There are too many images to look for near-copies; only equal images were looked for.")

@@ -109,12 +109,14 @@ class Copies:
     Attributes:
         groups: by split, int64 [N]: images with equal numbers, in any split, are copies of one another. The number
             is the position of the group's first image among those of all splits.
+        equal: the same for images whose pixels are equal.
         pairs: for each image that has earlier copies, the image and one of them: in another split if possible, in
             train rather than val, equal rather than similar, then the most similar one.
         near: whether near-copies were searched for, or only equal images.
     """
 
     groups: dict[str, np.ndarray]
+    equal: dict[str, np.ndarray]
     pairs: tuple[Pair, ...]
     near: bool = True
 
@@ -584,6 +586,7 @@ def _result(
     numbers = np.arange(parts.total)
     for members in equal:
         numbers[members] = members[0]
+    equal_groups = dict(zip(names, np.split(numbers.copy(), parts.starts[1:-1]), strict=True))
     for family in _families(len(equal), links):
         members = [number for image in family for number in equal[image]]
         numbers[members] = min(members)
@@ -622,7 +625,8 @@ def _result(
                     (names[other_split], other_position), (names[split], position), score == 2, mirrored
                 )
                 pairs.append((number, pair))
-    return Copies(groups, tuple(pair for _, pair in sorted(pairs, key=lambda entry: entry[0])), near)
+    ordered = tuple(pair for _, pair in sorted(pairs, key=lambda entry: entry[0]))
+    return Copies(groups, equal_groups, ordered, near)
 
 
 def _preference(other: int, own: int) -> tuple[bool, int]:
@@ -715,6 +719,7 @@ def _write(path: Path, fingerprint: str, copies: Copies) -> None:
         near=np.array(copies.near),
         pairs=pairs,
         **{f"groups_{name}": numbers for name, numbers in copies.groups.items()},
+        **{f"equal_{name}": numbers for name, numbers in copies.equal.items()},
     )
     atomic_write(path, content.getvalue())
 
@@ -726,9 +731,10 @@ def _read(path: Path, fingerprint: str, sizes: Mapping[str, int]) -> Copies | No
             if str(content["identity"]) != _identity(fingerprint):
                 return None
             groups = {name: content[f"groups_{name}"] for name in sizes}
+            equal = {name: content[f"equal_{name}"] for name in sizes}
             rows, near = content["pairs"], bool(content["near"])
         total = sum(sizes.values())
-        for name, numbers in groups.items():
+        for name, numbers in (*groups.items(), *equal.items()):
             if numbers.dtype != np.int64 or numbers.shape != (sizes[name],):
                 return None
             if not (numbers.min() >= 0 and numbers.max() < total):
@@ -744,7 +750,7 @@ def _read(path: Path, fingerprint: str, sizes: Mapping[str, int]) -> Copies | No
         Pair((names[a], i), (names[b], j), bool(exact), bool(mirrored))
         for a, i, b, j, exact, mirrored in rows.tolist()
     )
-    return Copies(groups, tuple(pairs), near)
+    return Copies(groups, equal, tuple(pairs), near)
 
 
 def _identity(fingerprint: str) -> str:

@@ -336,9 +336,9 @@ def pets(tmp_path: Path) -> tuple[Path, list[str]]:
 def test_paths_are_read_as_a_folder_is(pets: tuple[Path, list[str]], tmp_path: Path) -> None:
     folder, paths = pets
     for options in ({}, {"image_size": 20}, {"fit": "pad"}):
-        expected = open_data(folder, tmp_path / "cache", say=quiet, **options)  # type: ignore[arg-type]
+        expected = open_data(folder, tmp_path / "cache", say=quiet, **options)
         for form in (paths, [Path(path) for path in paths], np.array(paths), np.array(paths, object)):
-            store = open_data((form, NAMES), say=quiet, **options)  # type: ignore[arg-type]
+            store = open_data((form, NAMES), say=quiet, **options)
             assert store.fingerprint == expected.fingerprint
             assert store.preprocess == expected.preprocess
             assert set(store.splits["train"].names) == set(paths)
@@ -372,7 +372,7 @@ def test_bad_files_are_listed_or_left_out(pets: tuple[Path, list[str]]) -> None:
     _, paths = pets
     Path(paths[3]).write_bytes(b"nothing")
     paths[4] = paths[4].replace(".png", ".gone")
-    with pytest.raises(VitreousError, match="2 of the 12 images cannot be used.*skip_bad=True") as error:
+    with pytest.raises(VitreousError, match=r"2 of the 12 images cannot be used.*skip_bad=True") as error:
         open_data((paths, NAMES))
     assert f"{paths[3]}: not an image" in str(error.value)
     assert f"{paths[4]}: unreadable (no such file or directory)" in str(error.value)
@@ -396,93 +396,196 @@ NORMALISED = (UINT8 / 255 - 0.5) / 0.25
 ODD = np.zeros((12, 3, 8, 3), np.uint8)
 Mended = tuple[Any, dict[str, Any]]
 REFUSED: dict[str, tuple[Any, str, Callable[[], Mended]]] = {
-    "floats to 255": ((F255, LABELS), r'give `images.astype\("uint8"\)`', lambda: ((F255.astype("uint8"), LABELS), {})),
+    "floats to 255": (
+        (F255, LABELS),
+        r'give `images.astype\("uint8"\)`',
+        lambda: ((F255.astype("uint8"), LABELS), {}),
+    ),
     "tensor of floats to 255": (
-        (torch.from_numpy(F255), LABELS), r"give `images.to\(torch.uint8\)`",
+        (torch.from_numpy(F255), LABELS),
+        r"give `images.to\(torch.uint8\)`",
         lambda: ((torch.from_numpy(F255).to(torch.uint8), LABELS), {}),
     ),
     "list of lists of numbers": (
-        (UINT8.tolist(), LABELS), r'give `np.array\(images\).astype\("uint8"\)`',
+        (UINT8.tolist(), LABELS),
+        r'give `np.array\(images\).astype\("uint8"\)`',
         lambda: ((np.array(UINT8.tolist()).astype("uint8"), LABELS), {}),
     ),
     "normalised": (
-        (NORMALISED, LABELS), r"seem to be normalised.* or value_range=\(-2, 2\)",
+        (NORMALISED, LABELS),
+        r"seem to be normalised.* or value_range=\(-2, 2\)",
         lambda: ((NORMALISED, LABELS), {"value_range": (-2, 2)}),
     ),
     "floats to 16": (
-        (UINT8 / 16, LABELS), r"give value_range=\(0, 16\)", lambda: ((UINT8 / 16, LABELS), {"value_range": (0, 16)})
+        (UINT8 / 16, LABELS),
+        r"give value_range=\(0, 16\)",
+        lambda: ((UINT8 / 16, LABELS), {"value_range": (0, 16)}),
     ),
     "floats a little beyond": (
-        (UINT8 / 255 * 1.1 - 0.05, LABELS), r"give value_range=\(0, 1\), which clips",
+        (UINT8 / 255 * 1.1 - 0.05, LABELS),
+        r"give value_range=\(0, 1\), which clips",
         lambda: ((UINT8 / 255 * 1.1 - 0.05, LABELS), {"value_range": (0, 1)}),
     ),
     "divided twice": (
-        (UINT8 / 255 / 255, LABELS), r"divided twice; give value_range=\(0, 0.00393\)",
+        (UINT8 / 255 / 255, LABELS),
+        r"divided twice; give value_range=\(0, 0.00393\)",
         lambda: ((UINT8 / 255 / 255, LABELS), {"value_range": (0, 0.00393)}),
     ),
     "NaN": (
-        (np.where(UINT8 > 250, np.nan, UINT8 / 255), LABELS), r"give `np.nan_to_num\(images, nan=0, posinf=1, neginf=0\)`",
-        lambda: ((np.nan_to_num(np.where(UINT8 > 250, np.nan, UINT8 / 255), nan=0, posinf=1, neginf=0), LABELS), {}),
+        (np.where(UINT8 > 250, np.nan, UINT8 / 255), LABELS),
+        r"give `np.nan_to_num\(images, nan=0, posinf=1, neginf=0\)`",
+        lambda: (
+            (np.nan_to_num(np.where(UINT8 > 250, np.nan, UINT8 / 255), nan=0, posinf=1, neginf=0), LABELS),
+            {},
+        ),
     ),
     "NaN in a tensor": (
-        (torch.full((12, 3, 6, 6), torch.nan), LABELS), r"give `images.nan_to_num\(nan=0, posinf=1, neginf=0\)`",
+        (torch.full((12, 3, 6, 6), torch.nan), LABELS),
+        r"give `images.nan_to_num\(nan=0, posinf=1, neginf=0\)`",
         lambda: ((torch.full((12, 3, 6, 6), torch.nan).nan_to_num(nan=0, posinf=1, neginf=0), LABELS), {}),
     ),
-    "int64": ((UINT8.astype(int), LABELS), r'give `images.astype\("uint8"\)`',
-              lambda: ((UINT8.astype(int).astype("uint8"), LABELS), {})),
-    "int64 of 0 and 1": (((UINT8 > 9).astype(int), LABELS), r'give `images.astype\("bool"\)`',
-                         lambda: (((UINT8 > 9).astype(int).astype("bool"), LABELS), {})),
-    "int64 to 60,000": ((UINT8.astype(int) * 200, LABELS), r'give `images.astype\("uint16"\)`',
-                        lambda: (((UINT8.astype(int) * 200).astype("uint16"), LABELS), {})),
-    "int64 with a sign": ((WIDE, LABELS), r"give value_range=\(-5, 76500\)",
-                          lambda: ((WIDE, LABELS), {"value_range": (-5, 76500)})),
-    "bfloat16": ((torch.from_numpy(UINT8 / 255).bfloat16(), LABELS), r"give `images.float\(\)`",
-                 lambda: ((torch.from_numpy(UINT8 / 255).bfloat16().float(), LABELS), {})),
-    "rows": ((UINT8[..., 0].reshape(12, -1), LABELS), r"`images.reshape\(-1, 6, 6\)`",
-             lambda: ((UINT8[..., 0].reshape(12, -1).reshape(-1, 6, 6), LABELS), {})),
-    "rows of colours": ((UINT8.reshape(12, -1), LABELS), r"`images.reshape\(-1, 3, 6, 6\)` .* `images.reshape\(-1, 6, 6, 3\)`",
-                        lambda: ((UINT8.reshape(12, -1).reshape(-1, 6, 6, 3), LABELS), {})),
-    "five channels": ((np.zeros((12, 8, 8, 5), np.uint8), LABELS), r"as in `images\[..., :3\]`",
-                      lambda: ((np.zeros((12, 8, 8, 5), np.uint8)[..., :3], LABELS), {})),
-    "two channels first": ((np.zeros((12, 2, 8, 8), np.uint8), LABELS), r"as in `images\[:, :1\]`",
-                           lambda: ((np.zeros((12, 2, 8, 8), np.uint8)[:, :1], LABELS), {})),
-    "channels anywhere": ((ODD, LABELS), r"`\[Image.fromarray\(image\) for image in images\]`",
-                          lambda: ((stack(ODD), LABELS), {})),
-    "gaps": ((UINT8, LABELS * 2), r"no label is 1; use .* `labels.astype\(str\)`, or name all 5 classes with classes=",
-             lambda: ((UINT8, (LABELS * 2).astype(str)), {})),
-    "gaps, named": ((UINT8, LABELS * 2), r"or name all 5 classes with classes=\[…\]",
-                    lambda: ((UINT8, LABELS * 2), {"classes": list("abcde")})),
-    "from 1": ((UINT8, torch.from_numpy(LABELS + 1)), r"no label is 0; use .* `labels.numpy\(\).astype\(str\)`",
-               lambda: ((UINT8, torch.from_numpy(LABELS + 1).numpy().astype(str)), {})),
-    "list from 1": ((UINT8, (LABELS + 1).tolist()), r"`\[str\(label\) for label in labels\]`",
-                    lambda: ((UINT8, [str(label) for label in (LABELS + 1).tolist()]), {})),
-    "large numbers": ((UINT8, LABELS * 10**9), r"no label is 1; use the numbers as names, as in `labels.astype\(str\)`\.$",
-                      lambda: ((UINT8, (LABELS * 10**9).astype(str)), {})),
-    "float labels": ((UINT8, LABELS / 1), r"give `labels.astype\(int\)`", lambda: ((UINT8, (LABELS / 1).astype(int)), {})),
-    "soft labels": ((UINT8, np.eye(3)[LABELS] * 0.9), r"as in `labels.argmax\(1\)`",
-                    lambda: ((UINT8, (np.eye(3)[LABELS] * 0.9).argmax(1)), {})),
-    "several labels": ((UINT8, torch.ones(12, 3)), r"row 0 is not one 1 among zeros.*`labels.argmax\(1\)`",
-                       lambda: ((UINT8, torch.ones(12, 3).argmax(1)), {})),
-    "mixed labels": ((UINT8, ["1", 1] * 6), r"as in `\[str\(label\) for label in labels\]`",
-                     lambda: ((UINT8, [str(label) for label in ["1", 1] * 6] [:-1] + ["2"]), {})),
-    "unnamed class": ((UINT8, NAMES, {"classes": ["cat", "dog"]}), "have the class owl, but `classes` names only cat, dog",
-                      lambda: ((UINT8, NAMES), {"classes": ["cat", "dog", "owl"]})),
-    "class without training": (((UINT8, LABELS), (UINT8, LABELS + 1)), "have the class '3', but no training image has it",
-                               lambda: (((UINT8, LABELS), (UINT8[LABELS < 2], LABELS[LABELS < 2] + 1)), {})),
-    "only test": ({"test": (UINT8, LABELS)}, r'only test images; give training images too, as \{"train": …\}',
-                  lambda: ({"train": (UINT8, LABELS), "test": (UINT8, LABELS)}, {})),
-    "unknown split": ({"train": (UINT8, LABELS), "foo": (UINT8, LABELS)}, "key 'foo' is not that of a split; leave it out",
-                      lambda: ({"train": (UINT8, LABELS)}, {})),
-    "same split": ({"train": (UINT8, LABELS), "val": (UINT8, LABELS), "valid": (UINT8, LABELS)}, "'val' and 'valid' mean the same",
-                   lambda: ({"train": (UINT8, LABELS), "val": (UINT8, LABELS)}, {})),
-    "generator of images": (((image for image in UINT8), LABELS), r"The images are a generator; give `list\(images\)`",
-                            lambda: ((list(image for image in UINT8), LABELS), {})),
+    "int64": (
+        (UINT8.astype(int), LABELS),
+        r'give `images.astype\("uint8"\)`',
+        lambda: ((UINT8.astype(int).astype("uint8"), LABELS), {}),
+    ),
+    "int64 of 0 and 1": (
+        ((UINT8 > 9).astype(int), LABELS),
+        r'give `images.astype\("bool"\)`',
+        lambda: (((UINT8 > 9).astype(int).astype("bool"), LABELS), {}),
+    ),
+    "int64 to 60,000": (
+        (UINT8.astype(int) * 200, LABELS),
+        r'give `images.astype\("uint16"\)`',
+        lambda: (((UINT8.astype(int) * 200).astype("uint16"), LABELS), {}),
+    ),
+    "int64 with a sign": (
+        (WIDE, LABELS),
+        r"give value_range=\(-5, 76500\)",
+        lambda: ((WIDE, LABELS), {"value_range": (-5, 76500)}),
+    ),
+    "bfloat16": (
+        (torch.from_numpy(UINT8 / 255).bfloat16(), LABELS),
+        r"give `images.float\(\)`",
+        lambda: ((torch.from_numpy(UINT8 / 255).bfloat16().float(), LABELS), {}),
+    ),
+    "rows": (
+        (UINT8[..., 0].reshape(12, -1), LABELS),
+        r"`images.reshape\(-1, 6, 6\)`",
+        lambda: ((UINT8[..., 0].reshape(12, -1).reshape(-1, 6, 6), LABELS), {}),
+    ),
+    "rows of colours": (
+        (UINT8.reshape(12, -1), LABELS),
+        r"`images.reshape\(-1, 3, 6, 6\)` .* `images.reshape\(-1, 6, 6, 3\)`",
+        lambda: ((UINT8.reshape(12, -1).reshape(-1, 6, 6, 3), LABELS), {}),
+    ),
+    "five channels": (
+        (np.zeros((12, 8, 8, 5), np.uint8), LABELS),
+        r"as in `images\[..., :3\]`",
+        lambda: ((np.zeros((12, 8, 8, 5), np.uint8)[..., :3], LABELS), {}),
+    ),
+    "two channels first": (
+        (np.zeros((12, 2, 8, 8), np.uint8), LABELS),
+        r"as in `images\[:, :1\]`",
+        lambda: ((np.zeros((12, 2, 8, 8), np.uint8)[:, :1], LABELS), {}),
+    ),
+    "channels anywhere": (
+        (ODD, LABELS),
+        r"`\[Image.fromarray\(image\) for image in images\]`",
+        lambda: ((stack(ODD), LABELS), {}),
+    ),
+    "gaps": (
+        (UINT8, LABELS * 2),
+        r"no label is 1; use .* `labels.astype\(str\)`, or name all 5 classes with classes=",
+        lambda: ((UINT8, (LABELS * 2).astype(str)), {}),
+    ),
+    "gaps, named": (
+        (UINT8, LABELS * 2),
+        r"or name all 5 classes with classes=\[…\]",
+        lambda: ((UINT8, LABELS * 2), {"classes": list("abcde")}),
+    ),
+    "from 1": (
+        (UINT8, torch.from_numpy(LABELS + 1)),
+        r"no label is 0; use .* `labels.numpy\(\).astype\(str\)`",
+        lambda: ((UINT8, torch.from_numpy(LABELS + 1).numpy().astype(str)), {}),
+    ),
+    "list from 1": (
+        (UINT8, (LABELS + 1).tolist()),
+        r"`\[str\(label\) for label in labels\]`",
+        lambda: ((UINT8, [str(label) for label in (LABELS + 1).tolist()]), {}),
+    ),
+    "large numbers": (
+        (UINT8, LABELS * 10**9),
+        r"no label is 1; use the numbers as names, as in `labels.astype\(str\)`\.$",
+        lambda: ((UINT8, (LABELS * 10**9).astype(str)), {}),
+    ),
+    "float labels": (
+        (UINT8, LABELS / 1),
+        r"give `labels.astype\(int\)`",
+        lambda: ((UINT8, (LABELS / 1).astype(int)), {}),
+    ),
+    "soft labels": (
+        (UINT8, np.eye(3)[LABELS] * 0.9),
+        r"as in `labels.argmax\(1\)`",
+        lambda: ((UINT8, (np.eye(3)[LABELS] * 0.9).argmax(1)), {}),
+    ),
+    "several labels": (
+        (UINT8, torch.ones(12, 3)),
+        r"row 0 is not one 1 among zeros.*`labels.argmax\(1\)`",
+        lambda: ((UINT8, torch.ones(12, 3).argmax(1)), {}),
+    ),
+    "mixed labels": (
+        (UINT8, ["1", 2] * 6),
+        r"as in `\[str\(label\) for label in labels\]`",
+        lambda: ((UINT8, [str(label) for label in ["1", 2] * 6]), {}),
+    ),
+    "unnamed class": (
+        (UINT8, NAMES, {"classes": ["cat", "dog"]}),
+        "have the class owl, but `classes` names only cat, dog",
+        lambda: ((UINT8, NAMES), {"classes": ["cat", "dog", "owl"]}),
+    ),
+    "class without training": (
+        ((UINT8, LABELS), (UINT8, LABELS + 1)),
+        "have the class '3', but no training image has it",
+        lambda: (((UINT8, LABELS), (UINT8[LABELS < 2], LABELS[LABELS < 2] + 1)), {}),
+    ),
+    "only test": (
+        {"test": (UINT8, LABELS)},
+        r'only test images; give training images too, as \{"train": …\}',
+        lambda: ({"train": (UINT8, LABELS), "test": (UINT8, LABELS)}, {}),
+    ),
+    "unknown split": (
+        {"train": (UINT8, LABELS), "foo": (UINT8, LABELS)},
+        "key 'foo' is not that of a split; leave it out",
+        lambda: ({"train": (UINT8, LABELS)}, {}),
+    ),
+    "same split": (
+        {"train": (UINT8, LABELS), "val": (UINT8, LABELS), "valid": (UINT8, LABELS)},
+        "'val' and 'valid' mean the same",
+        lambda: ({"train": (UINT8, LABELS), "val": (UINT8, LABELS)}, {}),
+    ),
+    "generator of images": (
+        ((image for image in UINT8), LABELS),
+        r"The images are a generator; give `list\(images\)`",
+        lambda: ((list(iter(UINT8)), LABELS), {}),
+    ),
     "images alone": (UINT8, r"give the labels too: \(images, labels\)", lambda: ((UINT8, LABELS), {})),
-    "list alone": (list(UINT8), r"list of images has no labels; give \(images, labels\)", lambda: ((list(UINT8), LABELS), {})),
-    "names as a third": ((UINT8, LABELS, ["a", "b", "c"]), r"the class names as classes=\[…\]",
-                         lambda: ((UINT8, LABELS), {"classes": ["a", "b", "c"]})),
-    "splits of a folder": ((UINT8, LABELS, {"splits": "none"}), "leave splits out", lambda: ((UINT8, LABELS), {})),
-}  # fmt: skip
+    "list alone": (
+        list(UINT8),
+        r"list of images has no labels; give \(images, labels\)",
+        lambda: ((list(UINT8), LABELS), {}),
+    ),
+    "names as a third": (
+        (UINT8, LABELS, ["a", "b", "c"]),
+        r"the class names as classes=\[…\]",
+        lambda: ((UINT8, LABELS), {"classes": ["a", "b", "c"]}),
+    ),
+    "splits of a folder": (
+        (UINT8, LABELS, {"splits": "none"}),
+        "leave splits out",
+        lambda: ((UINT8, LABELS), {}),
+    ),
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)

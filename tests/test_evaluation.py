@@ -346,13 +346,21 @@ def test_other_files_are_read_with_the_runs_own_settings(fit: str, tmp_path: Pat
     )
     assert own.bundle.preprocess.value_range == (0, 4095)
     other, paths, labels = deep_folder(tmp_path / "other", 30, 7)
-    dim = [np.asarray(Image.open(path)) // 5 for path in paths]  # 10 bits: alone, it would have a white of its own
+    dim = [
+        np.asarray(Image.open(path)) // 5 for path in paths
+    ]  # 10 bits: alone, it would have a white of its own
     for path, values in zip(paths, dim, strict=True):
         Image.fromarray(values).save(path)
     predicted = own.predict([str(path) for path in paths])
     expected = accuracy_score(labels, predicted)
     names = ["abc"[label] for label in labels]
-    for data in (other, (paths, names), (dim, names), (np.stack(dim)[:, None], names), {"test": (paths, names)}):
+    for data in (
+        other,
+        (paths, names),
+        (dim, names),
+        (np.stack(dim)[:, None], names),
+        {"test": (paths, names)},
+    ):
         figures = vitreous.evaluate(own, data=data, data_dir=tmp_path)
         assert figures.scalars["acc"] == expected
         confusion = np.zeros((3, 3), int)
@@ -378,7 +386,9 @@ def test_labels_of_other_data_in_any_form(run: Run) -> None:
     few = labels[:2], images[:2]
     for given in (labels.astype(str), [str(label) for label in labels], np.eye(3)[labels], labels[:, None]):
         assert vitreous.evaluate(run, data=(images, given)) == expected
-    assert sum(map(sum, vitreous.evaluate(run, data=(few[1], few[0])).confusion)) == 2  # not every class occurs
+    assert (
+        sum(map(sum, vitreous.evaluate(run, data=(few[1], few[0])).confusion)) == 2
+    )  # not every class occurs
     for form in (images.transpose(0, 3, 1, 2), images / 255, [Image.fromarray(image) for image in images]):
         assert vitreous.evaluate(run, data=(form, labels)) == expected
     with pytest.raises(VitreousError, match=r"has classes that the run does not know \(emu\)"):
@@ -387,7 +397,11 @@ def test_labels_of_other_data_in_any_form(run: Run) -> None:
 
 def test_own_data_are_known_in_any_form(run: Run) -> None:
     images, labels = blobs()
-    for data in ((images.transpose(0, 3, 1, 2), labels), (list(images), labels.astype(str)), {"train": (images, labels)}):
+    for data in (
+        (images.transpose(0, 3, 1, 2), labels),
+        (list(images), labels.astype(str)),
+        {"train": (images, labels)},
+    ):
         assert vitreous.evaluate(run, data=data).scalars["acc"] == run.summary["test_acc"]
 
 
@@ -396,7 +410,9 @@ def test_the_folders_of_splits_that_a_run_names_are_not_asked_of_other_data(tmp_
     names = ["a", "b", "c"]
     folder(tmp_path / "own" / "mine", images, labels, names)
     options: dict[str, Any] = {"data_dir": tmp_path / "cache", "splits": {"train": "mine"}}
-    own = vitreous.train(tmp_path / "own", steps=5, out=tmp_path / "run", image_size=16, **options, **SETTINGS)
+    own = vitreous.train(
+        tmp_path / "own", steps=5, out=tmp_path / "run", image_size=16, **options, **SETTINGS
+    )
     other_images, other_labels = blobs(30, seed=4)
     place = folder(tmp_path / "other", other_images, other_labels, names)
     figures = vitreous.evaluate(own, data=place)

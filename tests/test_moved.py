@@ -26,7 +26,7 @@ SETTINGS: dict[str, Any] = {"device": "cpu", "precision": "32", "overrides": dic
 
 
 def make_pets(place: Path, seed: int = 0) -> Path:
-    """24 images of 20 by 30 pixels in each of two class folders in `all`, and two images beside them that are unused."""
+    """24 images of 20 by 30 pixels in each of two class folders in `all`, and two images beside it that are unused."""
     generator = np.random.default_rng(seed)
     for number, name in enumerate(("cat", "dog")):
         for i in range(24):
@@ -120,7 +120,7 @@ def test_resume_finds_moved_data_and_goes_on_bit_for_bit(
         vitreous.resume(tmp_path / "run")
     make_pets(tmp_path / "other", seed=1)
     with pytest.raises(
-        VitreousError, match="other does not hold the images of this run .*; give the data that it"
+        VitreousError, match=r"other does not hold the images of this run .*; give the data that it"
     ):
         vitreous.resume(tmp_path / "run", tmp_path / "other")
     assert recorded_data(tmp_path / "run") == str(pets)
@@ -135,9 +135,9 @@ def test_other_data_are_refused_where_the_runs_own_are_needed(run: Run, tmp_path
     other = make_pets(tmp_path / "other", seed=1)
     before = (run.path / "recipe.toml").read_text()
     for call in (vitreous.repeat, api.report):
-        with pytest.raises(VitreousError, match="does not hold the images of this run .its fingerprint is"):
+        with pytest.raises(VitreousError, match=r"does not hold the images of this run .its fingerprint is"):
             call(run.path, other)
-        with pytest.raises(VitreousError, match="There is no folder or file .*nowhere; check the path"):
+        with pytest.raises(VitreousError, match=r"There is no folder or file .*nowhere; check the path"):
             call(run.path, tmp_path / "nowhere")
     assert (run.path / "recipe.toml").read_text() == before
     assert main(["report", str(run.path), "--data", str(other)]) == 2

@@ -101,7 +101,8 @@ def test_items_of_any_form_are_taken(form: str) -> None:
 def test_class_names_come_from_the_dataset_also_below_others() -> None:
     named = NamedItems(FORMS["PIL"])
     order = [5, 0, 3, 1]
-    for dataset in (named, ConcatDataset([named])):
+    wrapped: list[Any] = [named, ConcatDataset([named])]
+    for dataset in wrapped:
         assert arrays_of(dataset)[1] == [CLASSES[i] for i in LABELS]
     assert arrays_of(Subset(Subset(named, order), [0, 1, 2, 3]))[1] == [CLASSES[LABELS[i]] for i in order]
     assert open_data(Subset(named, order), say=quiet).classes == tuple(CLASSES)
@@ -179,16 +180,40 @@ REFUSED: dict[str, tuple[Any, str, Any]] = {
         r"`\[\(item\[0\], item\[1\]\) for item in dataset\]`",
         [(item[0], item[1]) for item in (TRIPLES[i] for i in range(12))],
     ),
-    "other keys": (OTHER_KEYS, "'a', 'b'; name one of them image and one of them label", Items(FORMS["image and label"])),
-    "no label": (Items(picture), r"let each item be an image with its label: \(image, label\)", Items(FORMS["PIL"])),
-    "batches": (DataLoader(Items(FORMS["tensor"])), "give its dataset, as in `loader.dataset`", Items(FORMS["tensor"])),
+    "other keys": (
+        OTHER_KEYS,
+        "'a', 'b'; name one of them image and one of them label",
+        Items(FORMS["image and label"]),
+    ),
+    "no label": (
+        Items(picture),
+        r"let each item be an image with its label: \(image, label\)",
+        Items(FORMS["PIL"]),
+    ),
+    "batches": (
+        DataLoader(Items(FORMS["tensor"])),
+        "give its dataset, as in `loader.dataset`",
+        Items(FORMS["tensor"]),
+    ),
     "stream": (Stream(), r"can only be read from front to back.*`list\(dataset\)`", list(Stream())),
     "empty": (Items(FORMS["PIL"], 0), "the dataset is empty", Items(FORMS["PIL"])),
-    "broken": (Items(lambda i: 1 // 0), "Item 0 of the dataset cannot be read .ZeroDivisionError", Items(FORMS["PIL"])),
-    "not an image": (Items(lambda i: (None, label(i))), "Image 0 is a NoneType; give a PIL image", Items(FORMS["PIL"])),
-    "detection": (Items(lambda i: (picture(i), {"boxes": 1})), "labels are of the type dict", Items(FORMS["PIL"])),
+    "broken": (
+        Items(lambda i: 1 // 0),
+        "Item 0 of the dataset cannot be read .ZeroDivisionError",
+        Items(FORMS["PIL"]),
+    ),
+    "not an image": (
+        Items(lambda i: (None, label(i))),
+        "Image 0 is a NoneType; give a PIL image",
+        Items(FORMS["PIL"]),
+    ),
+    "detection": (
+        Items(lambda i: (picture(i), {"boxes": 1})),
+        "labels are of the type dict",
+        Items(FORMS["PIL"]),
+    ),
     "few names": (FewNames(FORMS["PIL"]), r"names only 2 classes \(cat, dog\)", NamedItems(FORMS["PIL"])),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -205,12 +230,12 @@ def test_classes_name_what_the_dataset_does_not() -> None:
         open_data(gaps, say=quiet)
     assert open_data(gaps, say=quiet, classes=list("abcde")).classes == tuple("abcde")
     assert open_data(FewNames(FORMS["PIL"]), say=quiet, classes=CLASSES).classes == tuple(CLASSES)
-    with pytest.raises(VitreousError, match="but `classes` names only x, y, z; .* or leave `classes` out"):
+    with pytest.raises(VitreousError, match=r"but `classes` names only x, y, z; .* or leave `classes` out"):
         open_data(NamedItems(FORMS["PIL"]), say=quiet, classes=["x", "y", "z"])
 
 
 def test_images_that_cannot_be_read_are_listed_or_left_out() -> None:
-    with pytest.raises(VitreousError, match="1 of the 12 images cannot be used.*skip_bad=True") as error:
+    with pytest.raises(VitreousError, match=r"1 of the 12 images cannot be used.*skip_bad=True") as error:
         open_data(broken_at(4), say=quiet)
     assert "array:4: unreadable (FileNotFoundError" in str(error.value)
     store = open_data(broken_at(4), say=quiet, skip_bad=True)
@@ -282,7 +307,7 @@ def test_the_dataset_of_several_splits(pets: Any, datasets: Any) -> None:
     store = open_data(datasets.DatasetDict({"train": pets, "validation": pets.select(range(4))}), say=quiet)
     assert {split: len(part) for split, part in store.splits.items()} == {"train": 12, "val": 4}
     hidden = datasets.Dataset.from_dict({"image": [picture(0)], "label": [-1]}, features=features(datasets))
-    with pytest.raises(VitreousError, match="test labels are -1 for 1 of 1 image.*leave out that split"):
+    with pytest.raises(VitreousError, match=r"test labels are -1 for 1 of 1 image.*leave out that split"):
         open_data(datasets.DatasetDict({"train": pets, "test": hidden}), say=quiet)
     with pytest.raises(VitreousError, match="'unsupervised' is not that of a split; leave it out"):
         open_data(datasets.DatasetDict({"train": pets, "unsupervised": pets}), say=quiet)

@@ -521,7 +521,7 @@ def test_a_request_is_recorded_so_that_the_data_are_read_alike() -> None:
         {"value_range": "0,4095", "splits": {"train": Path("a b"), "test": "c"}, "image_size": np.int64(48)},
         {"splits": "none", "group_by": re.compile("ward\\d", re.IGNORECASE), "classes": ("a", "b")},
     ):
-        request = Request("cifar10", **options)  # type: ignore[arg-type]
+        request = Request("cifar10", **options)
         text = recipes.dump({"resolved": {"request": plan.record_request(request)}})
         stored = Request(**tomllib.loads(text)["resolved"]["request"])
         assert read_options(**stored.reading) == read_options(**request.reading)

@@ -63,7 +63,9 @@ def recorded_data(path: Path) -> str:
 
 def test_data_that_are_gone_name_the_option(run: Run, pets: Path) -> None:
     for call in (vitreous.evaluate, vitreous.repeat):
-        with pytest.raises(VitreousError, match=rf"no longer at {pets}; say where .* --data PATH \(in Python data=\)"):
+        with pytest.raises(
+            VitreousError, match=rf"no longer at {pets}; say where .* --data PATH \(in Python data=\)"
+        ):
             call(run.path)
 
 
@@ -75,7 +77,9 @@ def test_evaluate_knows_the_runs_own_data_where_they_are_now(
     assert sum(map(sum, figures.confusion)) == len(run.predictions["test"].labels)
     assert "holds the images of this run, so its own test split is evaluated" in capsys.readouterr().err
     assert [read["by"] for read in run.test_reads] == ["train", "evaluate"]
-    assert vitreous.evaluate(run, "val", data=str(tmp_path / "moved")).scalars["acc"] == run.summary["val_acc"]
+    assert (
+        vitreous.evaluate(run, "val", data=str(tmp_path / "moved")).scalars["acc"] == run.summary["val_acc"]
+    )
     assert main(["evaluate", str(run.path), "--data", str(tmp_path / "moved"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["test_acc"] == run.summary["test_acc"]
 
@@ -88,7 +92,15 @@ def test_repeat_finds_moved_data_and_records_where_they_are(run: Run, pets: Path
     assert recorded_data(run.path) == str(pets)  # the other run stays as it was
     assert "are now read from" in (again.path / "log.txt").read_text()
     assert vitreous.evaluate(again).scalars["acc"] == run.summary["test_acc"]
-    words = ["train", "--repeat", str(run.path), "--data", str(tmp_path / "moved"), "--out", str(tmp_path / "third")]
+    words = [
+        "train",
+        "--repeat",
+        str(run.path),
+        "--data",
+        str(tmp_path / "moved"),
+        "--out",
+        str(tmp_path / "third"),
+    ]
     assert main(words) == 0
     assert recorded_data(tmp_path / "third") == str(tmp_path / "moved")
 
@@ -105,7 +117,9 @@ def test_resume_finds_moved_data_and_goes_on_bit_for_bit(
     with pytest.raises(VitreousError, match="say where they are now with --data"):
         vitreous.resume(tmp_path / "run")
     make_pets(tmp_path / "other", seed=1)
-    with pytest.raises(VitreousError, match="other does not hold the images of this run .*; give the data that it"):
+    with pytest.raises(
+        VitreousError, match="other does not hold the images of this run .*; give the data that it"
+    ):
         vitreous.resume(tmp_path / "run", tmp_path / "other")
     assert recorded_data(tmp_path / "run") == str(pets)
     assert main(["train", "--resume", str(tmp_path / "run"), "--data", "moved"]) == 0

@@ -534,7 +534,9 @@ def test_a_run_from_before_the_options_of_reading_is_read_as_it_was(
     run = vitreous.train(arrays, steps=1, out=tmp_path / "run", **tiny)
     file = run.path / "recipe.toml"
     lines = file.read_text().splitlines(keepends=True)
-    file.write_text("".join(line for line in lines if not line.startswith(("fit =", "splits =", "value_range ="))))
+    file.write_text(
+        "".join(line for line in lines if not line.startswith(("fit =", "splits =", "value_range =")))
+    )
     assert plan.stored_request(vitreous.Run(run.path), arrays).fit == "crop"
     assert vitreous.evaluate(str(run.path), data=arrays).scalars["acc"] == run.summary["test_acc"]
     assert vitreous.repeat(run.path, arrays, out=tmp_path / "again").resolved["request"]["fit"] == "crop"

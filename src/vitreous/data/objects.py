@@ -28,7 +28,7 @@ from vitreous.data.decode import (
 )
 from vitreous.data.folder import WORKERS
 from vitreous.data.labels import Labels, read_labels
-from vitreous.data.split_names import split_of
+from vitreous.data.layout.split_names import split_of
 from vitreous.data.splits import TITLES
 from vitreous.data.tensors import STEP, Wording, as_array, channels_last, check_values, kind_of
 from vitreous.data.values import Facts, facts_of_array

@@ -470,6 +470,7 @@ def test_import_speed_takes_the_faster_base_and_pairs_the_repeats() -> None:
     def run(seconds: float) -> dict[str, Any]:
         return {
             "seconds": seconds,
+            "cpu_seconds": seconds,
             "threads": 2,
             "parts": {"pack": seconds / 2},
             "peak_bytes": 3e6,

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sample_data import random_png, write_files, write_zip
+from sample_data import encoded, random_png, write_files, write_zip
 from vitreous.cli import main
 from vitreous.data import check as check_module
 from vitreous.data.check import REASONS, Check, check
@@ -114,6 +114,47 @@ def test_duplicates_are_recognised_by_their_pixels(tmp_path: Path) -> None:
     ]
 
 
+def test_near_copies_are_named(tmp_path: Path) -> None:
+    files = {
+        f"{split}/{label}/{i}.png": smooth_png(seed_of(split, label, i))
+        for split in ("train", "test")
+        for label in "ab"
+        for i in range(4)
+    }
+    files |= {
+        "test/a/leak.png": smooth_png(seed_of("train", "a", 1), 5),
+        "test/b/confused.png": smooth_png(seed_of("train", "a", 2), 5),
+        "train/b/torn.png": smooth_png(seed_of("train", "a", 3), 5),
+        "train/b/again.png": smooth_png(seed_of("train", "b", 0), 5),
+    }
+    result = check(write_files(tmp_path / "pets", files))
+    found = {(problem.reason, problem.name, problem.detail) for problem in result.problems}
+    between = {entry for entry in found if "between" in entry[0]}
+    assert between == {
+        (
+            "duplicate between splits with the same label",
+            "test/a/leak.png",
+            "nearly the same image as train/a/1.png",
+        ),
+        (
+            "duplicate between splits with another label",
+            "test/b/confused.png",
+            "nearly the same image as train/a/2.png",
+        ),
+    }
+    [(reason, *names)] = found - between
+    assert reason == "duplicate inside a split with another label"
+    assert " ".join(names).replace("nearly the same image as ", "") in (
+        "train/b/torn.png train/a/3.png",
+        "train/a/3.png train/b/torn.png",
+    )
+    assert "1 image nearly repeats another image of the same class and split." in result.notes
+
+
+def seed_of(split: str, label: str, i: int) -> int:
+    return zlib.crc32(f"{split}{label}{i}".encode())
+
+
 def test_missing_and_empty_classes(tmp_path: Path) -> None:
     files = pets() | {
         "train/c/1.png": random_png(100),
@@ -195,6 +236,13 @@ def images(*counts: int, split: str = "", start: int = 0, names: str = "abcdefgh
     }
 
 
+def smooth_png(seed: int, brighter: int = 0) -> bytes:
+    """A smooth image, and with `brighter` nearly the same one."""
+    coarse = Image.fromarray(np.random.default_rng(seed).integers(20, 220, (8, 8, 3), dtype=np.uint8))
+    pixels = np.asarray(coarse.resize((32, 32), Image.Resampling.BICUBIC)).astype(int) + brighter
+    return encoded(pixels.clip(0, 255).astype(np.uint8))
+
+
 BAD = {"a/bad.png": b"hello", "b/cut.png": random_png(3)[:500]}
 FOLDERS: dict[str, tuple[dict[str, bytes], dict[str, Any]]] = {
     "twenty a class": (images(20, 20), {}),
@@ -231,6 +279,14 @@ FOLDERS: dict[str, tuple[dict[str, bytes], dict[str, Any]]] = {
     "an empty class": (images(9, 9) | {"c/": b""}, {}),
     "copies": (
         {f"{label}/{i}.png": random_png(i // 3 + 50 * (label == "b")) for label in "ab" for i in range(24)},
+        {},
+    ),
+    "near-copies": (
+        {
+            f"{label}/{i}.png": smooth_png(i // 3 + 50 * (label == "b"), 4 * (i % 3))
+            for label in "ab"
+            for i in range(24)
+        },
         {},
     ),
     "only copies": (
@@ -320,7 +376,7 @@ def test_the_check_says_what_an_import_does(tmp_path: Path, case: str, zipped: b
         assert re.search(rf"(pass over|leave out) {lost} file", verdict)
         assert "Passed over: " in notes or f"{lost} of " in notes
     for note in result.notes:
-        assert note in said or "image repeats" in note or "images repeat" in note or "times as many" in note
+        assert note in said or note in splits.warnings or " repeat" in note or "times as many" in note
     if any(problem.reason == "empty class" for problem in result.problems):
         assert "1 class folder has no images" in notes
     if any(problem.reason == "class missing from a split" for problem in result.problems):
@@ -364,7 +420,7 @@ def test_classes_are_named_even_if_they_are_equal(tmp_path: Path) -> None:
 def test_a_long_list_is_shortened_unless_all_are_asked_for(tmp_path: Path) -> None:
     bad = {f"a/bad {i}.png": b"x" for i in range(30)} | {f"loose{i}.txt": b"" for i in range(30)}
     result = check(write_files(tmp_path / "pets", images(5, 5) | bad))
-    assert len(result.problems) == 30
+    assert [problem.name for problem in result.problems] == [f"a/bad {i}.png" for i in range(30)]
     lines = result.text().splitlines()
     assert "  30  not an image" in lines and "  … and 20 more (--all lists them)" in lines
     assert sum("bad" in line for line in lines) <= 12

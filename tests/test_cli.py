@@ -219,8 +219,14 @@ def test_a_path_may_hold_an_equals_sign(
         (
             "train --repeat x --seed 1",
             "--repeat takes data, recipe and budget from the run folder; give nothing else but "
-            "--out and --verbose.",
+            "--data, --out and --verbose.",
         ),
+        (
+            "train --data x",
+            "--data says where the data of an earlier run are now, beside --resume or --repeat; write the data set "
+            "without an option, as in vitreous train x.",
+        ),
+        ("train shapes --data x", "--data says where the data of an earlier run are now"),
         ("train --repeat nowhere", "There is no run folder nowhere"),
         ("train cifar10 --recipe defualt", "There is no recipe 'defualt'; did you mean 'default'?"),
         ("train cifar10 depht=6", "There is no recipe key 'depht'; did you mean 'depth'?"),

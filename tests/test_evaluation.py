@@ -317,3 +317,88 @@ def test_the_command_line_takes_other_data_and_read_test(
     assert figures["test_acc"] == accuracy_score(labels, run.predict(images))
     assert main(["evaluate", "--read-test", str(run.path)]) == 2
     assert "give them again" in capsys.readouterr().err
+
+
+# ---- other data are seen as training saw its own
+
+
+def deep_folder(path: Path, count: int, seed: int) -> tuple[Path, list[Path], np.ndarray]:
+    """Grey PNGs of 12 bits and 30 by 20 pixels in class folders; also their paths and labels."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(count) % 3
+    paths = []
+    for i, label in enumerate(labels):
+        coarse = generator.integers(0, 2800, (5, 6)) + 640 * label  # differs after resizing, too
+        values = coarse.repeat(4, 0).repeat(5, 1)
+        file = path / "abc"[label] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values.astype(np.uint16)).save(file)
+        paths.append(file)
+    return path, paths, labels
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_other_files_are_read_with_the_runs_own_settings(fit: str, tmp_path: Path) -> None:
+    """Size, range and fit are those of the run, even where other data alone would give others."""
+    place, _, _ = deep_folder(tmp_path / "own", 90, 0)
+    own = vitreous.train(
+        place, steps=25, out=tmp_path / "run", data_dir=tmp_path, image_size=16, fit=fit, **SETTINGS
+    )
+    assert own.bundle.preprocess.value_range == (0, 4095)
+    other, paths, labels = deep_folder(tmp_path / "other", 30, 7)
+    dim = [np.asarray(Image.open(path)) // 5 for path in paths]  # 10 bits: alone, it would have a white of its own
+    for path, values in zip(paths, dim, strict=True):
+        Image.fromarray(values).save(path)
+    predicted = own.predict([str(path) for path in paths])
+    expected = accuracy_score(labels, predicted)
+    names = ["abc"[label] for label in labels]
+    for data in (other, (paths, names), (dim, names), (np.stack(dim)[:, None], names), {"test": (paths, names)}):
+        figures = vitreous.evaluate(own, data=data, data_dir=tmp_path)
+        assert figures.scalars["acc"] == expected
+        confusion = np.zeros((3, 3), int)
+        np.add.at(confusion, (labels, predicted), 1)
+        np.testing.assert_array_equal(figures.confusion, confusion)
+
+
+def test_other_data_have_figures_of_their_own(run: Run) -> None:
+    images, labels = blobs(60, seed=9)
+    turned = (labels + 1) % 3
+    figures = vitreous.evaluate(run, data=(images, turned))
+    assert figures.scalars["acc"] == accuracy_score(turned, run.predict(images)) != run.summary["test_acc"]
+    logits = run.bundle.logits(images).numpy()
+    assert figures.scalars["loss"] == pytest.approx(log_loss(turned, softmax(logits, axis=1)), rel=1e-5)
+    with pytest.raises(VitreousError, match="no split of arrays 'val'"):
+        vitreous.evaluate(run, "val", data=((images, turned), (images, turned)))
+    assert vitreous.evaluate(run, "val", data={"val": (images, turned), "test": (images, labels)}) == figures
+
+
+def test_labels_of_other_data_in_any_form(run: Run) -> None:
+    images, labels = blobs(40, seed=5)
+    expected = vitreous.evaluate(run, data=(images, labels))
+    few = labels[:2], images[:2]
+    for given in (labels.astype(str), [str(label) for label in labels], np.eye(3)[labels], labels[:, None]):
+        assert vitreous.evaluate(run, data=(images, given)) == expected
+    assert sum(map(sum, vitreous.evaluate(run, data=(few[1], few[0])).confusion)) == 2  # not every class occurs
+    for form in (images.transpose(0, 3, 1, 2), images / 255, [Image.fromarray(image) for image in images]):
+        assert vitreous.evaluate(run, data=(form, labels)) == expected
+    with pytest.raises(VitreousError, match=r"has classes that the run does not know \(emu\)"):
+        vitreous.evaluate(run, data=(images, ["emu"] * 40))
+
+
+def test_own_data_are_known_in_any_form(run: Run) -> None:
+    images, labels = blobs()
+    for data in ((images.transpose(0, 3, 1, 2), labels), (list(images), labels.astype(str)), {"train": (images, labels)}):
+        assert vitreous.evaluate(run, data=data).scalars["acc"] == run.summary["test_acc"]
+
+
+def test_the_folders_of_splits_that_a_run_names_are_not_asked_of_other_data(tmp_path: Path) -> None:
+    images, labels = blobs(90)
+    names = ["a", "b", "c"]
+    folder(tmp_path / "own" / "mine", images, labels, names)
+    options: dict[str, Any] = {"data_dir": tmp_path / "cache", "splits": {"train": "mine"}}
+    own = vitreous.train(tmp_path / "own", steps=5, out=tmp_path / "run", image_size=16, **options, **SETTINGS)
+    other_images, other_labels = blobs(30, seed=4)
+    place = folder(tmp_path / "other", other_images, other_labels, names)
+    figures = vitreous.evaluate(own, data=place)
+    assert figures.scalars["acc"] == accuracy_score(other_labels, own.predict(other_images))
+    assert sum(map(sum, figures.confusion)) == 30

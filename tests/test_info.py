@@ -12,7 +12,7 @@ from sample_data import random_png, write_files
 from vitreous.data.arrays import from_arrays
 from vitreous.data.info import info, info_text
 from vitreous.data.sources import open_data
-from vitreous.preprocess import Preprocess
+from vitreous.request import OPTIONS
 
 
 def test_settings_that_differ_from_the_usual_and_notes_are_shown(tmp_path: Path) -> None:
@@ -31,5 +31,5 @@ def test_settings_that_differ_from_the_usual_and_notes_are_shown(tmp_path: Path)
 def test_the_usual_settings_are_not_worth_a_line() -> None:
     images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
     record = info(from_arrays(images, [0, 1]))
-    assert record["preprocess"]["fit"] == Preprocess(4).fit and record["notes"] == []
+    assert record["preprocess"]["fit"] == OPTIONS["fit"].default and record["notes"] == []
     assert not any(line.startswith(("preprocess", "note")) for line in info_text(record).splitlines())

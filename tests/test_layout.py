@@ -13,8 +13,8 @@ import pytest
 
 from sample_data import random_png
 from vitreous.data.layout import Layout, read_layout
-from vitreous.data.names import IMAGE_SUFFIXES, LITTER, UNSUPPORTED, natural_key, text_of
-from vitreous.data.split_names import fold_of, split_name, split_of
+from vitreous.data.layout.names import IMAGE_SUFFIXES, LITTER, UNSUPPORTED, natural_key, text_of
+from vitreous.data.layout.split_names import fold_of, split_name, split_of
 from vitreous.errors import VitreousError
 
 ROOT = Path("/data/pets")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from vitreous import recipe as recipes
 from vitreous.data import module
 from vitreous.data.arrays import from_arrays
 from vitreous.data.augment import Augment
+from vitreous.data.reading import read_options
 from vitreous.errors import VitreousError
 from vitreous.model.vit import VisionTransformer
 from vitreous.request import Request
@@ -259,8 +261,8 @@ def test_records_of_another_version_or_damaged_ones_are_told_apart(
         with pytest.raises(VitreousError, match=rf"has no \[resolved.{table}\]"):
             vitreous.repeat(run.path, arrays)
     file.write_text(whole.replace('data = "arrays"', 'data = "shapes"'))
-    with pytest.raises(VitreousError, match="trained on shapes, which is found without help; leave data out"):
-        vitreous.repeat(run.path, arrays)
+    with pytest.raises(VitreousError, match="no longer holds the images of this run"):
+        vitreous.repeat(run.path)
     file.write_text(whole.replace("[training]", "[trainings]"))
     with pytest.raises(VitreousError, match="trainings"):
         vitreous.repeat(run.path, arrays)
@@ -510,6 +512,34 @@ def test_a_home_folder_is_recorded_in_full(tmp_path: Path, monkeypatch: pytest.M
     recorded = plan.record_request(request)
     assert recorded["data"] == str((tmp_path / "images").resolve())
     assert recorded["data_dir"] == str(tmp_path.resolve() / "cache")
+
+
+def test_a_request_is_recorded_so_that_the_data_are_read_alike() -> None:
+    for options in (
+        {},
+        {"fit": "pad", "value_range": (0, np.int64(4095)), "group_by": r"patient(\d+)"},
+        {"value_range": "0,4095", "splits": {"train": Path("a b"), "test": "c"}, "image_size": np.int64(48)},
+        {"splits": "none", "group_by": re.compile("ward\\d", re.IGNORECASE), "classes": ("a", "b")},
+    ):
+        request = Request("cifar10", **options)  # type: ignore[arg-type]
+        text = recipes.dump({"resolved": {"request": plan.record_request(request)}})
+        stored = Request(**tomllib.loads(text)["resolved"]["request"])
+        assert read_options(**stored.reading) == read_options(**request.reading)
+        assert (stored.data, stored.classes, stored.seed) == (request.data, request.classes, request.seed)
+
+
+def test_a_run_from_before_the_options_of_reading_is_read_as_it_was(
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    run = vitreous.train(arrays, steps=1, out=tmp_path / "run", **tiny)
+    file = run.path / "recipe.toml"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text(
+        "".join(line for line in lines if not line.startswith(("fit =", "splits =", "value_range =")))
+    )
+    assert plan.stored_request(vitreous.Run(run.path), arrays).fit == "crop"
+    assert vitreous.evaluate(str(run.path), data=arrays).scalars["acc"] == run.summary["test_acc"]
+    assert vitreous.repeat(run.path, arrays, out=tmp_path / "again").resolved["request"]["fit"] == "crop"
 
 
 def test_a_data_path_gives_the_run_its_last_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

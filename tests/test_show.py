@@ -181,7 +181,7 @@ CUT_LINE = (209, 36, 47)
 def test_what_is_cut_off_is_dimmed_and_what_is_kept_is_framed(tmp_path: Path, name: str) -> None:
     path = folder_of_shapes(tmp_path / name, [(200, 40), (40, 200), (40, 40), (41, 40)])
     said: list[str] = []
-    store = open_data(path, tmp_path / "data", say=said.append)
+    store = open_data(path, tmp_path / "data", fit="crop", say=said.append)
     assert any("cuts more than 10 % off 4 of 8 images" in line and "80.0 %" in line for line in said)
     sheet = read(show(store, None, tmp_path / "mosaic.png"))
     seen = colours(sheet)
@@ -216,7 +216,7 @@ def test_the_square_is_shown_beside_its_original(tmp_path: Path, fit: str) -> No
 
 def test_very_long_images_can_be_drawn(tmp_path: Path) -> None:
     path = folder_of_shapes(tmp_path / "pets", [(9000, 3), (1, 700), (2, 1)])
-    store = open_data(path, tmp_path / "data", image_size=32, say=lambda line: None)
+    store = open_data(path, tmp_path / "data", fit="crop", image_size=32, say=lambda line: None)
     assert CUT_LINE in colours(read(show(store, None, tmp_path / "mosaic.png")))
 
 
@@ -232,7 +232,7 @@ def test_square_images_have_no_strip(tmp_path: Path) -> None:
 
 def test_a_source_that_has_gone_costs_only_the_strip(tmp_path: Path) -> None:
     path = folder_of_shapes(tmp_path / "pets", [(200, 40), (40, 40)])
-    store = open_data(path, tmp_path / "data", say=lambda line: None)
+    store = open_data(path, tmp_path / "data", fit="crop", say=lambda line: None)
     with_strip = read(show(store, None, tmp_path / "mosaic.png"))
     path.rename(tmp_path / "elsewhere")
     without = read(show(store, None, tmp_path / "mosaic.png"))

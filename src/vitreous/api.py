@@ -26,6 +26,7 @@ from vitreous import machine as machines
 from vitreous import recipe as recipes
 from vitreous import run as runs
 from vitreous.bundle import save_bundle
+from vitreous.data.copies import copies_record
 from vitreous.data.module import ImageData
 from vitreous.data.objects import name_of
 from vitreous.data.show import check_target, default_target
@@ -53,7 +54,7 @@ from vitreous.report import write_report
 from vitreous.request import Request
 from vitreous.run import Run, Say, accuracies, check_same_data, run_name
 from vitreous.training.budget import BudgetKeeper
-from vitreous.training.checkpoint import CheckpointKeeper, WholeFile, newest, step_of
+from vitreous.training.checkpoint import CheckpointKeeper, WholeFile, newest, numbered, step_of
 from vitreous.training.classifier import Classifier
 from vitreous.training.cost import encoder_flops_share
 from vitreous.training.loggers import MetricsCsv, check_logger, extra_logger, finish
@@ -320,8 +321,17 @@ def _train(
     check_torch()
     check_logger(request.logger)
     with runs.log(path, verbose) as say, quiet_lightning(), machines.keep_memory(), machines.keep_torch():
-        split = (repeats or Run(path)).split_record if resumes or repeats else None
-        plan = make_plan(recipe, request, say, recorded, recorded_split=split, strict=resumes)
+        earlier = repeats
+        if resumes and ((path / "split.json").exists() or numbered(path / "checkpoints")):
+            earlier = Run(path)  # otherwise it was killed before it had begun
+        plan = make_plan(
+            recipe,
+            request,
+            say,
+            recorded,
+            recorded_split=earlier.split if earlier else None,
+            strict=resumes,
+        )
         resolved = resolve(plan, recorded if resumes or repeats else None, say)
         if resumes:
             place = place_of_data(request, recorded)  # type: ignore[arg-type]
@@ -332,6 +342,9 @@ def _train(
             resolved |= {"repeats": str(repeats.path.resolve()), "timeline": recorded["timeline"]}  # type: ignore[index]
         runs.write_recipe(path, plan.recipe, resolved)
         runs.write_json(path / "split.json", plan.data.splits.record())
+        copies = copies_record(plan.data.store, plan.data.splits.plan.sources)
+        if copies and not (path / "copies.json").exists():
+            runs.write_json(path / "copies.json", copies)
 
         with resumable(path, say):
             # Train.
@@ -665,7 +678,9 @@ def summarize(plan: Plan, keeper: BudgetKeeper, steps: int, interrupted: bool) -
 def conclude(summary: Mapping[str, Any], plan: Plan, report: Path, say: Say) -> None:
     """Reports the result in a sentence, its cost in a line, and the place of the report."""
     split = "test" if "test_acc" in summary else "val"
-    say(describe_result(summary, len(plan.data.splits.val), len(plan.data.splits.test)))
+    leaks = Run(report.parent).copies.get("leaks", [])
+    copied = len({leak["name"] for leak in leaks if leak["split"] == "test"})
+    say(describe_result(summary, len(plan.data.splits.val), len(plan.data.splits.test), copied))
     say(
         ", ".join(f"{key} {summary[key]:.4f}" for key in summary if key.endswith(("_acc", "_loss"))),
         detail=True,
@@ -683,8 +698,12 @@ def conclude(summary: Mapping[str, Any], plan: Plan, report: Path, say: Say) -> 
     say(f"report: {report}")
 
 
-def describe_result(summary: Mapping[str, Any], val_images: int, test_images: int) -> str:
-    """The accuracies as sentences, with the number of images behind each and the majority-class baseline."""
+def describe_result(summary: Mapping[str, Any], val_images: int, test_images: int, copied: int = 0) -> str:
+    """The accuracies as sentences, with the number of images behind each and the majority-class baseline.
+
+    Args:
+        copied: number of test images that are copies of training images.
+    """
     split = "test" if "test_acc" in summary else "val"
     baseline = f"(always guessing the largest class: {percent(summary[f'{split}_majority'])})"
     if split == "val":
@@ -695,8 +714,9 @@ def describe_result(summary: Mapping[str, Any], val_images: int, test_images: in
     validation = (
         f"; validation {percent(summary['val_acc'])} on {val_images:,}" if "val_acc" in summary else ""
     )
+    novelty = f", {copied:,} of them in training too" if copied else " it had never seen"
     return (
-        f"Test accuracy: {percent(summary['test_acc'])} on {count(test_images, 'image')} it had never seen "
+        f"Test accuracy: {percent(summary['test_acc'])} on {count(test_images, 'image')}{novelty} "
         f"{baseline}{validation}."
     )
 

@@ -222,7 +222,7 @@ def evaluate(
     if request.get("group_by"):
         store = grouped(store, request["group_by"])
     fraction, seed = run.recipe.data.val_fraction, run.recipe.data.split_seed
-    part = getattr(resolve_splits(store, fraction, seed, recorded=run.split_record), split)
+    part = getattr(resolve_splits(store, fraction, seed, recorded=run.split), split)
     if split == "test":
         if not (read_test or _has_read_test(run)):
             raise VitreousError(
@@ -240,6 +240,7 @@ def _has_read_test(run: Run) -> bool:
 
 def _open_own(request: Mapping[str, Any], data_dir: Path | None) -> ImageStore:
     """Opens the data of a run as the run did."""
+    request = runs.with_earlier_defaults(request)
     reading = {name: request[name] for name in READING if name in request and name != "group_by"}
     try:
         return open_data(request["data"], data_dir, say=lambda line: None, **reading)

@@ -17,6 +17,7 @@ import torch
 
 import vitreous
 from vitreous import machine as machines
+from vitreous import run as runs
 from vitreous.data.augment import Augment
 from vitreous.data.module import ImageData
 from vitreous.data.named import DATASETS
@@ -126,6 +127,7 @@ def make_plan(
 
     # The data, and the values of the recipe that follow from them.
     data = open_module(recipe, request, say, recorded, recorded_split)
+    notices |= dict.fromkeys(data.splits.warnings)
     began = time.monotonic()
     recipe = fit_to_data(recipe, data, say)
     data.batch_size = recipe.training.batch_size
@@ -358,7 +360,7 @@ def stored_request(run: Run, data: Any = None) -> Request:
     if "request" not in run.resolved:
         raise missing_table(run, "resolved.request")
     try:
-        request = Request(**run.resolved["request"])
+        request = Request(**runs.with_earlier_defaults(run.resolved["request"]))
     except TypeError:
         raise other_version(run) from None
     if data is None:

@@ -89,6 +89,7 @@ def write_report(path: Path) -> Path:
         detailed=detailed,
         **details,
         mistakes=_mistakes(run, classes) if classes and run.has("mistakes.npz") else [],
+        copies=_copies(run),
         facts=_facts(recipe, resolved, summary),
         command=_command(run.path, request),
         resume=shlex.join(["vitreous", "train", "--resume", str(run.path)]),
@@ -121,6 +122,48 @@ def _mistakes(run: Run, classes: Sequence[str]) -> list[dict[str, Any]]:
         }
         for image, label, predicted, confidence, name in islice(columns, MAX_MISTAKES)
     ]
+
+
+def _copies(run: Run) -> dict[str, Any] | None:
+    """What the section about copies says, or None where no copy matters for the figures."""
+    if not run.copies:
+        return None
+    leaks, conflicts = run.copies["leaks"], run.copies["conflicts"]
+    splits = []
+    for split, title in (("test", "test"), ("val", "validation")):
+        names = {pair["name"] for pair in leaks if pair["split"] == split}
+        if names:
+            splits.append({"title": title, "copies": len(names), **_without(run, split, names)})
+    return {
+        "splits": splits,
+        "leaks": len(leaks),
+        "conflicts": len(conflicts),
+        "shown": [
+            (title, [pair for pair in pairs if "images" in pair][:MAX_PAIRS], len(pairs))
+            for title, pairs in (
+                ("Copies of training images", leaks),
+                ("Copies with different labels", conflicts),
+            )
+            if pairs
+        ],
+    }
+
+
+def _without(run: Run, split: str, names: set[str]) -> dict[str, Any]:
+    """The size of a split, and its accuracy with and without the images of these names, once it was evaluated."""
+    size = run.copies["images"].get(split, len(names))
+    predictions = run.predictions if run.has("predictions.npz") else {}
+    if split not in predictions:
+        return {"size": size}
+    output = predictions[split]
+    correct = output.logits.argmax(axis=1) == output.labels
+    others = ~np.isin(output.names, list(names))
+    return {
+        "size": size,
+        "accuracy": float(correct.mean()),
+        "without": float(correct[others].mean()) if others.any() else None,
+        "others": int(others.sum()),
+    }
 
 
 def _logged(split: str, *sources: Mapping[str, Any]) -> dict[str, float]:

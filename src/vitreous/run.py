@@ -8,6 +8,7 @@ predictions.npz  names, labels and logits of the val and test splits, so that no
 test_reads.json  when the test split was read, and by which command
 mistakes.npz     the most confident mistakes on the test images (on validation where test stays unread)
 split.json       the images that were cut from training for validation and test
+copies.json      images of given splits that have copies in training, and copies with different labels; if there are any
 log.txt          every line that was printed, and the details that were not
 report.html      all of this for a reader
 bundle/          the trained model
@@ -16,6 +17,7 @@ checkpoints/     the states that --resume continues from
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 import math
@@ -149,15 +151,31 @@ class Run:
             )
         return self.tables["resolved"]
 
+    @cached_property
+    def split(self) -> dict[str, Any]:
+        """Which images were cut from training for validation and test: names and positions, with seed and fraction."""
+        if not self.has("split.json"):
+            raise VitreousError(
+                f"{self.path} has no split.json, which says which images were cut for validation and test; restore it, "
+                "or train anew."
+            )
+        return self._json("split.json")
+
+    @cached_property
+    def copies(self) -> dict[str, Any]:
+        """The copies that matter for the figures, as `vitreous.data.copies.describe` says; {} if there are none."""
+        if not self.has("copies.json"):
+            return {}
+        content = self._json("copies.json")
+        try:
+            return _parse_copies(content)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise unreadable(self.path / "copies.json", error) from None
+
     @property
     def test_reads(self) -> list[dict[str, Any]]:
         """Every read of the test split, as `when` (ISO 8601, UTC) and `by` (the command); empty while it is unread."""
         return read_test_reads(self.path)
-
-    @property
-    def split_record(self) -> dict[str, Any] | None:
-        """Which images were cut from training, the content of `split.json`; None before the run has cut them."""
-        return self._json("split.json") if self.has("split.json") else None
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -274,6 +292,11 @@ def accuracies(summary: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def with_earlier_defaults(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The recorded request of a run; what a run from before a choice existed did is added."""
+    return {"fit": "crop", **request}
+
+
 def check_same_data(source: str, fingerprint: str, recorded: str, *, given: bool) -> None:
     """Raises `VitreousError` if the data that were opened are not those of a run.
 
@@ -356,7 +379,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 # The errors that a damaged file of arrays can raise.
 DAMAGE = (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, MemoryError, VitreousError)
-DISPENSABLE = ("mistakes.npz", "metrics.csv")  # the report can be written without them
+DISPENSABLE = ("mistakes.npz", "metrics.csv", "copies.json")  # the report can be written without them
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -423,6 +446,22 @@ def _parse_evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"a per-class metric of {split} is not a number from 0 to 1")
         entry["figures"] = {key: float(v) for key, v in entry["figures"].items() if v is not None}
     return evaluation
+
+
+def _parse_copies(content: dict[str, Any]) -> dict[str, Any]:
+    for pair in (*content["leaks"], *content["conflicts"]):
+        texts = [
+            pair[key] for key in ("split", "name", "label", "copy_of", "copy_split", "copy_label", "kind")
+        ]
+        images = pair.get("images", [])
+        if not all(isinstance(text, str) for text in [*texts, *images]) or len(images) not in (0, 2):
+            raise ValueError("a pair of copies has other entries than a run writes")
+        for image in images:
+            if not base64.b64decode(image, validate=True).startswith(b"\x89PNG"):
+                raise ValueError("an image of it is not a PNG")
+    if not all(_is_count(total) for total in content["images"].values()):
+        raise ValueError("a number of images is none")
+    return content
 
 
 def _is_count(value: Any) -> bool:

@@ -7,7 +7,8 @@ import shutil
 import tempfile
 import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,19 @@ import numpy as np
 
 from vitreous.data.cache import data_folder
 from vitreous.data.copies import Copies, Pair, find_copies
-from vitreous.data.entries import PassedOver, Problem
+from vitreous.data.layout.entries import PassedOver, Problem
 from vitreous.data.folder import Tree, existing, open_tree
-from vitreous.data.identity import canonical_order
+from vitreous.data.identity import canonical_order, chunks
 from vitreous.data.importing import Survey, choose_size, packed_name, refuse, surveyed
+from vitreous.data.layout.names import natural_key
 from vitreous.data.packed import packed_size
 from vitreous.data.reading import ReadOptions
 from vitreous.data.sentences import describe_cut
 from vitreous.data.sources import grouped
 from vitreous.data.splits import SplitPlan, plan_splits
-from vitreous.data.store import ImageStore, Split
+from vitreous.data.store import ImageStore, RawSplit, Split
 from vitreous.errors import VitreousError
-from vitreous.files import human_size, path_of
+from vitreous.files import human_size, path_of, write_failure
 from vitreous.wording import count, printable, series, shortened
 
 STOPS = "training stops"
@@ -204,8 +206,12 @@ def check(path: Path, options: ReadOptions | None = None) -> Check:
     try:
         with open_tree(path, options.splits) as tree:
             size = options.image_size or choose_size(tree)[0]
-            with surveyed(tree, size, options, _scratch_place(tree, size)) as survey:
-                return _checked(survey, options)
+            scratch = _scratch_place(tree, size)
+            with (
+                surveyed(tree, size, options, scratch) as survey,
+                _in_canonical_order(survey, scratch.parent) as ordered,
+            ):
+                return _checked(ordered, options)
     except _NoRoomError:
         raise
     except VitreousError as error:  # a file that is no archive, folders or values that cannot be understood
@@ -237,6 +243,32 @@ def _scratch_place(tree: Tree, size: int) -> Path:
     )
 
 
+@contextmanager
+def _in_canonical_order(survey: Survey, folder: Path) -> Iterator[Survey]:
+    """The same images in the order in which a run gets them: copies and cuts may depend on it.
+
+    Like those of the survey, the arrays are mapped from a nameless file, in `folder`.
+    """
+    splits: dict[str, RawSplit] = {}
+    groups: dict[str, list[str]] = {}
+    start = 0
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for split, (images, labels, names) in survey.splits.items():
+            order = canonical_order(images, labels, names)
+            try:
+                for chunk in chunks(images, order):
+                    file.write(chunk.data)
+                file.flush()
+            except OSError as error:
+                raise write_failure(folder, error) from error
+            ordered = np.memmap(file, np.uint8, "r", offset=start, shape=images.shape)
+            splits[split] = (ordered, labels[order], [names[i] for i in order])
+            start += images.nbytes
+            if survey.groups is not None:
+                groups[split] = [survey.groups[split][i] for i in order]
+        yield replace(survey, splits=splits, groups=groups or None)
+
+
 def _refused(path: Path, error: VitreousError) -> Check:
     """The result for what cannot be read at all."""
     problem = Problem(STOPS, str(path), str(error))
@@ -244,13 +276,15 @@ def _refused(path: Path, error: VitreousError) -> Check:
 
 
 def _checked(survey: Survey, options: ReadOptions) -> Check:
+    """The result for images that are in canonical order."""
     layout = survey.tree.layout
     labels = {split: numbers for split, (_, numbers, _) in survey.splits.items()}
     counts = {split: dict.fromkeys(layout.classes, 0) for split in layout.splits}
     for split, numbers in labels.items():
         amounts = np.bincount(numbers, minlength=len(layout.classes)).tolist()
         counts[split] = dict(zip(layout.classes, amounts, strict=True))
-    copies = find_copies({split: images for split, (images, _, _) in survey.splits.items()})
+    images = {split: part[0] for split, part in survey.splits.items()}
+    copies = find_copies(images, survey.tree.path.name) if images else Copies({}, {}, ())
     copy_problems, copy_notes = _copy_problems(survey, copies)
     problems = [*survey.problems, *copy_problems, *_class_problems(survey, counts)]
 
@@ -266,7 +300,7 @@ def _checked(survey: Survey, options: ReadOptions) -> Check:
         except VitreousError as error:
             stop = error
             problems.append(Problem(STOPS, survey.tree.path.name, str(error)))
-    problems.sort(key=lambda problem: (_rank(problem.reason), problem.name))
+    problems.sort(key=lambda problem: (_rank(problem.reason), natural_key(problem.name)))
 
     sizes = [(fact.width, fact.height) for fact in survey.facts]
     training = counts.get("train", {}).values()
@@ -287,6 +321,7 @@ def _checked(survey: Survey, options: ReadOptions) -> Check:
             *describe_cut(survey.facts, survey.preprocess.fit),
             *_unbalanced(counts.get("train", {}), balance),
             *copy_notes,
+            *(plan.warnings if plan else ()),
         ),
         would_train=stop is None and (options.skip_bad or not survey.problems),
         verdict=_verdict(survey, options, labels, plan, stop),
@@ -315,29 +350,8 @@ def _plan_splits(survey: Survey, options: ReadOptions, copies: Copies) -> SplitP
         store = ImageStore(name, layout.classes, splits, none, none, "", "", survey.preprocess)
         store = grouped(store, options.group_by)
         groups = {split: list(part.groups or ()) for split, part in store.splits.items()}
-    # A run cuts its splits from the images in canonical order.
-    orders = {split: canonical_order(*part) for split, part in survey.splits.items()}
-    return plan_splits(
-        name,
-        layout.classes,
-        {split: survey.splits[split][1][order] for split, order in orders.items()},
-        copies=_reordered(copies, orders),
-        groups=groups and {split: [groups[split][i] for i in order] for split, order in orders.items()},
-    )
-
-
-def _reordered(copies: Copies, orders: Mapping[str, np.ndarray]) -> Copies:
-    """The copies of the same images in another order: `orders` has the old position of each image, by split."""
-    positions = {split: np.argsort(order).tolist() for split, order in orders.items()}
-
-    def moved(place: tuple[str, int]) -> tuple[str, int]:
-        split, old = place
-        return split, positions[split][old]
-
-    return Copies(
-        {split: copies.groups[split][order] for split, order in orders.items()},
-        tuple(replace(pair, first=moved(pair.first), second=moved(pair.second)) for pair in copies.pairs),
-    )
+    labels = {split: part[1] for split, part in survey.splits.items()}
+    return plan_splits(name, layout.classes, labels, copies=copies, groups=groups)
 
 
 def _verdict(
@@ -401,16 +415,23 @@ def _copy_problems(survey: Survey, copies: Copies) -> tuple[list[Problem], list[
         _, other_labels, other_names = survey.splits[other_split]
         reason = _copy_reason(pair, bool(labels[i] == other_labels[j]))
         if reason:
-            how = "the same image as" if pair.exact else "nearly the same image as"
+            how = {"equal": "the same image as", "mirrored": "nearly the mirror image of"}.get(
+                pair.kind, "nearly the same image as"
+            )
             problems.append(Problem(reason, other_names[j], f"{how} {names[i]}"))
         else:
             same += 1
             nearly += not pair.exact
-    if not same:
-        return problems, []
-    subject = count(same, "image repeats", "images repeat")
-    near = f", {nearly:,} of them nearly" if nearly else ""
-    return problems, [f"{subject} another image of the same class and split{near}."]
+    notes = []
+    if same:
+        adverb, near = (
+            ("nearly ", "") if nearly == same else ("", f", {nearly:,} of them nearly" if nearly else "")
+        )
+        subject = count(same, f"image {adverb}repeats", f"images {adverb}repeat")
+        notes.append(f"{subject} another image of the same class and split{near}.")
+    if not copies.near:
+        notes.append("There are too many images to look for near-copies; only equal images were looked for.")
+    return problems, notes
 
 
 def _copy_reason(pair: Pair, same_label: bool) -> str:

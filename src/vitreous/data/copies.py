@@ -1,7 +1,7 @@
 """Finds images that are copies of one another, exactly or nearly.
 
 Near-copies come from saving an image again as JPEG, resizing, mirroring or brightening it, or moving it by a pixel.
-They are found in three steps:
+They are found in three steps, if the images have at least 8 pixels a side (for moves 16):
 
 1. Each image gets a descriptor: the low frequencies of its brightness (a discrete cosine transform), weighted so that
    all count about the same. A matrix product compares all descriptors. Mirroring an image only changes the sign of
@@ -21,6 +21,7 @@ at which images are compared, K frequencies, P pairs.
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -28,9 +29,11 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+from PIL import Image
 
 from vitreous.data.identity import CHUNK_BYTES
 from vitreous.data.packed import COPIES
@@ -47,7 +50,11 @@ MOST_IMAGES = (
 
 SMALLEST = 8  # S from which near-copies are searched for
 COMPARED_SIZE = 32  # R of images that are larger
-LOW, HIGH = 8, 12  # frequencies of descriptors and of the comparison of pairs, in half cycles per side
+HIGH = 12  # frequencies at which pairs are compared, in half cycles per side
+LOWEST, LOW = (
+    3,
+    8,
+)  # those of descriptors: a quarter of R, which a move by a pixel hardly changes, between these two
 DESCRIPTOR, VECTOR = 1000, 2000  # lengths of the vectors; their products are below 2^24, exact in float32
 CANDIDATE = (
     0.72  # similarity of descriptors; a move by a pixel in both directions costs up to a quarter of it
@@ -61,8 +68,10 @@ APART = (
 NEIGHBOURS = 48  # about how many candidates an image may have
 LEAST_CONTRAST = 2.0  # standard deviation in grey levels; plainer images are copies only if they are equal
 MOST_GAIN, MOST_OFFSET = 1.5, 48.0  # ratio of contrasts, and difference of mean brightness in grey levels
-COLOUR_LEVELS, COLOUR_SHARE = 12.0, 0.5  # difference of colour in levels, or as a share of the saturation
+COLOUR_CELLS = 4  # along each side, of which the mean colours are compared; of 8 pixels of R or more
+COLOUR_LEVELS, COLOUR_SHARE = 10.0, 0.25  # difference of colour in levels, or as a share of the saturation
 FAMILY = 32  # different images in a family that stays whole
+PICTURED, PICTURE_SIDE = 12, 64  # pairs of a record whose images it holds, and their size in pixels
 ROWS, COLUMNS = 512, 4096  # of a block of similarities, which fits a processor's cache
 
 Report = Callable[[float], None]
@@ -100,12 +109,14 @@ class Copies:
     Attributes:
         groups: by split, int64 [N]: images with equal numbers, in any split, are copies of one another. The number
             is the position of the group's first image among those of all splits.
+        equal: the same for images whose pixels are equal.
         pairs: for each image that has earlier copies, the image and one of them: in another split if possible, in
             train rather than val, equal rather than similar, then the most similar one.
         near: whether near-copies were searched for, or only equal images.
     """
 
     groups: dict[str, np.ndarray]
+    equal: dict[str, np.ndarray]
     pairs: tuple[Pair, ...]
     near: bool = True
 
@@ -215,10 +226,12 @@ class _Link:
 
 def _links(parts: _Parts, numbers: np.ndarray, report: Report) -> list[_Link]:
     """The pairs of near-copies among different images, int64 [U]."""
-    if len(numbers) < 2 or parts.arrays[0].shape[1] < SMALLEST:
+    if parts.arrays[0].shape[1] < SMALLEST:
         return []
     traits = _traits(parts, numbers)
     visible = np.flatnonzero(traits.contrast >= LEAST_CONTRAST)
+    if len(visible) < 2:
+        return []
     even, odd = traits.even[visible], traits.odd[visible]
     horizon = _horizon(even, odd)
     pairs = visible[_candidates(even, odd, horizon, report)]
@@ -286,8 +299,8 @@ def _scaled(vectors: np.ndarray, length: int) -> np.ndarray:
 class _Traits:
     """What is known of each image [U]: a descriptor, split by parity, and a few plain properties.
 
-    `even` and `odd` float32 [U, K]; `contrast` (standard deviation) and `mean` in grey levels [U]; `colour` [U, 4, 4,
-    2], red and blue minus brightness, in levels.
+    `even` and `odd` float32 [U, K]; `contrast` (standard deviation) and `mean` in grey levels [U]; `colour` [U, C,
+    C, 2], red and blue minus brightness in C by C cells, in levels.
     """
 
     even: np.ndarray
@@ -299,20 +312,21 @@ class _Traits:
 
 def _traits(parts: _Parts, numbers: np.ndarray) -> _Traits:
     side = min(COMPARED_SIZE, parts.arrays[0].shape[1])
-    used, weights, odd = _frequencies(LOW, side)
+    used, weights, odd = _frequencies(max(LOWEST, min(LOW, side // 4)), side)
     cosines = _cosines(side, len(used))
     descriptors = np.empty((len(numbers), len(odd)), np.float32)
     contrast, mean = np.empty((2, len(numbers)), np.float32)
-    colour = np.empty((len(numbers), 4, 4, 2), np.float32)
+    cells = max(1, min(COLOUR_CELLS, side // 8))
+    colour = np.empty((len(numbers), cells, cells, 2), np.float32)
     for positions, images in parts.pieces(numbers):
         grey = _compared(images)
         coefficients = np.rint(cosines @ grey @ cosines.T / 2**24)[:, used]
         descriptors[positions] = _scaled(coefficients * weights, DESCRIPTOR)
         contrast[positions] = np.sqrt((coefficients**2).sum(axis=1)) / (8 * side**2)
         mean[positions] = grey.mean(axis=(1, 2)) / 256
-        plane = _average(_brightness(images), 4)
+        plane = _average(_brightness(images), cells)
         for i, channel in enumerate((0, 2)):
-            colour[positions, :, :, i] = _average(images[..., channel] * 256.0, 4) - plane
+            colour[positions, :, :, i] = _average(images[..., channel] * 256.0, cells) - plane
     return _Traits(
         np.ascontiguousarray(descriptors[:, ~odd]),
         np.ascontiguousarray(descriptors[:, odd]),
@@ -358,7 +372,7 @@ def _candidates(even: np.ndarray, odd: np.ndarray, horizon: np.ndarray, report: 
     """The pairs (i, j) with i < j that lie within the horizon of both, int64 [P, 2], in order."""
     total = len(even)
     least = np.rint(horizon * DESCRIPTOR**2).astype(np.float32)
-    crowded = bool((horizon > CANDIDATE).any())
+    crowded = bool((least != least[0]).any())
     even_columns, odd_columns = even.T.copy(), odd.T.copy()
     found = [np.empty((0, 2), np.int64)]
     for start in range(0, total, ROWS):
@@ -572,6 +586,7 @@ def _result(
     numbers = np.arange(parts.total)
     for members in equal:
         numbers[members] = members[0]
+    equal_groups = dict(zip(names, np.split(numbers.copy(), parts.starts[1:-1]), strict=True))
     for family in _families(len(equal), links):
         members = [number for image in family for number in equal[image]]
         numbers[members] = min(members)
@@ -610,12 +625,76 @@ def _result(
                     (names[other_split], other_position), (names[split], position), score == 2, mirrored
                 )
                 pairs.append((number, pair))
-    return Copies(groups, tuple(pair for _, pair in sorted(pairs, key=lambda entry: entry[0])), near)
+    ordered = tuple(pair for _, pair in sorted(pairs, key=lambda entry: entry[0]))
+    return Copies(groups, equal_groups, ordered, near)
 
 
 def _preference(other: int, own: int) -> tuple[bool, int]:
     """Sorts the splits of relatives: other splits first, train before val."""
     return other == own, other
+
+
+# Record -----------------------------------------------------------------------------------------------
+
+
+def copies_record(store: ImageStore, sources: Mapping[str, str]) -> dict[str, Any] | None:
+    """The content of a run's `copies.json`: the copies that matter for its figures. None if there are none.
+
+    Its `leaks` are the images of val and test, as the source gives them, that have copies in the source's training
+    split. Its `conflicts` are copies with different labels. The first `PICTURED` of each have their `images`, the
+    image and the one that it is a copy of, as PNG in base64. `images` has the size of each split in question.
+
+    Args:
+        sources: the source's split that each of "val" and "test" is, or "train" if it was cut from that.
+    """
+    copies = copies_of(store)
+    leaks, conflicts = [], []
+    for pair in copies.pairs:
+        labels = [int(store.splits[split].labels[position]) for split, position in (pair.first, pair.second)]
+        for split in ("val", "test"):
+            if sources[split] != "train" and pair.across("train", sources[split]):
+                leaks.append((split, pair, labels))
+        if labels[0] != labels[1]:
+            conflicts.append((pair.second[0], pair, labels))
+    if not leaks and not conflicts:
+        return None
+    return {
+        "near": copies.near,
+        "images": {
+            split: len(store.splits[source]) for split, source in sources.items() if source != "train"
+        },
+        "leaks": [_described(store, *entry, pictured=i < PICTURED) for i, entry in enumerate(leaks)],
+        "conflicts": [_described(store, *entry, pictured=i < PICTURED) for i, entry in enumerate(conflicts)],
+    }
+
+
+def _described(
+    store: ImageStore, split: str, pair: Pair, labels: list[int], pictured: bool
+) -> dict[str, Any]:
+    (first_split, first), (second_split, second) = pair.first, pair.second
+    entry: dict[str, Any] = {
+        "split": split,
+        "name": store.splits[second_split].names[second],
+        "label": store.classes[labels[1]],
+        "copy_of": store.splits[first_split].names[first],
+        "copy_split": first_split,
+        "copy_label": store.classes[labels[0]],
+        "kind": pair.kind,
+    }
+    if pictured:
+        entry["images"] = [
+            _png(np.asarray(store.splits[name].images[position]))
+            for name, position in (pair.second, pair.first)
+        ]
+    return entry
+
+
+def _png(pixels: np.ndarray) -> str:
+    image = Image.fromarray(pixels)
+    image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+    content = BytesIO()
+    image.save(content, "PNG")
+    return b64encode(content.getvalue()).decode()
 
 
 # Cache ------------------------------------------------------------------------------------------------
@@ -640,6 +719,7 @@ def _write(path: Path, fingerprint: str, copies: Copies) -> None:
         near=np.array(copies.near),
         pairs=pairs,
         **{f"groups_{name}": numbers for name, numbers in copies.groups.items()},
+        **{f"equal_{name}": numbers for name, numbers in copies.equal.items()},
     )
     atomic_write(path, content.getvalue())
 
@@ -651,9 +731,10 @@ def _read(path: Path, fingerprint: str, sizes: Mapping[str, int]) -> Copies | No
             if str(content["identity"]) != _identity(fingerprint):
                 return None
             groups = {name: content[f"groups_{name}"] for name in sizes}
+            equal = {name: content[f"equal_{name}"] for name in sizes}
             rows, near = content["pairs"], bool(content["near"])
         total = sum(sizes.values())
-        for name, numbers in groups.items():
+        for name, numbers in (*groups.items(), *equal.items()):
             if numbers.dtype != np.int64 or numbers.shape != (sizes[name],):
                 return None
             if not (numbers.min() >= 0 and numbers.max() < total):
@@ -669,7 +750,7 @@ def _read(path: Path, fingerprint: str, sizes: Mapping[str, int]) -> Copies | No
         Pair((names[a], i), (names[b], j), bool(exact), bool(mirrored))
         for a, i, b, j, exact, mirrored in rows.tolist()
     )
-    return Copies(groups, tuple(pairs), near)
+    return Copies(groups, equal, tuple(pairs), near)
 
 
 def _identity(fingerprint: str) -> str:

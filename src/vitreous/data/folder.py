@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 
 from vitreous.data.decode import MAX_BYTES, BadImage
 from vitreous.data.layout import MAX_DEPTH, Entry, Layout, read_layout
-from vitreous.data.names import litter_of, text_of
+from vitreous.data.layout.names import litter_of, text_of
 from vitreous.errors import VitreousError
 from vitreous.files import LIMITS, human_size, open_zip, path_of, read_zip_member, zip_members
 from vitreous.wording import count

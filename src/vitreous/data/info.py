@@ -10,6 +10,7 @@ import numpy as np
 from vitreous.data.store import ImageStore
 from vitreous.files import human_size
 from vitreous.preprocess import Preprocess
+from vitreous.request import OPTIONS
 from vitreous.wording import printable
 
 
@@ -64,7 +65,7 @@ def info_text(record: dict[str, Any]) -> str:
     lines.append(f"fingerprint {record['fingerprint']}")
     lines.append(f"source      {record['source']}")
     lines.append(f"location    {record['path'] or 'in memory'} ({human_size(record['bytes'])})")
-    usual = asdict(Preprocess(record["image_size"]))
+    usual = asdict(Preprocess(record["image_size"], OPTIONS["fit"].default))
     special = {name: value for name, value in record["preprocess"].items() if value != usual[name]}
     if special:
         lines.append("preprocess  " + ", ".join(f"{name} {_plain(value)}" for name, value in special.items()))

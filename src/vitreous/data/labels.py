@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vitreous.data.names import natural_key
+from vitreous.data.layout.names import natural_key
 from vitreous.data.splits import TITLES
 from vitreous.data.tensors import as_array, kind_of
 from vitreous.errors import VitreousError

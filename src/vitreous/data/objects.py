@@ -28,7 +28,7 @@ from vitreous.data.decode import (
 )
 from vitreous.data.folder import WORKERS
 from vitreous.data.labels import Labels, read_labels
-from vitreous.data.split_names import split_of
+from vitreous.data.layout.split_names import split_of
 from vitreous.data.splits import TITLES
 from vitreous.data.tensors import STEP, Wording, as_array, channels_last, check_values, kind_of
 from vitreous.data.values import Facts, facts_of_array
@@ -339,7 +339,7 @@ def understand(source: Any) -> Source:
     if isinstance(source, tuple | list):
         if len(source) in (2, 3) and all(map(is_part, source)):
             splits = ("train", "test") if len(source) == 2 else ("train", "val", "test")
-            notes = ()
+            notes: tuple[str, ...] = ()
             if len(source) == 3:
                 notes = (
                     "The three parts are taken for training, validation and test, in this order "
@@ -400,7 +400,7 @@ def _is_column(source: Any) -> bool:
 def is_part(source: Any) -> bool:
     """Whether an object can be one split of a data set: images and labels together."""
     if isinstance(source, tuple | list):
-        return len(source) == 2 and is_pair(source)
+        return is_pair(source) or _is_list_of_items(source)
     if isinstance(source, Mapping):
         return _find_key(source, IMAGE_KEYS) is not None and _find_key(source, LABEL_KEYS) is not None
     return is_dataset(source)
@@ -431,7 +431,7 @@ def _holds_labels(values: Any) -> bool:
     if is_dataset(values):
         return False
     first = _first(values)
-    return first is None or _is_label(first)
+    return first is None or isinstance(first, Mapping) or _is_label(first)
 
 
 def is_image(value: Any) -> bool:
@@ -616,7 +616,8 @@ def part_of(source: Any, split: str) -> Part:
     if isinstance(source, Mapping) and is_part(source):
         source = (source[_find_key(source, IMAGE_KEYS)], source[_find_key(source, LABEL_KEYS)])
     if isinstance(source, tuple | list) and is_pair(source):
-        return _part_of_pair(*source, subject)
+        images, labels = source
+        return _part_of_pair(images, labels, subject)
     if isinstance(source, tuple | list) and _is_list_of_items(source):
         return _part_of_dataset(source, subject, "list")
     if is_huggingface(source) and hasattr(source, "column_names"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitreous.data.entries import Layout
+from vitreous.data.layout.entries import Layout
 from vitreous.data.values import Facts
 from vitreous.preprocess import cut_off
 from vitreous.wording import count, percent, shortened

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from vitreous.data.copies import Copies, copies_of
+from vitreous.data.copies import MOST_IMAGES, Copies, copies_of
 from vitreous.data.store import ImageStore, Split
 from vitreous.errors import VitreousError
-from vitreous.wording import count
+from vitreous.wording import count, shortened
 
 TITLES = {"train": "training", "val": "validation", "test": "test"}
 
@@ -45,7 +45,7 @@ class SplitPlan:
 class Splits:
     """The splits of a run: `train` to train on, `val` to choose on, `test` to be judged on.
 
-    `plan` says what was cut from what.
+    `plan` says what was cut from what, `fingerprint` is that of the data set.
     """
 
     train: Split
@@ -54,6 +54,7 @@ class Splits:
     plan: SplitPlan
     seed: int
     val_fraction: float
+    fingerprint: str
 
     @property
     def cut(self) -> tuple[str, ...]:
@@ -71,7 +72,7 @@ class Splits:
         return self.plan.warnings
 
     def record(self) -> dict[str, Any]:
-        """The content of a run's `split.json`: seed, fraction, and which images were cut.
+        """The content of a run's `split.json`: seed, fraction, which images were cut, and the data set's fingerprint.
 
         `cut_from_train` has their names and `cut_positions` their positions in the source's training split, in
         canonical order. Positions identify images even if a source gives them other names, as a zip does.
@@ -81,6 +82,7 @@ class Splits:
             "val_fraction": self.val_fraction,
             "cut_from_train": {split: list(getattr(self, split).names) for split in self.cut},
             "cut_positions": {split: self.plan.positions[split].tolist() for split in self.cut},
+            "fingerprint": self.fingerprint,
         }
 
     def with_val_trained_on(self) -> Splits:
@@ -118,6 +120,12 @@ def resolve_splits(
             belong to fewer than two classes, or the record does not fit the data.
     """
     labels = {split: np.asarray(part.labels) for split, part in store.splits.items()}
+    expected = store.fingerprint if recorded is None else recorded.get("fingerprint", store.fingerprint)
+    if store.fingerprint != expected:
+        raise VitreousError(
+            f"{store.source} no longer holds the images of this run (its fingerprint is {store.fingerprint[:12]}, the "
+            f"run's {str(expected)[:12]}); restore them, or train anew."
+        )
     if recorded is None:
         named_groups = {split: part.groups for split, part in store.splits.items()}
         plan = plan_splits(
@@ -139,7 +147,7 @@ def resolve_splits(
         else store.splits[plan.sources[split]]
         for split in ("train", "val", "test")
     )
-    return Splits(train, val, test, plan, seed, val_fraction)
+    return Splits(train, val, test, plan, seed, val_fraction, store.fingerprint)
 
 
 def _with_recorded(
@@ -221,12 +229,27 @@ def plan_splits(
             "its training images for each leaves none to train on; give less, such as 0.1."
         )
     positions: dict[str, np.ndarray] = {}
+    near_warnings: list[str] = []
     if cut:
         total = len(labels["train"])
-        together = join_groups(
-            {split: len(part) for split, part in labels.items()}, copies.groups if copies else None, groups
-        )["train"]
-        positions = plan_cut(labels["train"], len(classes), together, cut, val_fraction, int(seed))
+        sizes = {split: len(part) for split, part in labels.items()}
+
+        def cut_with(numbers: Mapping[str, np.ndarray] | None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+            together = join_groups(sizes, numbers, groups)["train"]
+            return together, plan_cut(labels["train"], len(classes), together, cut, val_fraction, int(seed))
+
+        together, positions = cut_with(copies.groups if copies else None)
+        if copies and (uniform := _missing_classes(labels["train"], positions, cut)):
+            # Images that are all nearly alike, as of one part on a conveyor, are not copies in the sense of a leak.
+            separable, with_near = cut_with(_without_near(copies, labels, uniform))
+            if len(_missing_classes(labels["train"], with_near, cut)) < len(uniform):
+                together, positions = separable, with_near
+                names = shortened([classes[label] for label in sorted(uniform)])
+                near_warnings.append(
+                    f"Nearly all training images of {names} are near-copies of one another. Splits can be cut only if "
+                    "near-copies are separated, so the figures may flatter the model there; --group-by keeps "
+                    "together what belongs together."
+                )
         for split in cut:
             if len(positions[split]) == 0:
                 raise _too_few(name, split, labels["train"], together, copies, groups)
@@ -235,10 +258,32 @@ def plan_splits(
                 f"{len(positions[split]):,} of {total:,} training images were cut for it (by class, seed {seed})."
             )
         notes += _kept_together(total, copies, groups)
+    if copies and not copies.near:
+        notes.append(
+            f"{name} has more than {MOST_IMAGES:,} different images, so only equal images count as copies."
+        )
     sources |= dict.fromkeys(cut, "train")
-    return SplitPlan(
-        sources, positions, cut, tuple(notes), tuple(_warnings(name, sources, labels, copies, groups))
-    )
+    warnings = (*near_warnings, *_warnings(name, sources, labels, copies, groups))
+    return SplitPlan(sources, positions, cut, tuple(notes), warnings)
+
+
+def _missing_classes(
+    labels: np.ndarray, positions: Mapping[str, np.ndarray], cut: Sequence[str]
+) -> frozenset[int]:
+    """The classes of at least three images of which a cut split has none."""
+    large = np.flatnonzero(np.bincount(labels) >= 3)
+    present = set.intersection(*(set(labels[positions[split]].tolist()) for split in cut))
+    return frozenset(large.tolist()) - present
+
+
+def _without_near(
+    copies: Copies, labels: Mapping[str, np.ndarray], classes: frozenset[int]
+) -> dict[str, np.ndarray]:
+    """The groups of copies, of which images of some classes join only if their pixels are equal."""
+    return {
+        split: np.where(np.isin(labels[split], list(classes)), copies.equal[split], numbers)
+        for split, numbers in copies.groups.items()
+    }
 
 
 def join_groups(

@@ -109,15 +109,12 @@ def channels_last(array: np.ndarray, wording: Wording) -> np.ndarray:
         return array
     if first:
         return np.moveaxis(array, 1, -1)
-    if shape[3] == 2 or shape[3] > 4 > shape[1]:
-        first_channels = f"`{expression}[..., :{1 if shape[3] == 2 else 3}]`"
-    elif shape[1] == 2:
-        first_channels = f"`{expression}[:, :1]`"
-    else:
-        first_channels = f"`{expression}[..., :3]` or `{expression}[:, :3]`"
+    last, first = shape[1] == shape[2], shape[2] == shape[3]  # which order makes them square
+    forms = [f"`{expression}[..., :{1 if shape[3] == 2 else 3}]`"] if last or not first else []
+    forms += [f"`{expression}[:, :{1 if shape[1] == 2 else 3}]`"] if first or not last else []
     raise VitreousError(
         f"{wording.subject} have the shape {shape}; give 1 channel (grey), 3 (RGB) or 4 (with opacity), "
-        f"as in {first_channels}."
+        f"as in {' or '.join(forms)}."
     )
 
 

@@ -6,13 +6,22 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from vitreous.data.entries import OUTSIDE, Entry, Files, Layout, Problem, order, quoted, refuse_unusable
-from vitreous.data.named_splits import named_folders
-from vitreous.data.names import natural_key, suffix_of, text_of
-from vitreous.data.nodes import Node, outside, single_folders, wrappers
-from vitreous.data.split_names import split_of
-from vitreous.data.structure import in_no_split
-from vitreous.data.table import TABLES, Row, Table, match_rows, read_table
+from vitreous.data.layout.entries import (
+    OUTSIDE,
+    Entry,
+    Files,
+    Layout,
+    Problem,
+    order,
+    quoted,
+    refuse_unusable,
+)
+from vitreous.data.layout.named_splits import named_folders
+from vitreous.data.layout.names import natural_key, suffix_of, text_of
+from vitreous.data.layout.nodes import Node, outside, single_folders, wrappers
+from vitreous.data.layout.split_names import split_of
+from vitreous.data.layout.structure import in_no_split
+from vitreous.data.layout.table import TABLES, Row, Table, match_rows, read_table
 from vitreous.errors import VitreousError
 from vitreous.wording import count, series
 

@@ -18,10 +18,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vitreous.data.doubts import ask, refuse_doubtful_classes, refuse_flat, refuse_plain, suggestion
-from vitreous.data.named_splits import named_folders
-from vitreous.data.names import natural_key, text_of
-from vitreous.data.nodes import (
+from vitreous.data.layout.doubts import ask, refuse_doubtful_classes, refuse_flat, refuse_plain, suggestion
+from vitreous.data.layout.named_splits import named_folders
+from vitreous.data.layout.names import natural_key, text_of
+from vitreous.data.layout.nodes import (
     SHOWN,
     Node,
     count_images,
@@ -32,7 +32,7 @@ from vitreous.data.nodes import (
     unwrapped,
     wrappers,
 )
-from vitreous.data.split_names import (
+from vitreous.data.layout.split_names import (
     beside_images,
     fold_of,
     no_class,

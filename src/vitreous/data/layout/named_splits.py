@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from vitreous.data.names import text_of
-from vitreous.data.nodes import SHOWN, Node, name_of
-from vitreous.data.split_names import split_of
+from vitreous.data.layout.names import text_of
+from vitreous.data.layout.nodes import SHOWN, Node, name_of
+from vitreous.data.layout.split_names import split_of
 from vitreous.data.store import SPLIT_NAMES
 from vitreous.errors import VitreousError, unknown
 from vitreous.wording import series

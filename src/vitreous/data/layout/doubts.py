@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from vitreous.data.names import text_of
-from vitreous.data.nodes import SHOWN, Node, key_of, name_of, names_of, unwrapped
-from vitreous.data.split_names import fold_of, only_images, split_name, split_of
+from vitreous.data.layout.names import text_of
+from vitreous.data.layout.nodes import SHOWN, Node, key_of, name_of, names_of, unwrapped
+from vitreous.data.layout.split_names import fold_of, only_images, split_name, split_of
 from vitreous.data.store import SPLIT_NAMES
 from vitreous.errors import VitreousError
 

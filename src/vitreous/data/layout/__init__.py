@@ -11,8 +11,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vitreous.data.doubts import NoClassesError
-from vitreous.data.entries import (
+from vitreous.data.layout.doubts import NoClassesError
+from vitreous.data.layout.entries import (
     OUTSIDE,
     EmptyClass,
     Entry,
@@ -24,7 +24,7 @@ from vitreous.data.entries import (
     quoted,
     refuse_unusable,
 )
-from vitreous.data.names import (
+from vitreous.data.layout.names import (
     IMAGE_SUFFIXES,
     LITTER,
     NO_SUFFIX,
@@ -36,11 +36,11 @@ from vitreous.data.names import (
     suffix_of,
     text_of,
 )
-from vitreous.data.nodes import Node, build_tree
+from vitreous.data.layout.nodes import Node, build_tree
 from vitreous.data.store import SPLIT_NAMES
-from vitreous.data.structure import ClassFolder, find_classes
-from vitreous.data.table import TABLES, UnusableTable
-from vitreous.data.table_layout import labels_from_table
+from vitreous.data.layout.structure import ClassFolder, find_classes
+from vitreous.data.layout.table import TABLES, UnusableTable
+from vitreous.data.layout.table_layout import labels_from_table
 from vitreous.errors import VitreousError
 from vitreous.wording import series
 

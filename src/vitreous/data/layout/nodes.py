@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from vitreous.data.names import natural_key, text_of
-from vitreous.data.split_names import only_images, split_of
+from vitreous.data.layout.names import natural_key, text_of
+from vitreous.data.layout.split_names import only_images, split_of
 from vitreous.wording import series
 
 SHOWN = 4  # folders that a message names

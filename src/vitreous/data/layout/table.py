@@ -8,8 +8,8 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from vitreous.data.names import stem_of, text_of
-from vitreous.data.split_names import split_of
+from vitreous.data.layout.names import stem_of, text_of
+from vitreous.data.layout.split_names import split_of
 from vitreous.data.store import SPLIT_NAMES
 from vitreous.errors import VitreousError
 from vitreous.files import human_size

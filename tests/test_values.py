@@ -20,6 +20,7 @@ from vitreous.data.decode import decode_to, read_image
 from vitreous.data.importing import import_folder
 from vitreous.data.packed import HEADER, open_store
 from vitreous.data.reading import ReadOptions, read_options
+from vitreous.data.sources import open_data
 from vitreous.data.store import ImageStore
 from vitreous.data.values import GROUNDS, Facts, Values, refuse_other_values, settle
 from vitreous.errors import VitreousError
@@ -424,6 +425,20 @@ def test_other_data_of_a_trained_network_are_read_by_its_settings(tmp_path: Path
     write_files(root, {"b/4.tif": grey(noise(0, 1), np.float32)})
     with pytest.raises(VitreousError, match="trained to read values from 0 to 8191"):
         import_folder(root, tmp_path, ReadOptions(settings=settings), lambda line: None)
+
+
+@pytest.mark.parametrize(
+    "data", [b"P5 16 16 4095\n" + bytes(range(16)) * 32, tiff(np.full((16, 16), 9, np.uint16), photometric=0)]
+)
+def test_images_of_a_python_data_set_are_read_as_their_files(data: bytes) -> None:
+    """Loading a PIL image loses what its file says about its values, so it is read before."""
+    others = [grey(noise(0, 4095, seed)) for seed in range(12)]
+    pairs = [(Image.open(io.BytesIO(file)), i % 2) for i, file in enumerate([data, *others])]
+    store = open_data(([image for image, _ in pairs], [label for _, label in pairs]), image_size=16)
+    assert store.preprocess.value_range == (0, 4095)
+    expected = store.preprocess.batch([data, *others], read_image)
+    found = {image.tobytes() for image in store.splits["train"].images}
+    assert found == {image.tobytes() for image in expected}
 
 
 # ---- from files to a bundle

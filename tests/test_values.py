@@ -305,6 +305,20 @@ def test_the_ground_shows_what_is_drawn(colours: list[tuple[int, int, int]], gro
     assert min(np.ptp(image) for image in pixels) > 60
 
 
+@pytest.mark.parametrize("colour", [None, (255, 255, 255), (250, 252, 128)])
+def test_the_contrast_is_the_distance_of_what_is_drawn(colour: tuple[int, int, int] | None) -> None:
+    rgba = np.random.default_rng(0).integers(0, 256, (40, 50, 4), dtype=np.uint8)
+    if colour:
+        rgba[..., :3] = colour
+    opacity, colours = rgba[..., 3].astype(float), rgba[..., :3].astype(float)
+    expected = [
+        np.average(((colours - level) ** 2).mean(-1), weights=opacity) ** 0.5 for level in (255, 128, 0)
+    ]
+    facts = decode_to(Preprocess(8), encoded(rgba))[1]
+    assert facts.transparent and facts.contrast is not None
+    np.testing.assert_allclose(facts.contrast, expected, atol=0.3)
+
+
 def test_a_few_white_drawings_among_many_do_not_change_the_ground() -> None:
     files = [drawing((0, 0, 200), seed) for seed in range(97)] + [drawing((255, 255, 255), 7)] * 3
     assert settled(*files)[0].ground == "white"

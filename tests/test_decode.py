@@ -252,6 +252,12 @@ UNSUPPORTED = {
     "64-bit integers": (tiff(GREY.astype(np.int64)), "64-bit integers"),
     "colour of 32-bit floats": (tiff(COLOUR.astype(np.float32)), "3 bands of 32 bits; convert to 8 bits"),
     "colour of 32-bit integers": (tiff(COLOUR.astype(np.uint32)), "3 bands of 32 bits"),
+    "JPEG 2000 of 5 bands": (
+        encoded(COLOUR.astype(np.uint8), "JPEG2000", no_jp2=True)
+        .replace(struct.pack(">HH", 0xFF51, 47), struct.pack(">HH", 0xFF51, 53))
+        .replace(struct.pack(">H", 3) + b"\7\1\1" * 3, struct.pack(">H", 5) + b"\7\1\1" * 5),
+        "5 bands; only grey",
+    ),
     "complex numbers": (tiff(GREY.astype(np.complex64)), "complex"),
     "signed bytes": (tiff(GREY.astype(np.int8)), "signed 8-bit integers"),
     "16-bit colour in planes": (tiff(COLOUR.astype(np.uint16), planar=2), "16-bit colour in separate planes"),

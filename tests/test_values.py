@@ -20,6 +20,7 @@ from vitreous.data.decode import decode_to, read_image
 from vitreous.data.importing import import_folder
 from vitreous.data.packed import HEADER, open_store
 from vitreous.data.reading import ReadOptions, read_options
+from vitreous.data.sources import open_data
 from vitreous.data.store import ImageStore
 from vitreous.data.values import GROUNDS, Facts, Values, refuse_other_values, settle
 from vitreous.errors import VitreousError
@@ -304,6 +305,20 @@ def test_the_ground_shows_what_is_drawn(colours: list[tuple[int, int, int]], gro
     assert min(np.ptp(image) for image in pixels) > 60
 
 
+@pytest.mark.parametrize("colour", [None, (255, 255, 255), (250, 252, 128)])
+def test_the_contrast_is_the_distance_of_what_is_drawn(colour: tuple[int, int, int] | None) -> None:
+    rgba = np.random.default_rng(0).integers(0, 256, (40, 50, 4), dtype=np.uint8)
+    if colour:
+        rgba[..., :3] = colour
+    opacity, colours = rgba[..., 3].astype(float), rgba[..., :3].astype(float)
+    expected = [
+        np.average(((colours - level) ** 2).mean(-1), weights=opacity) ** 0.5 for level in (255, 128, 0)
+    ]
+    facts = decode_to(Preprocess(8), encoded(rgba))[1]
+    assert facts.transparent and facts.contrast is not None
+    np.testing.assert_allclose(facts.contrast, expected, atol=0.3)
+
+
 def test_a_few_white_drawings_among_many_do_not_change_the_ground() -> None:
     files = [drawing((0, 0, 200), seed) for seed in range(97)] + [drawing((255, 255, 255), 7)] * 3
     assert settled(*files)[0].ground == "white"
@@ -424,6 +439,20 @@ def test_other_data_of_a_trained_network_are_read_by_its_settings(tmp_path: Path
     write_files(root, {"b/4.tif": grey(noise(0, 1), np.float32)})
     with pytest.raises(VitreousError, match="trained to read values from 0 to 8191"):
         import_folder(root, tmp_path, ReadOptions(settings=settings), lambda line: None)
+
+
+@pytest.mark.parametrize(
+    "data", [b"P5 16 16 4095\n" + bytes(range(16)) * 32, tiff(np.full((16, 16), 9, np.uint16), photometric=0)]
+)
+def test_images_of_a_python_data_set_are_read_as_their_files(data: bytes) -> None:
+    """Loading a PIL image loses what its file says about its values, so it is read before."""
+    others = [grey(noise(0, 4095, seed)) for seed in range(12)]
+    pairs = [(Image.open(io.BytesIO(file)), i % 2) for i, file in enumerate([data, *others])]
+    store = open_data(([image for image, _ in pairs], [label for _, label in pairs]), image_size=16)
+    assert store.preprocess.value_range == (0, 4095)
+    expected = store.preprocess.batch([data, *others], read_image)
+    found = {image.tobytes() for image in store.splits["train"].images}
+    assert found == {image.tobytes() for image in expected}
 
 
 # ---- from files to a bundle

@@ -17,9 +17,7 @@ SIXTEEN = 2**16 - 1  # white of 16-bit integers; Pillow also scales PGM of fewer
 FLOATS = (0.0, 1.0)  # black and white of floats unless a range is given
 KEY = "vitreous.origin"  # of the `Origin` in the `info` of an image that this package opened
 J2K_START = b"\xff\x4f\xff\x51"  # SOC and SIZ: the first markers of a JPEG 2000 codestream
-HEAD = (
-    2**20
-)  # bytes in which a JPEG 2000 file must reach its codestream, after metadata such as a colour profile
+J2K_HEAD = 2**20  # bytes in which a JPEG 2000 file must reach them, after metadata such as a colour profile
 
 
 @dataclass(frozen=True)
@@ -70,9 +68,10 @@ def origin_of(image: Image.Image) -> Origin:
     """Describes the values of an image that was opened but not loaded; loading loses what is not in its `info`."""
     if KEY in image.info:
         return image.info[KEY]
+    white_is_zero = is_deep(image) and getattr(image, "tag_v2", {}).get(262) == 0  # PhotometricInterpretation
     tile = getattr(image, "tile", None)
     if not tile:
-        return PLAIN
+        return Origin(inverted=True) if white_is_zero else PLAIN
     codec, args = tile[0][0], tile[0][3]
     raw_mode = args if isinstance(args, str) else str(args[0]) if args else ""
     if codec in ("ppm", "ppm_plain"):
@@ -81,13 +80,12 @@ def origin_of(image: Image.Image) -> Origin:
             return Origin(white=maximum, factor=maximum / SIXTEEN)
         return Origin(deep_colour=image.mode == "RGB" and maximum == SIXTEEN)
     if codec == "jpeg2k":
-        precision = _j2k_precision(image)
+        precision = _j2k_bits(image)
         if image.mode == "I;16" and 8 < precision < 16:
             return Origin(white=2**precision - 1, factor=2.0 ** (precision - 16))
         return Origin(deep_colour=image.mode != "I;16" and precision == 16)
     if not is_deep(image):
         return Origin(deep_colour=True) if ";16" in raw_mode else PLAIN
-    white_is_zero = getattr(image, "tag_v2", {}).get(262) == 0  # PhotometricInterpretation
     return Origin(inverted=white_is_zero, unsigned=raw_mode == "I;32N")
 
 
@@ -178,14 +176,19 @@ def number(value: float) -> str:
     return str(int(value)) if abs(value) < 1e12 and value == int(value) else f"{value:g}"
 
 
-def _j2k_precision(image: Any) -> int:
-    """Bits of the first channel of a JPEG 2000 file that was not loaded; 0 if its header cannot be read."""
-    file = image.fp
-    place = file.tell()
-    file.seek(0)
-    head = file.read(HEAD)
-    file.seek(place)
-    start = head.find(J2K_START)
-    # Behind the two markers: length, capabilities, 8 sizes and offsets, number of channels, bits - 1 of the first.
-    first = start + 42
-    return (head[first] & 0x7F) + 1 if start >= 0 and first < len(head) else 0
+def j2k_header(data: bytes) -> tuple[int, int]:
+    """The number of channels of a JPEG 2000 file and the bits of the first; zeros if it has no such header."""
+    start = data.find(J2K_START, 0, J2K_HEAD)
+    # Behind the two markers: length, capabilities, 8 sizes and offsets (38 bytes), number of channels, bits - 1.
+    channels = data[start + 40 : start + 42]
+    bits = data[start + 42 : start + 43]
+    return (int.from_bytes(channels, "big"), (bits[0] & 0x7F) + 1) if start >= 0 and bits else (0, 0)
+
+
+def _j2k_bits(image: Any) -> int:
+    """Bits of the first channel of a JPEG 2000 image that was not loaded."""
+    place = image.fp.tell()
+    image.fp.seek(0)
+    head = image.fp.read(J2K_HEAD)
+    image.fp.seek(place)
+    return j2k_header(head)[1]

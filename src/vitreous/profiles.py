@@ -37,9 +37,8 @@ def transform(profile: bytes, mode: str) -> Any:
             return found if abs(moved).max() > SAME else None
         found.apply(Image.new(mode, (1, 1)))
         return found
-    except (
-        Exception
-    ):  # littlecms refuses damaged bytes and profiles of another space with errors of several types
+    # littlecms refuses damaged bytes, and profiles of another space, with errors of several types.
+    except Exception:
         return None
 
 

@@ -21,7 +21,7 @@ from PIL import Image, ImageOps, features
 from vitreous import profiles
 from vitreous.data import tiff
 from vitreous.data.values import Facts, facts_of
-from vitreous.depth import KEY, Origin, OutOfRange, origin_of
+from vitreous.depth import KEY, Origin, OutOfRange, j2k_header, origin_of
 from vitreous.errors import VitreousError
 from vitreous.preprocess import Preprocess
 
@@ -200,6 +200,8 @@ def _open(data: bytes) -> Image.Image:
         tags = tiff.read_tags(data)
         if tags and (detail := tiff.unreadable_kind(tags)):
             raise BadImage("unsupported", detail)
+    if kind == "JPEG2000" and (bands := j2k_header(data)[0]) > 4:
+        raise BadImage("unsupported", f"{bands} bands; {tiff.EXPLAINED}")
     try:
         image = _header(data, kind)
         origin = origin_of(image)

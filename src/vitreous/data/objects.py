@@ -32,7 +32,7 @@ from vitreous.data.layout.split_names import split_of
 from vitreous.data.splits import TITLES
 from vitreous.data.tensors import STEP, Wording, as_array, channels_last, check_values, kind_of
 from vitreous.data.values import Facts, facts_of_array
-from vitreous.depth import OutOfRange, origin_of
+from vitreous.depth import KEY, OutOfRange, origin_of
 from vitreous.errors import VitreousError
 from vitreous.files import human_size, path_of
 from vitreous.preprocess import Preprocess, upright
@@ -244,6 +244,7 @@ class ItemPart(Part):
         try:
             image, label = self.item(position)
             if isinstance(image, Image.Image):
+                image.info[KEY] = origin_of(image)  # loading loses it
                 image.load()
         except VitreousError:
             raise

@@ -10,6 +10,7 @@ MAX_IMAGES = 10_000  # directories that are followed in one file
 MAX_VALUES = 64  # values of a tag that are read
 SIZES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # struct codes of the unsigned types
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3  # SampleFormat
+SUBFILE = 254  # NewSubfileType, the first tag
 KINDS = {UNSIGNED: "integers", SIGNED: "signed integers", FLOAT: "floats", 5: "complex", 6: "complex"}
 EXPLAINED = "only grey, colour and opacity can be read"
 
@@ -51,7 +52,7 @@ def read_tags(data: bytes) -> Tags | None:
         planar=first.get(284, (1,))[0],
         extra=first.get(338, ()),
         # NewSubfileType: bit 0 a reduced copy of another image, bit 2 a mask of one.
-        images=max(1, sum(not directory.get(254, (0,))[0] & 5 for directory in directories)),
+        images=max(1, sum(not directory.get(SUBFILE, (0,))[0] & 5 for directory in directories)),
     )
 
 
@@ -111,6 +112,10 @@ def _directories(data: bytes) -> Iterator[dict[int, tuple[int, ...]]]:
             tags = {}
             for place in range(start, start + entries * entry, entry):
                 tag, kind = struct.unpack_from(order + "HH", data, place)
+                if (
+                    len(seen) > 1 and tag > SUBFILE
+                ):  # of the others, only their kind matters; tags are in order
+                    break
                 (values,) = struct.unpack_from(order + offset_code, data, place + 4)
                 if kind in SIZES and values:
                     code = f"{order}{min(values, MAX_VALUES)}{SIZES[kind]}"

@@ -390,10 +390,12 @@ def _drawing(image: Image.Image) -> tuple[bool, tuple[float, ...] | None]:
         return False, None
     step = max(1, round((image.width * image.height / SAMPLED) ** 0.5))
     pixels = np.asarray(image)[::step, ::step].reshape(-1, 4).astype(np.float32)
-    opacity = pixels[:, 3]
-    if not opacity.any():
+    total = pixels[:, 3].sum()
+    if not total:
         return True, None
-    weights = opacity / opacity.sum()
+    weights, colours = pixels[:, 3] / total, pixels[:, :3]
+    # The mean of (c - g)² is that of c² - 2cg + g², so the pixels are summed once for all grounds g.
+    mean, mean_square = float((weights @ colours).mean()), float((weights @ np.square(colours)).mean())
     return True, tuple(
-        float((weights @ ((pixels[:, :3] - level) ** 2).mean(1)) ** 0.5) for level in GROUNDS.values()
+        max(0.0, mean_square - 2 * level * mean + level**2) ** 0.5 for level in GROUNDS.values()
     )

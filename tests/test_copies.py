@@ -20,14 +20,14 @@ from vitreous.data.store import ImageStore, in_memory
 from vitreous.errors import VitreousError
 
 
-def photos(number: int, size: int = 32, seed: int = 0) -> np.ndarray:
-    """Different images with the spectrum of photographs, uint8 [number, size, size, 3]."""
+def photos(number: int, size: int = 32, seed: int = 0, fall: float = 1.5) -> np.ndarray:
+    """Different images with the spectrum of photographs, uint8 [number, size, size, 3]; less `fall` is more detail."""
     rng = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(2 * size)[:, None], np.fft.rfftfreq(2 * size)) * size
     waves = rng.normal(size=(number, 3, *frequency.shape)) + 1j * rng.normal(
         size=(number, 3, *frequency.shape)
     )
-    waves = waves @ np.eye(frequency.shape[1]) / (frequency + 0.5) ** 1.5
+    waves = waves @ np.eye(frequency.shape[1]) / (frequency + 0.5) ** fall
     planes = np.fft.irfft2(waves)[:, :, :size, :size].transpose(0, 2, 3, 1)
     planes = planes[..., :1] + 0.4 * planes  # the channels of photographs are much alike
     planes /= planes.std(axis=(1, 2, 3), keepdims=True)
@@ -119,6 +119,14 @@ def test_a_move_by_two_pixels_is_found_at_64_pixels() -> None:
         assert found == {(("train", i), ("test", i)) for i in range(8)}
 
 
+def test_a_move_by_half_a_pixel_of_the_comparison_is_found() -> None:
+    """Images of 64 pixels are compared at 32."""
+    originals = photos(30, 64, fall=0.7)
+    changed = np.stack([moved(image, 1, 1) for image in originals])
+    found = pairs_of(find_copies({"train": originals, "test": changed}))
+    assert found == {(("train", i), ("test", i)) for i in range(30)}
+
+
 def test_planted_copies_are_those_that_a_comparison_of_all_pixels_finds() -> None:
     """Every pair of 120 images by the correlation of their pixels, moved and mirrored."""
     rng = np.random.default_rng(3)
@@ -168,6 +176,10 @@ def test_plain_images_are_copies_only_if_they_are_equal() -> None:
     assert find_copies({"train": colours}).pairs == ()
     grainy = colours + rng.integers(0, 3, colours.shape, np.uint8)
     assert find_copies({"train": grainy}).pairs == ()
+    shade = (
+        4 * np.cos(np.linspace(0, 1.5, 32))[:, None, None] * np.ones(32)[:, None]
+    )  # of the lens, in all of them
+    assert find_copies({"train": np.rint(colours + shade).astype(np.uint8)}).pairs == ()
     copies = find_copies({"train": colours, "test": colours[7:8]})
     assert copies.pairs == (Pair(("train", 7), ("test", 0), True),)
 

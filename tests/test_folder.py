@@ -18,9 +18,9 @@ from PIL import Image
 
 from sample_data import random_image, random_png, write_files, write_zip
 from vitreous.data.decode import BadImage
-from vitreous.data.layout.entries import Entry
 from vitreous.data.folder import list_folder, open_tree, read_all
 from vitreous.data.importing import import_folder
+from vitreous.data.layout.entries import Entry
 from vitreous.data.reading import ReadOptions, read_options
 from vitreous.data.store import ImageStore
 from vitreous.errors import VitreousError

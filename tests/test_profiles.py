@@ -154,10 +154,10 @@ def test_palettes() -> None:
 
 def test_more_than_8_bits_are_read_without_their_profile() -> None:
     values = np.random.default_rng(0).integers(0, 2**16, (4, 4), dtype=np.uint16)
-    image = Image.fromarray(values)
-    np.testing.assert_array_equal(
-        np.asarray(decode(encoded(image, icc_profile=grey_profile(1.8))))[..., 0], values >> 8
-    )
+    data = encoded(Image.fromarray(values), icc_profile=grey_profile(1.8))
+    np.testing.assert_array_equal(np.asarray(decode(data))[..., 0], values >> 8)
+    settings = Preprocess(4, value_range=(0, 32767))
+    np.testing.assert_array_equal(settings.batch(data, read_image)[0, ..., 0], (values >> 7).clip(0, 255))
 
 
 def test_threads_agree() -> None:

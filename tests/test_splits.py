@@ -262,6 +262,25 @@ def test_a_group_moves_with_its_smallest_number() -> None:
     np.testing.assert_array_equal(alone["val"][alone["val"] >= 500], grouped["val"][grouped["val"] >= 500])
 
 
+def test_a_group_is_ordered_by_the_images_of_its_own_class() -> None:
+    """The single image of class 1 in a group of class 0 has the smallest number of all, which does not count."""
+    for seed in range(20):
+        labels = np.repeat([0, 1], 100)
+        streams = [
+            np.random.Philox(key=np.array([seed, label], dtype=np.uint64)).random_raw(100) for label in (0, 1)
+        ]
+        order = [np.argsort(stream) for stream in streams]
+        last, foreign = order[0][-2:], 100 + order[1][0]
+        if streams[1].min() > streams[0].min():
+            continue
+        groups = np.arange(200)
+        groups[[*last, foreign]] = 500
+        positions = plan(labels, groups, 0.1, seed, cut=("val",))
+        assert set(last) < set(positions["train"].tolist())
+        return
+    raise AssertionError("no seed served")
+
+
 def test_groups_larger_than_the_share_are_taken_only_where_nothing_else_is() -> None:
     labels = np.repeat([0, 0, 0, 1, 1], [10, 10, 10, 1, 29])
     groups = np.repeat(np.arange(5), [10, 10, 10, 1, 29])

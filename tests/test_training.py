@@ -217,7 +217,9 @@ def test_the_split_that_a_run_is_judged_by_is_named(
     vitreous.train(data, steps=1, judge="test", out=tmp_path / "test", **tiny)
     output = capsys.readouterr().out
     assert "300 images to train on, validation images among them, 150 to test, 3 classes" in output
-    assert re.search(r"^Test accuracy: [\d.]+ % on 150 images [^;]*\.$", output, re.MULTILINE)
+    assert re.search(
+        r"^Test accuracy: [\d.]+ % on 150 images, 150 of them in training too [^;]*\.$", output, re.MULTILINE
+    )
 
 
 def test_ctrl_c_and_resume_say_where_the_run_goes_on(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from vitreous.bundle import Bundle, load_bundle, save_bundle
 from vitreous.data import decode as decoding
 from vitreous.data.decode import decode_to, read_image
 from vitreous.data.importing import import_folder
+from vitreous.data.packed import HEADER, open_store
 from vitreous.data.reading import ReadOptions, read_options
 from vitreous.data.store import ImageStore
 from vitreous.data.values import GROUNDS, Facts, Values, refuse_other_values, settle
@@ -491,6 +494,18 @@ def test_a_bundle_predicts_from_the_pixels_that_were_imported(kind: str, fit: st
     np.testing.assert_array_equal(loaded.batch(opened), train.images)
 
 
+def test_data_packed_before_profiles_were_applied_say_so(tmp_path: Path) -> None:
+    root = write_files(
+        tmp_path / "set", {f"{name}/{i}.png": random_png(i) for name in "ab" for i in range(3)}
+    )
+    store = import_folder(root, tmp_path, read_options(32), lambda line: None)
+    assert store.path is not None and store.preprocess.profiles == "applied"
+    header = json.loads((store.path / HEADER).read_text("utf-8"))
+    del header["preprocess"]["profiles"]
+    (store.path / HEADER).write_text(json.dumps(header), encoding="utf-8")
+    assert open_store(store.path).preprocess == replace(store.preprocess, profiles="ignored")
+
+
 def test_an_ordinary_data_set_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     real = decoding._converted
@@ -500,7 +515,7 @@ def test_an_ordinary_data_set_is_decoded_once(tmp_path: Path, monkeypatch: pytes
         return real(data, convert)
 
     monkeypatch.setattr(decoding, "_converted", counted)
-    for kind, times in (("a", 1), ("12 bits", 2)):
+    for kind, times in (("a", 1), ("12 bits", 2), ("given range", 1)):
         files = {
             f"{name}/{i}.png": random_png(i + 10 * len(name)) if kind == "a" else twelve_bits(i, ROWS)
             for name in ("x", "yy")
@@ -508,5 +523,6 @@ def test_an_ordinary_data_set_is_decoded_once(tmp_path: Path, monkeypatch: pytes
         }
         calls.clear()
         root = write_files(tmp_path / kind, files)
-        import_folder(root, tmp_path / "cache", read_options(32), lambda line: None)
+        given = (0, 4095) if kind == "given range" else None
+        import_folder(root, tmp_path / "cache", read_options(32, value_range=given), lambda line: None)
         assert len(calls) == 10 * times

@@ -10,11 +10,6 @@ from typing import Any
 import numpy as np
 from PIL import Image, features
 
-SPACES = {
-    "RGB": "RGB",
-    "CMYK": "CMYK",
-    "L": "GRAY",
-}  # the space that a profile must have for images of a mode
 CACHED = 32  # transforms in memory; all images of one camera or program share one
 SAME = 2  # levels: a profile that moves no colour further than this is sRGB
 
@@ -34,8 +29,6 @@ def transform(profile: bytes, mode: str) -> Any:
 
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if source.profile.xcolor_space.strip() != SPACES[mode]:
-            return None
         found = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
         if mode == "RGB":
             levels = np.linspace(0, 255, 9).round().astype(np.uint8)
@@ -44,7 +37,9 @@ def transform(profile: bytes, mode: str) -> Any:
             return found if abs(moved).max() > SAME else None
         found.apply(Image.new(mode, (1, 1)))
         return found
-    except Exception:  # littlecms has errors of several types for bytes that are not a profile
+    except (
+        Exception
+    ):  # littlecms refuses damaged bytes and profiles of another space with errors of several types
         return None
 
 

@@ -17,10 +17,10 @@ import numpy as np
 
 from vitreous.data.cache import data_folder
 from vitreous.data.copies import Copies, Pair, find_copies
-from vitreous.data.layout.entries import PassedOver, Problem
 from vitreous.data.folder import Tree, existing, open_tree
 from vitreous.data.identity import canonical_order, chunks
 from vitreous.data.importing import Survey, choose_size, packed_name, refuse, surveyed
+from vitreous.data.layout.entries import PassedOver, Problem
 from vitreous.data.layout.names import natural_key
 from vitreous.data.packed import packed_size
 from vitreous.data.reading import ReadOptions

@@ -213,10 +213,8 @@ def _open(data: bytes) -> Image.Image:
     _refuse_large(image)
     images = tags.images if tags else 1
     if kind in _ANIMATED:
-        try:
+        with suppress(Exception):  # damaged behind the first image
             images = getattr(image, "n_frames", 1)
-        except Exception:  # damaged behind the first image
-            image = _header(data, kind)
     unused_band = tags is not None and 0 in tags.extra
     if images > 1 or unused_band:
         origin = replace(origin, images=images, unused_band=unused_band)
@@ -339,7 +337,7 @@ def _tiff_directory_end(data: bytes) -> int:
 
 def _turn_upright(image: Image.Image) -> None:
     """Turns a loaded image according to its EXIF orientation."""
-    if image.format != "TIFF" and image.info.keys() == {KEY}:
-        return  # without metadata there is no orientation; looking for it takes as long as decoding a small image
+    if image.info.keys() == {KEY}:
+        return  # no metadata, no orientation; looking for it would take as long as decoding a small image
     with suppress(Exception):  # broken EXIF data do not make the image unusable
         ImageOps.exif_transpose(image, in_place=True)

@@ -29,9 +29,8 @@ from vitreous.wording import count
 BITS = (8, 10, 12, 14, 16)  # widths of integers that cameras and scanners have
 TAILS = (0.5, 99.5)  # percent: the darkest and brightest values of an image without a few outliers
 MIDDLE = (25, 75)  # percent of the images whose values must use the range
-FLAT = (
-    1 / 16
-)  # of the range: with less, images are nearly one grey. 12 bits beside one value of 16 bits have as much.
+# The share of the range below which images are nearly one grey. 12 bits beside one value of 16 bits have as much.
+FLAT = 1 / 16
 NEARLY_BLACK = 64  # highest of 255 levels of 16-bit colour that may be colour of 14 bits or fewer
 HIDDEN = 24  # levels from 0 to 255: a ground as close as this to what is drawn on it hides it
 FEW = 5  # percent of the transparent images that a ground may hide

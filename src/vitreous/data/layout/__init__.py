@@ -37,10 +37,10 @@ from vitreous.data.layout.names import (
     text_of,
 )
 from vitreous.data.layout.nodes import Node, build_tree
-from vitreous.data.store import SPLIT_NAMES
 from vitreous.data.layout.structure import ClassFolder, find_classes
 from vitreous.data.layout.table import TABLES, UnusableTable
 from vitreous.data.layout.table_layout import labels_from_table
+from vitreous.data.store import SPLIT_NAMES
 from vitreous.errors import VitreousError
 from vitreous.wording import series
 

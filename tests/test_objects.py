@@ -126,6 +126,12 @@ def test_splits_are_given_as_a_pair_or_by_name() -> None:
     np.testing.assert_array_equal(arrays_of(arrays)[0], IMAGES)
 
 
+def test_a_test_split_in_the_place_of_the_recipe_is_refused() -> None:
+    named = NamedItems(FORMS["PIL"])
+    with pytest.raises(VitreousError, match=r"goes into the data: train\(\(train, test\)\)"):
+        train(named, named)
+
+
 def test_images_are_resized_as_they_come() -> None:
     """At most a few of the full images are in memory at a time."""
     large = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)

@@ -28,7 +28,7 @@ from vitreous import run as runs
 from vitreous.bundle import save_bundle
 from vitreous.data.copies import copies_record
 from vitreous.data.module import ImageData
-from vitreous.data.objects import name_of
+from vitreous.data.objects import is_dataset, name_of
 from vitreous.data.show import check_target, default_target
 from vitreous.data.show import show as draw
 from vitreous.data.store import ImageStore
@@ -774,6 +774,10 @@ def check_data(data: Any, recipe: Any) -> None:
         raise VitreousError(
             "The second argument is a recipe. A test split of your own goes into the data: "
             "train(((images, labels), (test_images, test_labels)))."
+        )
+    if is_dataset(recipe):
+        raise VitreousError(
+            "The second argument is a recipe. A test split of your own goes into the data: train((train, test))."
         )
     raise VitreousError(
         f"The second argument is a recipe, by name, file or as a Recipe, not {type(recipe).__name__}; "

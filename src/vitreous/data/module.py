@@ -30,8 +30,8 @@ class ImageData(pl.LightningDataModule):
     from 0 to 1, the weight of the image's own label.
 
     Args:
-        source: "cifar10", "cifar100", "shapes", a folder or zip of class folders, `(images, labels)`
-            arrays, or an `ImageStore`.
+        source: a data set by name, a folder or zip, arrays, a Dataset of torch or Hugging Face, or an `ImageStore`; see
+            `vitreous.open_data`.
         augment: applied to training batches; none by default.
         batch_size: images in a training batch; evaluation takes 500 at a time.
         drop_last: leave out the partial last batch of a training epoch.

@@ -12,6 +12,7 @@ import pytest
 
 from sample_data import CLASSES, raw_split, shuffled, toy_store
 from vitreous.data.arrays import from_arrays
+from vitreous.data.sources import grouped
 from vitreous.data.splits import join_groups, plan_cut, plan_splits, resolve_splits
 from vitreous.data.store import RawSplit, Split, in_memory
 from vitreous.errors import VitreousError
@@ -444,3 +445,16 @@ def test_the_record_of_other_data_is_refused() -> None:
     record = resolve_splits(toy_store(train=copied(3, 20))).record()
     with pytest.raises(VitreousError, match="no longer holds the images of this run"):
         resolve_splits(toy_store(train=copied(3, 21)), recorded=record)
+
+
+def test_a_long_chain_of_groups_is_one_group_in_little_time() -> None:
+    size = 100_000
+    pairs, shifted = np.arange(size) // 2, (np.arange(size) + 1) // 2
+    joined = join_groups({"train": size}, {"train": pairs}, {"train": list(map(str, shifted))})["train"]
+    assert not joined.any()
+
+
+@pytest.mark.parametrize("pattern", [r"(\d*)x?", r"p(z)?"])
+def test_a_group_without_text_is_no_group(pattern: str) -> None:
+    with pytest.raises(VitreousError, match="does not match"):
+        grouped(toy_store(train=raw_split([4, 4])), pattern)

@@ -169,20 +169,19 @@ def grouped(store: ImageStore, pattern: str) -> ImageStore:
     """The data set with the groups that a regular expression finds in the names of its images.
 
     Raises:
-        VitreousError: a name does not match.
+        VitreousError: a name does not match, or only with an empty text.
     """
     splits = {}
     for name, split in store.splits.items():
         matches = [re.search(pattern, image) for image in split.names]
-        missing = [image for image, match in zip(split.names, matches, strict=True) if match is None]
+        groups = [match[min(1, match.re.groups)] if match else "" for match in matches]
+        missing = [image for image, group in zip(split.names, groups, strict=True) if not group]
         if missing:
             raise VitreousError(
                 f"group_by {pattern!r} does not match {count(len(missing), 'image name')} of {store.name}, "
                 f"such as {missing[0]!r}; give an expression that matches every name."
             )
-        splits[name] = replace(
-            split, groups=[(match[1] if match.re.groups else match[0]) for match in matches if match]
-        )
+        splits[name] = replace(split, groups=groups)
     return replace(store, splits=splits)
 
 

@@ -126,21 +126,18 @@ def resolve_splits(
             f"{store.source} no longer holds the images of this run (its fingerprint is {store.fingerprint[:12]}, the "
             f"run's {str(expected)[:12]}); restore them, or train anew."
         )
+    named = {split: part.groups for split, part in store.splits.items() if part.groups is not None}
+    groups = named if len(named) == len(store.splits) else None
     if recorded is None:
-        named_groups = {split: part.groups for split, part in store.splits.items()}
         plan = plan_splits(
-            store.name,
-            store.classes,
-            labels,
-            val_fraction,
-            seed,
-            copies=copies_of(store),
-            groups=named_groups if all(g is not None for g in named_groups.values()) else None,  # type: ignore[arg-type]
+            store.name, store.classes, labels, val_fraction, seed, copies=copies_of(store), groups=groups
         )
     else:
         plan = _with_recorded(
             plan_splits(store.name, store.classes, labels, val_fraction, seed), recorded, labels
         )
+        warnings = _warnings(store.name, plan.sources, labels, copies_of(store), groups)
+        plan = replace(plan, warnings=tuple(warnings))
     train, val, test = (
         store.splits["train"].subset(plan.positions[split])
         if split in plan.positions
@@ -319,6 +316,7 @@ def join_groups(
             smallest = np.full(total, total)
             np.minimum.at(smallest, members, joined)
             joined = smallest[members]
+        joined = joined[joined]  # halves the length of a chain of groups
         if np.array_equal(joined, before):
             ends = np.cumsum(list(sizes.values()))[:-1]
             return dict(zip(sizes, np.split(joined, ends), strict=True))

@@ -452,3 +452,12 @@ def test_a_long_record_has_only_some_images() -> None:
     assert record is not None
     assert len(record["leaks"]) == 40
     assert sum("images" in leak for leak in record["leaks"]) == 12
+
+
+def test_candidates_without_a_close_one_are_compared_too() -> None:
+    """Images above 32 pixels whose low frequencies agree and nothing else: none is close enough for half a pixel."""
+    rng = np.random.default_rng(0)
+    ramp = np.linspace(60, 190, 64)[None, :, None, None]
+    waves = rng.normal(0, 60, (12, 16, 16, 1)).repeat(4, axis=1).repeat(4, axis=2)
+    images = (ramp + waves).clip(0, 255).astype(np.uint8).repeat(3, axis=3)
+    assert not find_copies({"train": images}).pairs

@@ -606,3 +606,9 @@ def test_the_table_of_options_is_what_train_takes_and_what_its_help_says() -> No
 def test_an_option_of_one_patch_is_described(capsys: Capture) -> None:
     assert run("model vit-b16 --image-size 16") == 0
     assert "images of 16 x 16" in capsys.readouterr().out
+
+
+def test_a_range_may_begin_below_zero() -> None:
+    words = ["data", "check", "ct", "--value-range", "-1000,3000", "--all"]
+    assert cli.join_negative_values(words) == ["data", "check", "ct", "--value-range=-1000,3000", "--all"]
+    assert cli.join_negative_values(["--steps", "-3"]) == ["--steps", "-3"]

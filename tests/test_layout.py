@@ -15,6 +15,7 @@ from sample_data import random_png
 from vitreous.data.layout import Layout, read_layout
 from vitreous.data.layout.names import IMAGE_SUFFIXES, LITTER, UNSUPPORTED, natural_key, text_of
 from vitreous.data.layout.split_names import fold_of, split_name, split_of
+from vitreous.data.layout.table import read_table
 from vitreous.errors import VitreousError
 
 ROOT = Path("/data/pets")
@@ -762,3 +763,15 @@ def test_a_hundred_thousand_names_take_about_a_second() -> None:
     start = time.process_time()
     assert len(layout(names).entries) == len(names)
     assert time.process_time() - start < 4  # 0.7 seconds on a desktop computer, with room for slow ones
+
+
+def test_columns_of_a_table_that_are_not_used_are_named() -> None:
+    table = b"file,label,patient_id\na.png,cat,3\nb.png,dog,4\n"
+    assert (
+        read_table("labels.csv", table)
+        .sentence()
+        .endswith(
+            "Not used: its column patient_id; name one of them group to keep its images on one side of each cut."
+        )
+    )
+    assert "Not used" not in read_table("labels.csv", b"file,label\na.png,cat\n").sentence()

@@ -517,6 +517,7 @@ def dispatch(words: list[str]) -> int:
 
         print(f"vitreous {__version__}")
         return 0
+    words = join_negative_values(words)
     wants_help = words[:1] == ["help"] or not {"-h", "--help"}.isdisjoint(words)
     words = [
         word for i, word in enumerate(words) if word not in ("-h", "--help") and (i, word) != (0, "help")
@@ -545,6 +546,17 @@ def dispatch(words: list[str]) -> int:
         from vitreous import recipe
 
         raise unknown_key(error.key, recipe.keys(), error.value, name, command.flags) from None
+
+
+def join_negative_values(words: list[str]) -> list[str]:
+    """Joins an option with a list of numbers that begins with a minus, which argparse would take for an option."""
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1].startswith("--") and re.fullmatch(r"-\.?\d[^,=]*,.*", word):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def make_parser(name: str, command: Command) -> Parser:

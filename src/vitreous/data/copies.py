@@ -450,7 +450,9 @@ def _between(vectors: np.ndarray) -> np.ndarray:
         denser[tuple(even)] = places
         denser[tuple(odd)] = np.take(places, [0, 1], axis) + np.take(places, [1, 2], axis)
         places = denser
-    return _scaled(places.reshape(len(vectors), 25, vectors.shape[2]).astype(np.float64), VECTOR).astype(np.float32)
+    return _scaled(places.reshape(len(vectors), 25, vectors.shape[2]).astype(np.float64), VECTOR).astype(
+        np.float32
+    )
 
 
 def _same_colours(traits: _Traits, pairs: np.ndarray, mirrored: np.ndarray) -> np.ndarray:

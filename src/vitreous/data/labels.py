@@ -82,6 +82,10 @@ def read_labels(
         VitreousError: they are something else, or not one for each image.
     """
     subject = f"The {split} labels" if split else "The labels"
+    if isinstance(labels, set | frozenset):
+        raise VitreousError(
+            f"{subject} are a set, which has no order; give a list with one label for each image."
+        )
     kind = kind or kind_of(labels)
     declared = None if classes is None else class_names(classes)
     values = _as_values(labels, subject)
@@ -192,9 +196,12 @@ def _one_hot(values: np.ndarray, subject: str) -> np.ndarray:
     ones = values == 1
     wrong = np.flatnonzero((ones.sum(axis=1) != 1) | ~(ones | (values == 0)).all(axis=1))
     if len(wrong):
+        advice = "labels[:, 0]` if that column holds the classes"
+        if values.dtype.kind == "f" and ((values >= 0) & (values <= 1)).all():
+            advice = "labels.argmax(1)` for the most likely one"
         raise VitreousError(
             f"{subject} have the shape {list(values.shape)}, but row {wrong[0]} is not one 1 among zeros; give one "
-            "class for each image, as in `labels.argmax(1)` for the most likely one."
+            f"class for each image, as in `{advice}."
         )
     return ones.argmax(axis=1).astype(np.int64)
 

@@ -13,7 +13,7 @@ from vitreous.data.layout.split_names import split_of
 from vitreous.data.store import SPLIT_NAMES
 from vitreous.errors import VitreousError
 from vitreous.files import human_size
-from vitreous.wording import count, series
+from vitreous.wording import count, series, shortened
 
 TABLES = ("labels.csv", "labels.tsv")  # in any letter case
 MAX_BYTES = 64 * 2**20
@@ -54,11 +54,13 @@ class Table:
         name: its file name.
         rows: one or more.
         columns: the names of the columns that hold "file" and "label", and "split" and "group" if there are any.
+        unused: the names of the other columns.
     """
 
     name: str
     rows: tuple[Row, ...]
     columns: Mapping[str, str]
+    unused: tuple[str, ...] = ()
 
     def sentence(self) -> str:
         """Where the labels come from."""
@@ -66,7 +68,16 @@ class Table:
         known = [
             f"{plural} from its column {self.columns[key]}" for plural, key in parts if key in self.columns
         ]
-        return f"{self.name} gives the {series(known)}; the names of folders give no labels."
+        sentence = f"{self.name} gives the {series(known)}; the names of folders give no labels."
+        if not self.unused:
+            return sentence
+        columns = "column" if len(self.unused) == 1 else "columns"
+        hint = (
+            ""
+            if "group" in self.columns
+            else "; name one of them group to keep its images on one side of each cut"
+        )
+        return f"{sentence} Not used: its {columns} {shortened(self.unused)}{hint}."
 
 
 def read_table(name: str, data: bytes) -> Table:
@@ -100,9 +111,9 @@ def read_table(name: str, data: bytes) -> Table:
     for key in ("split", "group"):
         if not any(getattr(row, key) for row in rows):
             columns.pop(key, None)
-    return Table(
-        name, tuple(_checked(name, row, columns) for row in rows), {k: header[i] for k, i in columns.items()}
-    )
+    used = {key: header[at] for key, at in columns.items()}
+    unused = tuple(title for title in header if title and title not in used.values())
+    return Table(name, tuple(_checked(name, row, columns) for row in rows), used, unused)
 
 
 def _cells(name: str, data: bytes) -> Iterator[tuple[list[str], int]]:

@@ -23,7 +23,7 @@ _OTHER_IMAGES = {
     "a medical image": "dcm dicom nii nrrd mha mhd",
     "a microscope image": "czi lif nd2 lsm oib oif vsi svs ndpi mrxs",
     "an image of an astronomical instrument": "fits fit fts",
-    "an image of high dynamic range": "hdr exr pfm",
+    "an image of high dynamic range": "hdr exr",
     "an icon": "ico cur icns ani",
     "an image in a rare format": "jxl jxr wdp hdp jls tga dds pcx sgi ras xbm xpm qoi flif bpg",
 }
@@ -58,6 +58,7 @@ _LITTER_FILES = frozenset(
         "desktop.ini",
         "picasa.ini",
         "icon\r",
+        "__macosx",  # an empty folder, as some archives store it
         "@eadir",
         "ntuser.dat",
     ]

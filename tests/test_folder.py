@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import shutil
 import stat
 import sys
 import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -402,10 +404,62 @@ def test_links_that_lead_back_end(tmp_path: Path) -> None:
     with open_tree(root) as tree:
         assert len(tree.layout.entries) == 12 and tree.layout.splits == ("train", "test")
         assert tree.layout.understood == (
-            "2 links to a folder around the link itself were not followed, such as again.",
+            "2 links lead back to folders that hold them and were not followed, such as again.",
         )
+    (root / "again").unlink()
+    assert list_folder(root).notes == [
+        "1 link leads back to a folder that holds it and was not followed: train/cat/up."
+    ]
     listing = list_folder(pool)
     assert sorted(listing.files) == ["a/1.png", "a/to b/2.png", "b/2.png", "b/to a/1.png"]
+
+
+class Unreachable:
+    """An entry of a folder whose names may be listed and whose entries cannot be reached."""
+
+    def __init__(self, item: os.DirEntry[str], error: OSError):
+        self.name, self.path, self.error = item.name, item.path, error
+
+    def stat(self, follow_symlinks: bool = True) -> os.stat_result:
+        raise self.error
+
+    def is_symlink(self) -> bool:
+        return False
+
+
+def unreachable(monkeypatch: pytest.MonkeyPatch, name: str, error: OSError) -> None:
+    """Lets every entry whose path contains `name` fail with `error`."""
+    scandir = os.scandir
+    monkeypatch.setattr(
+        "vitreous.data.folder.os.scandir",
+        lambda path: [Unreachable(i, error) if name in i.path else i for i in scandir(path)],
+    )
+
+
+def test_a_folder_that_can_only_be_listed_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_files(tmp_path / "pets", pets())
+    unreachable(monkeypatch, "train/dog/", PermissionError(13, "Permission denied"))
+    listing = list_folder(root)
+    assert listing.unusable == {
+        "train/dog": ("unreadable", "a folder: permission denied; correct its permissions")
+    }
+    assert "train/dog" not in listing.folders and not any("train/dog/" in name for name in listing.files)
+    unreachable(monkeypatch, "pets/", PermissionError(13, "Permission denied"))
+    with pytest.raises(VitreousError, match=r"pets cannot be read \(permission denied\)"):
+        list_folder(root)
+
+
+def test_a_file_that_vanishes_during_listing_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_files(tmp_path / "pets", pets())
+    unreachable(monkeypatch, "dog/1.png", FileNotFoundError(2, "No such file or directory"))
+    with open_tree(root) as tree:
+        assert [(problem.name, problem.reason, problem.detail) for problem in tree.layout.problems] == [
+            (f"{split}/dog/1.png", "unreadable", "no such file or directory") for split in ("test", "train")
+        ]
 
 
 def test_links_that_multiply_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -584,6 +638,37 @@ def test_a_zip_that_was_cut_short_is_refused(tmp_path: Path) -> None:
         import_folder(path, tmp_path / "data", ReadOptions(), lambda line: None)
 
 
+@pytest.mark.parametrize("pattern", [b"a", re.compile(b"a"), 3, "("])
+def test_groups_are_told_by_a_regular_expression_of_text(pattern: object) -> None:
+    with pytest.raises(VitreousError, match=r"group_by is .* not a regular expression"):
+        read_options(group_by=pattern)
+
+
+def test_the_first_bytes_of_a_file_can_be_read_alone(tmp_path: Path) -> None:
+    files = pets()
+    for path in (write_files(tmp_path / "pets", files), write_zip(tmp_path / "pets.zip", files)):
+        with open_tree(path) as tree:
+            assert tree.read("train/cat/0.png", 20) == files["train/cat/0.png"][:20]
+
+
+@pytest.mark.parametrize("form", ["folder", "zip"])
+def test_a_reader_that_is_installed_later_is_noticed(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = pets() | {"train/cat/9.heic": (Path(__file__).parent / "data/one.heic").read_bytes()}
+    path = write_files(tmp_path / "pets", files) if form == "folder" else write_zip(tmp_path / "p.zip", files)
+    with monkeypatch.context() as without:
+        without.setattr("vitreous.data.decode._heif_is_known", lambda: False)
+        assert len(Opened(path, tmp_path / "data", 32, skip_bad=True).store.splits["train"].labels) == 6
+    assert len(Opened(path, tmp_path / "data", 32, skip_bad=True).store.splits["train"].labels) == 7
+    with monkeypatch.context() as without:
+        again = Opened(path, tmp_path / "data", 32, skip_bad=True)
+        assert not any("will take about" in line for line in again.said)  # packed already
+        without.setattr("vitreous.profiles.available", lambda: False)
+        again = Opened(path, tmp_path / "data", 32, skip_bad=True)
+        assert any("will take about" in line for line in again.said)
+
+
 # ---- threads
 
 
@@ -609,3 +694,37 @@ def test_threads_read_files_that_are_worth_it_and_the_order_stays(size: int, thr
     assert isinstance(results[7][1], BadImage)
     here = threading.current_thread().name
     assert (seen == {here}) != threads and here in seen
+
+
+def test_large_results_do_not_pile_up() -> None:
+    size = 3 * 2**20  # 1024 by 1024 pixels
+    entries = [Entry(f"a/{i}.png", "train", "a", str(i)) for i in range(400)]
+    lock, done, taken, most = threading.Lock(), 0, 0, 0
+
+    def work(data: bytes) -> int:
+        nonlocal done, most
+        with lock:
+            done += 1
+            most = max(most, done - taken)
+        return int(data)
+
+    order = []
+    for _, result in read_all(entries, lambda name: name.encode().ljust(10_000), work, size):
+        with lock:
+            taken += 1
+        order.append(result)
+        time.sleep(0.0005)  # the threads could run ahead
+    assert order == list(range(400))
+    assert most * size <= 1.5 * 64 * 2**20
+
+
+def test_an_error_in_a_thread_ends_the_reading() -> None:
+    entries = [Entry(f"a/{i}.png", "train", "a", str(i)) for i in range(400)]
+
+    def work(data: bytes) -> int:
+        if int(data) == 300:
+            raise RuntimeError("a bug")
+        return int(data)
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        list(read_all(entries, lambda name: name.encode().ljust(10_000), work))

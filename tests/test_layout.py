@@ -40,8 +40,8 @@ def layout(
     contents: Mapping[str, bytes] | None = None,
     unusable: Mapping[str, tuple[str, str]] | None = None,
 ) -> Layout:
-    def read(name: str) -> bytes:
-        return (contents or {})[name]
+    def read(name: str, limit: int | None = None) -> bytes:
+        return (contents or {})[name][:limit]
 
     return read_layout(ROOT, names, folders, read, splits, unusable)
 
@@ -402,6 +402,7 @@ def test_every_suffix_of_an_image_is_read_in_any_letter_case() -> None:
 
 def test_images_in_other_formats_are_problems_unless_a_readable_one_is_beside() -> None:
     assert not IMAGE_SUFFIXES & set(UNSUPPORTED)
+    assert {"mpo", "pfm"} <= IMAGE_SUFFIXES  # `decode` reads them
     names = [*images("a,b"), "a/9.CR2", "a/8.dcm", "b/0.NEF", "b/scan.nii.gz", "logo.svg"]
     found = layout(names)
     assert {(problem.reason, problem.name) for problem in found.problems} == {
@@ -444,11 +445,27 @@ def test_files_without_a_suffix_are_known_by_their_first_bytes() -> None:
 
 
 def test_a_file_that_cannot_be_read_to_see_what_it_is_is_passed_over() -> None:
-    def read(name: str) -> bytes:
+    def read(name: str, limit: int | None = None) -> bytes:
         raise VitreousError("too large")
 
     found = read_layout(ROOT, [*images("a,b"), "a/huge"], [], read)
     assert [group.text for group in found.passed_over] == ["1 file without a suffix"]
+
+
+def test_only_the_first_bytes_of_a_file_without_a_suffix_are_read() -> None:
+    limits = []
+
+    def read(name: str, limit: int | None = None) -> bytes:
+        limits.append(limit)
+        return b""
+
+    read_layout(ROOT, [*images("a,b"), "a/huge"], [], read)
+    assert limits == [256]
+
+
+def test_an_entry_named_as_the_folder_of_macos_is_litter() -> None:
+    found = layout([*images("a,b"), "__MACOSX", "a/__MACOSX"])
+    assert {group.kind: group.names for group in found.passed_over} == {LITTER: ("__MACOSX", "a/__MACOSX")}
 
 
 def test_what_systems_leave_is_counted_once_by_folder() -> None:
@@ -710,6 +727,31 @@ def test_a_kaggle_table_of_ids_labels_train_only() -> None:
 def test_tables_that_are_refused(lines: list[str], words: str) -> None:
     message = refusal([*FOUR, "labels.csv"], contents={"labels.csv": table(*lines)})
     assert words in message
+
+
+def test_a_folder_in_a_table_that_contradicts_the_image_is_no_match() -> None:
+    names = images("test,train")
+    content = table("file,label", "train/0.jpg,a", "test/1.jpg,b", "other/0.jpg,b")
+    message = refusal([*names, "labels.csv"], contents={"labels.csv": content})
+    assert "names 1 file not found among the images, such as other/0.jpg" in message
+    content = table("file,label", "train/0.jpg,a", "train/1.jpg,b", "train/7.jpg,b")
+    names = ["train/0.jpg", "train/1.jpg", "test/7.jpg"]
+    assert "such as train/7.jpg" in refusal([*names, "labels.csv"], contents={"labels.csv": content})
+
+
+@pytest.mark.parametrize(
+    ("file", "row"),
+    [
+        ("data/images/0.jpg", "images/0.jpg"),
+        ("images/0.jpg", "data/images/0.jpg"),
+        ("Images/0.jpg", "data/images/0"),
+        ("data/images/0.jpg", "0.jpg"),
+    ],
+)
+def test_a_folder_in_a_table_may_be_longer_or_shorter(file: str, row: str) -> None:
+    content = table("file,label", f"{row},a", "1.jpg,b")
+    found = layout([file, "1.jpg", "labels.csv"], contents={"labels.csv": content})
+    assert {entry.location: entry.label for entry in found.entries} == {file: "a", "1.jpg": "b"}
 
 
 def test_more_refusals_of_tables() -> None:

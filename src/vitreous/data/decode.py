@@ -47,6 +47,7 @@ _SIGNATURES = {
     b"MM\0+": "TIFF",
     **{b"P%d" % kind: "PPM" for kind in range(1, 7)},
     b"Pf": "PPM",  # floats
+    b"PF\n": "PFM",  # three floats a pixel
     b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG2000",
     b"\xff\x4f\xff\x51": "JPEG2000",  # a bare codestream
 }
@@ -60,10 +61,18 @@ _MISSING = {
     "HEIF": "HEIC images need another reader; install it with pip install 'vitreous[heic]'",
     "AVIF": "AVIF images need a Pillow that was built with libavif",
     "JPEG2000": "JPEG 2000 images need a Pillow that was built with OpenJPEG",
+    "PFM": "a PFM image in colour; convert it to TIFF",
 }
 T = TypeVar("T")
 # Pillow logs an error for some files that it refuses. Without a handler, Python would print it.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+
+def readable() -> str:
+    """What can be read here, as text: it changes when a reader is installed or removed, and with it the pixels."""
+    heif = ("HEIF",) if _heif_is_known() else ()
+    colours = ("ICC",) if profiles.available() else ()
+    return " ".join((*FORMATS, *heif, *colours))
 
 
 class BadImage(VitreousError):  # noqa: N818 (the name says what it is)

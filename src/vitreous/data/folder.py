@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import stat
 import zipfile
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from vitreous.data.decode import MAX_BYTES, BadImage
-from vitreous.data.layout import MAX_DEPTH, Entry, Layout, read_layout
+from vitreous.data.layout import MAX_DEPTH, Entry, Layout, ReadFile, read_layout
 from vitreous.data.layout.names import litter_of, text_of
 from vitreous.errors import VitreousError
 from vitreous.files import LIMITS, human_size, open_zip, path_of, read_zip_member, zip_members
@@ -22,9 +23,11 @@ from vitreous.wording import count
 
 WORKERS = min(4, os.cpu_count() or 1)
 MAX_LINKS = 100_000  # links to folders that are followed
-GROUP = 16  # images that a thread decodes at a time
+GROUP = 16  # images that a thread decodes at a time, or fewer if they are large
+IN_FLIGHT = 64 * 2**20  # bytes of decoded images that wait for their turn, at most
 SMALL = 3000  # bytes of a file, on average: of 32 by 32 pixels as PNG, or 64 by 64 as JPEG
 T = TypeVar("T")
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,13 @@ class Tree:
     Attributes:
         path: the folder or zip.
         layout: the images with their splits and classes.
-        read: returns the bytes of a file by its location, or raises `BadImage`; safe to call from several threads.
+        read: returns the bytes of a file by its location, at most the first `limit` if that is given, or raises
+            `BadImage`; safe to call from several threads.
     """
 
     path: Path
     layout: Layout
-    read: Callable[[str], bytes]
+    read: ReadFile
 
 
 @contextmanager
@@ -56,8 +60,8 @@ def open_tree(path: Path, splits: str = "auto", listing: Listing | None = None) 
     path = existing(path)
     if path.is_dir():
 
-        def read(location: str) -> bytes:
-            return _read_file(path / location)
+        def read(location: str, limit: int | None = None) -> bytes:
+            return _read_file(path / location, limit)
 
         listing = listing or list_folder(path)
         names = [*listing.files, *listing.litter]
@@ -67,8 +71,8 @@ def open_tree(path: Path, splits: str = "auto", listing: Listing | None = None) 
     with open_zip(path) as archive:
         members, folders = _list_zip(archive)
 
-        def read_member(location: str) -> bytes:
-            return _read_member(archive, members[location])
+        def read_member(location: str, limit: int | None = None) -> bytes:
+            return _read_member(archive, members[location], limit)
 
         yield Tree(path, read_layout(path, members, folders, read_member, splits), read_member)
 
@@ -126,12 +130,7 @@ def list_folder(root: Path) -> Listing:
             own = (root / parent).stat()
             items = list(os.scandir(root / parent))
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            if not parent:
-                raise VitreousError(f"{root} cannot be read ({reason}); correct its permissions.") from error
-            name = parent.rstrip("/")
-            listing.unusable[name] = ("unreadable", f"a folder: {reason}; correct its permissions")
-            listing.files[name] = (root / name).lstat()
+            _record_unreadable(listing, root, parent, error)
             continue
         identity = (own.st_dev, own.st_ino)
         if identity in around:
@@ -153,17 +152,49 @@ def list_folder(root: Path) -> Listing:
                 links += item.is_symlink()
                 pending.append((name + "/", (*around, identity)))
             else:
-                usable = status is not None and stat.S_ISREG(status.st_mode)
-                if not usable:
+                try:
+                    listing.files[name] = status or item.stat(follow_symlinks=False)
+                except PermissionError as error:  # its names may be listed, and what they name not be reached
+                    _record_unreadable(listing, root, parent, error)
+                    break
+                except OSError as error:
+                    listing.unusable[name] = ("unreadable", _reason(error))
+                    listing.files[name] = own
+                    continue
+                if status is None or not stat.S_ISREG(status.st_mode):
                     listing.unusable[name] = _why_unusable(item, status)
-                listing.files[name] = status or item.stat(follow_symlinks=False)
     if loops:
         first = text_of(min(loops))
         listing.notes.append(
-            f"{count(len(loops), 'link')} to a folder around the link itself {'was' if len(loops) == 1 else 'were'} "
-            f"not followed, such as {first}."
+            f"1 link leads back to a folder that holds it and was not followed: {first}."
+            if len(loops) == 1
+            else f"{count(len(loops), 'link')} lead back to folders that hold them and were not followed, such as "
+            f"{first}."
         )
     return listing
+
+
+def _record_unreadable(listing: Listing, root: Path, folder: str, error: OSError) -> None:
+    """Notes that a folder could not be listed, or that nothing in it can be reached.
+
+    Raises:
+        VitreousError: it is `root`.
+    """
+    reason = _reason(error)
+    if not folder:
+        raise VitreousError(f"{root} cannot be read ({reason}); correct its permissions.") from error
+    name = folder.rstrip("/")
+    listing.folders.discard(name)
+    listing.unusable[name] = ("unreadable", f"a folder: {reason}; correct its permissions")
+    try:
+        listing.files[name] = (root / name).lstat()
+    except OSError:  # it has vanished
+        listing.unusable[name] = ("unreadable", f"a folder: {reason}")
+        listing.files[name] = root.stat()
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
 
 
 def _is_folder(item: os.DirEntry[str]) -> tuple[bool, os.stat_result | None]:
@@ -186,16 +217,19 @@ def _why_unusable(item: os.DirEntry[str], status: os.stat_result | None) -> tupl
     return "dangling link", f"it leads to {target}, which cannot be reached"
 
 
-def _read_file(path: Path) -> bytes:
+def _read_file(path: Path, limit: int | None = None) -> bytes:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
             raise BadImage("not an image", "not a regular file")
+        if limit is not None:
+            with path.open("rb") as file:
+                return file.read(limit)
         if status.st_size > MAX_BYTES:
             raise BadImage("too large", human_size(status.st_size))
         return path.read_bytes()
     except OSError as error:
-        raise BadImage("unreadable", (error.strerror or str(error)).lower()) from None
+        raise BadImage("unreadable", _reason(error)) from None
 
 
 def _list_zip(archive: zipfile.ZipFile) -> tuple[dict[str, zipfile.ZipInfo], set[str]]:
@@ -216,24 +250,27 @@ def _member_name(info: zipfile.ZipInfo) -> str:
     return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
 
 
-def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    if info.file_size > MAX_BYTES:
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int | None = None) -> bytes:
+    if limit is None and info.file_size > MAX_BYTES:
         raise BadImage("too large", human_size(info.file_size))
     if info.flag_bits & 1:
         raise BadImage("unreadable", "encrypted")
     try:
-        return read_zip_member(archive, info)
+        return read_zip_member(archive, info, limit=limit)
     except VitreousError:
         raise BadImage("unreadable", "damaged in the zip") from None
 
 
 def read_all(
-    entries: Sequence[Entry], read: Callable[[str], bytes], work: Callable[[bytes], T]
+    entries: Sequence[Entry], read: Callable[[str], bytes], work: Callable[[bytes], T], result_bytes: int = 0
 ) -> Iterator[tuple[Entry, T | BadImage]]:
     """Yields each entry in order with the result of `work` on its bytes, or with its `BadImage`.
 
-    A few threads do the work, and few results are in memory at any time. Files of a few kilobytes are read by this
-    thread alone: decoding them is mostly Python, and threads would only wait for each other.
+    A few threads do the work. Files of a few kilobytes are read by this thread alone: decoding them is mostly Python,
+    and threads would only wait for each other.
+
+    Args:
+        result_bytes: memory that a result takes. Results of up to `IN_FLIGHT` bytes wait at any time.
     """
 
     def results_of(entries: Sequence[Entry]) -> tuple[list[T | BadImage], int]:
@@ -249,15 +286,34 @@ def read_all(
                 results.append(bad)
         return results, size
 
+    ahead = 4 * WORKERS  # groups that are submitted before the first one is taken
+    at_once = max(1, min(GROUP, IN_FLIGHT // (ahead * max(1, result_bytes))))
     start, length, use_threads = 0, GROUP, False
     with ThreadPoolExecutor(WORKERS) as pool:
         while start < len(entries):
             batch = entries[start : start + length]
-            groups = [batch[first : first + GROUP] for first in range(0, len(batch), GROUP)]
-            outcomes = pool.map(results_of, groups) if use_threads else map(results_of, groups)
+            groups = [batch[first : first + at_once] for first in range(0, len(batch), at_once)]
+            outcomes = _map_ahead(pool, results_of, groups, ahead) if use_threads else map(results_of, groups)
             total = 0
             for group, (results, size) in zip(groups, outcomes, strict=True):
                 total += size
                 yield from zip(group, results, strict=True)
             start += length
             length, use_threads = GROUP * 8 * WORKERS, total > SMALL * len(batch)
+
+
+def _map_ahead(
+    pool: ThreadPoolExecutor, work: Callable[[S], T], items: Sequence[S], ahead: int
+) -> Iterator[T]:
+    """`pool.map`, but with at most `ahead` items submitted whose result has not been taken."""
+    pending: deque[Future[T]] = deque()
+    try:
+        for item in items:
+            if len(pending) == ahead:
+                yield pending.popleft().result()
+            pending.append(pool.submit(work, item))
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from vitreous.data.decode import BadImage, decode_to, image_dimensions
+from vitreous.data.decode import BadImage, decode_to, image_dimensions, readable
 from vitreous.data.folder import Listing, Tree, existing, list_folder, open_tree, read_all
 from vitreous.data.layout import Entry, Problem
 from vitreous.data.originals import shapes_of
@@ -198,7 +198,7 @@ def _survey(tree: Tree, first: Preprocess, options: ReadOptions, scratch: Binary
         except OSError as error:
             raise write_failure(tree.path, error) from error
 
-    decoded = read_all(layout.entries, tree.read, partial(decode_to, first))
+    decoded = read_all(layout.entries, tree.read, partial(decode_to, first), image_bytes)
     for entry, result in track(decoded, len(layout.entries), f"Reading {tree.path.name}"):
         if isinstance(result, BadImage):
             problems.append(Problem(result.reason, entry.name, result.detail))
@@ -214,7 +214,7 @@ def _survey(tree: Tree, first: Preprocess, options: ReadOptions, scratch: Binary
     else:
         refuse_other_values(first, facts)
     again = [i for i, fact in enumerate(facts) if fact.depends(first, final)]
-    changed = read_all([usable[i] for i in again], tree.read, partial(decode_to, final))
+    changed = read_all([usable[i] for i in again], tree.read, partial(decode_to, final), image_bytes)
     for i, (entry, result) in zip(again, track(changed, len(again), "Converting"), strict=True):
         if isinstance(result, BadImage):  # it could be read a moment ago
             raise VitreousError(
@@ -249,11 +249,14 @@ def _survey(tree: Tree, first: Preprocess, options: ReadOptions, scratch: Binary
 
 
 def _state(path: Path, listing: Listing | None) -> str:
-    """A text that changes when a file or folder is added, removed or changed; no file is opened for it."""
+    """A text that changes when a file or folder is added, removed or changed, or when another format can be read.
+
+    No file is opened for it.
+    """
     if listing is None:
         status = path.stat()
-        return f"{status.st_size} {status.st_mtime_ns}"
-    state = hashlib.sha256()
+        return f"{status.st_size} {status.st_mtime_ns} {readable()}"
+    state = hashlib.sha256(readable().encode())
     files = [f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n" for name, status in listing.files.items()]
     for line in (*sorted(files), *sorted(listing.folders)):
         state.update(line.encode("utf-8", "surrogateescape"))

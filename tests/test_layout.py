@@ -711,6 +711,31 @@ def test_tables_that_are_refused(lines: list[str], words: str) -> None:
     assert words in message
 
 
+def test_a_folder_in_a_table_that_contradicts_the_image_is_no_match() -> None:
+    names = images("test,train")
+    content = table("file,label", "train/0.jpg,a", "test/1.jpg,b", "other/0.jpg,b")
+    message = refusal([*names, "labels.csv"], contents={"labels.csv": content})
+    assert "names 1 file not found among the images, such as other/0.jpg" in message
+    content = table("file,label", "train/0.jpg,a", "train/1.jpg,b", "train/7.jpg,b")
+    names = ["train/0.jpg", "train/1.jpg", "test/7.jpg"]
+    assert "such as train/7.jpg" in refusal([*names, "labels.csv"], contents={"labels.csv": content})
+
+
+@pytest.mark.parametrize(
+    ("file", "row"),
+    [
+        ("data/images/0.jpg", "images/0.jpg"),
+        ("images/0.jpg", "data/images/0.jpg"),
+        ("Images/0.jpg", "data/images/0"),
+        ("data/images/0.jpg", "0.jpg"),
+    ],
+)
+def test_a_folder_in_a_table_may_be_longer_or_shorter(file: str, row: str) -> None:
+    content = table("file,label", f"{row},a", "1.jpg,b")
+    found = layout([file, "1.jpg", "labels.csv"], contents={"labels.csv": content})
+    assert {entry.location: entry.label for entry in found.entries} == {file: "a", "1.jpg": "b"}
+
+
 def test_more_refusals_of_tables() -> None:
     good = table("file,label", "0.jpg,a")
     two = {"labels.csv": good, "labels.tsv": good}

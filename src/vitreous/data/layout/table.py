@@ -182,6 +182,8 @@ def _checked(name: str, row: Row, columns: Collection[str]) -> Row:
 def match_rows(table: Table, images: Collection[str]) -> tuple[dict[str, Row], list[tuple[str, str]]]:
     """Finds the image of each row: by its path, or else as the only image of that name, with or without its suffix.
 
+    An image in a folder that contradicts the row's, such as test/0.png for train/0.png, is not the image of the row.
+
     Args:
         images: paths relative to the folder of the table.
 
@@ -205,7 +207,12 @@ def match_rows(table: Table, images: Collection[str]) -> tuple[dict[str, Row], l
         file = text_of(row.file)
         image = by_path.get(file, "")
         if not image:
-            candidates = by_name.get(file.rpartition("/")[2].casefold(), [])
+            folder, _, base = file.rpartition("/")
+            candidates = [
+                image
+                for image in by_name.get(base.casefold(), [])
+                if _folders_agree(folder, text_of(image.rpartition("/")[0]))
+            ]
             if len(candidates) > 1:
                 raise VitreousError(
                     f"Line {row.line} of {table.name} names {file}, which may be {text_of(candidates[0])} or "
@@ -232,3 +239,10 @@ def match_rows(table: Table, images: Collection[str]) -> tuple[dict[str, Row], l
             "correct the names or remove the lines."
         )
     return rows, elsewhere
+
+
+def _folders_agree(first: str, second: str) -> bool:
+    """Whether one of two folders ends in the other, as in images and data/images. The empty path agrees with all."""
+    one, other = (folder.casefold().split("/") if folder else [] for folder in (first, second))
+    length = min(len(one), len(other))
+    return one[len(one) - length :] == other[len(other) - length :]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import shutil
 import stat
 import sys
@@ -582,6 +583,12 @@ def test_a_zip_that_was_cut_short_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(VitreousError, match="not a complete zip"):
         import_folder(path, tmp_path / "data", ReadOptions(), lambda line: None)
+
+
+@pytest.mark.parametrize("pattern", [b"a", re.compile(b"a"), 3, "("])
+def test_groups_are_told_by_a_regular_expression_of_text(pattern: object) -> None:
+    with pytest.raises(VitreousError, match=r"group_by is .* not a regular expression"):
+        read_options(group_by=pattern)
 
 
 # ---- threads

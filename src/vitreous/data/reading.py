@@ -68,6 +68,8 @@ def read_options(
         group_by = _text_of(group_by)
     if group_by is not None:
         try:
+            if not isinstance(group_by, str):
+                raise TypeError("it must be text")
             re.compile(group_by)
         except (re.error, TypeError) as error:
             raise VitreousError(

@@ -379,7 +379,8 @@ def test_too_few_different_images_are_refused_with_the_reason() -> None:
         groups={"train": [f"patient {label}" for label in labels]},
     )
     with pytest.raises(
-        VitreousError, match=r"too few groups to cut a test split: .* 3 groups, .* --group-by"
+        VitreousError,
+        match=r"too few groups to cut a test split: .* 3 groups, .* --group-by, or the column group of",
     ):
         resolve_splits(grouped)
 

@@ -442,7 +442,7 @@ def _too_few(
         return VitreousError(
             f"{name} has too few groups to cut a {title} split: its {len(labels):,} training images belong to "
             f"{count(number, 'group')}, which stay together; give at least three groups of one class, or leave out "
-            "--group-by."
+            "--group-by, or the column group of labels.csv."
         )
     return VitreousError(
         f"{name} has too few different images to cut a {title} split: {len(labels) - number:,} of its "

@@ -271,6 +271,7 @@ UNSUPPORTED = {
         "float values from 0.5 to 7; give floats from 0",
     ),
     "negative integers": (tiff(np.array([[-5, 7]], np.int16)), "values from -5 to 7"),
+    "PFM in colour": (b"PF\n5 4\n-1.0\n" + bytes(240), "a PFM image in colour"),
     "no number at all": (tiff(np.full((3, 3), np.nan, np.float32)), "no finite value"),
 }
 

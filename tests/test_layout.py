@@ -401,6 +401,7 @@ def test_every_suffix_of_an_image_is_read_in_any_letter_case() -> None:
 
 def test_images_in_other_formats_are_problems_unless_a_readable_one_is_beside() -> None:
     assert not IMAGE_SUFFIXES & set(UNSUPPORTED)
+    assert {"mpo", "pfm"} <= IMAGE_SUFFIXES  # `decode` reads them
     names = [*images("a,b"), "a/9.CR2", "a/8.dcm", "b/0.NEF", "b/scan.nii.gz", "logo.svg"]
     found = layout(names)
     assert {(problem.reason, problem.name) for problem in found.problems} == {

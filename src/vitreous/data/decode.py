@@ -47,6 +47,7 @@ _SIGNATURES = {
     b"MM\0+": "TIFF",
     **{b"P%d" % kind: "PPM" for kind in range(1, 7)},
     b"Pf": "PPM",  # floats
+    b"PF\n": "PFM",  # three floats a pixel
     b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG2000",
     b"\xff\x4f\xff\x51": "JPEG2000",  # a bare codestream
 }
@@ -60,6 +61,7 @@ _MISSING = {
     "HEIF": "HEIC images need another reader; install it with pip install 'vitreous[heic]'",
     "AVIF": "AVIF images need a Pillow that was built with libavif",
     "JPEG2000": "JPEG 2000 images need a Pillow that was built with OpenJPEG",
+    "PFM": "a PFM image in colour; convert it to TIFF",
 }
 T = TypeVar("T")
 # Pillow logs an error for some files that it refuses. Without a handler, Python would print it.

@@ -9,7 +9,7 @@ from functools import lru_cache
 # Suffixes of the images that we read, in lower case.
 _IMAGES = (
     "png apng jpg jpeg jpe jfif webp bmp dib gif tif tiff ppm pgm pbm pnm "
-    "avif avifs heic heif hif jp2 j2k jpx jpf jpc j2c"
+    "pfm mpo avif avifs heic heif hif jp2 j2k jpx jpf jpc j2c"
 )
 IMAGE_SUFFIXES = frozenset(_IMAGES.split())
 # Suffixes of the images that we know and cannot read, by what they are.
@@ -23,9 +23,9 @@ _OTHER_IMAGES = {
     "a medical image": "dcm dicom nii nrrd mha mhd",
     "a microscope image": "czi lif nd2 lsm oib oif vsi svs ndpi mrxs",
     "an image of an astronomical instrument": "fits fit fts",
-    "an image of high dynamic range": "hdr exr pfm",
+    "an image of high dynamic range": "hdr exr",
     "an icon": "ico cur icns ani",
-    "an image in a rare format": "jxl jxr wdp hdp jls tga dds pcx sgi ras xbm xpm qoi flif bpg mpo",
+    "an image in a rare format": "jxl jxr wdp hdp jls tga dds pcx sgi ras xbm xpm qoi flif bpg",
 }
 UNSUPPORTED = {suffix: kind for kind, suffixes in _OTHER_IMAGES.items() for suffix in suffixes.split()}
 NO_SUFFIX = "without a suffix"  # kind of a file whose name ends in nothing that tells what it is
@@ -130,7 +130,7 @@ def kind_by_signature(data: bytes) -> str:
         or data.startswith((b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"))  # JPEG 2000
         or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
         or (data[:2] == b"BM" and data[6:10] == bytes(4) and len(data) > 26)
-        or re.match(rb"P[1-6][ \t\r\n]+(#|\d)", data) is not None
+        or re.match(rb"P[1-6f][ \t\r\n]+(#|\d)", data) is not None
         or (
             data[4:8] == b"ftyp"
             and data[8:12] in (b"avif", b"avis", b"heic", b"heix", b"hevc", b"mif1", b"msf1")

@@ -449,6 +449,9 @@ def test_a_file_that_cannot_be_read_to_see_what_it_is_is_passed_over() -> None:
 
     found = read_layout(ROOT, [*images("a,b"), "a/huge"], [], read)
     assert [group.text for group in found.passed_over] == ["1 file without a suffix"]
+def test_an_entry_named_as_the_folder_of_macos_is_litter() -> None:
+    found = layout([*images("a,b"), "__MACOSX", "a/__MACOSX"])
+    assert {group.kind: group.names for group in found.passed_over} == {LITTER: ("__MACOSX", "a/__MACOSX")}
 
 
 def test_what_systems_leave_is_counted_once_by_folder() -> None:

@@ -58,6 +58,7 @@ _LITTER_FILES = frozenset(
         "desktop.ini",
         "picasa.ini",
         "icon\r",
+        "__macosx",  # an empty folder, as some archives store it
         "@eadir",
         "ntuser.dat",
     ]

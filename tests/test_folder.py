@@ -591,6 +591,24 @@ def test_groups_are_told_by_a_regular_expression_of_text(pattern: object) -> Non
         read_options(group_by=pattern)
 
 
+@pytest.mark.parametrize("form", ["folder", "zip"])
+def test_a_reader_that_is_installed_later_is_noticed(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = pets() | {"train/cat/9.heic": (Path(__file__).parent / "data/one.heic").read_bytes()}
+    path = write_files(tmp_path / "pets", files) if form == "folder" else write_zip(tmp_path / "p.zip", files)
+    with monkeypatch.context() as without:
+        without.setattr("vitreous.data.decode._heif_is_known", lambda: False)
+        assert len(Opened(path, tmp_path / "data", 32, skip_bad=True).store.splits["train"].labels) == 6
+    assert len(Opened(path, tmp_path / "data", 32, skip_bad=True).store.splits["train"].labels) == 7
+    with monkeypatch.context() as without:
+        again = Opened(path, tmp_path / "data", 32, skip_bad=True)
+        assert not any("will take about" in line for line in again.said)  # packed already
+        without.setattr("vitreous.profiles.available", lambda: False)
+        again = Opened(path, tmp_path / "data", 32, skip_bad=True)
+        assert any("will take about" in line for line in again.said)
+
+
 # ---- threads
 
 

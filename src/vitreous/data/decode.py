@@ -68,6 +68,13 @@ T = TypeVar("T")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
+def readable() -> str:
+    """What can be read here, as text: it changes when a reader is installed or removed, and with it the pixels."""
+    heif = ("HEIF",) if _heif_is_known() else ()
+    colours = ("ICC",) if profiles.available() else ()
+    return " ".join((*FORMATS, *heif, *colours))
+
+
 class BadImage(VitreousError):  # noqa: N818 (the name says what it is)
     """An image that cannot be used.
 

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from vitreous.data.decode import BadImage, decode_to, image_dimensions
+from vitreous.data.decode import BadImage, decode_to, image_dimensions, readable
 from vitreous.data.folder import Listing, Tree, existing, list_folder, open_tree, read_all
 from vitreous.data.layout import Entry, Problem
 from vitreous.data.originals import shapes_of
@@ -252,8 +252,8 @@ def _state(path: Path, listing: Listing | None) -> str:
     """A text that changes when a file or folder is added, removed or changed; no file is opened for it."""
     if listing is None:
         status = path.stat()
-        return f"{status.st_size} {status.st_mtime_ns}"
-    state = hashlib.sha256()
+        return f"{status.st_size} {status.st_mtime_ns} {readable()}"
+    state = hashlib.sha256(readable().encode())
     files = [f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n" for name, status in listing.files.items()]
     for line in (*sorted(files), *sorted(listing.folders)):
         state.update(line.encode("utf-8", "surrogateescape"))

@@ -434,7 +434,7 @@ def test_a_long_list_is_shortened_unless_all_are_asked_for(tmp_path: Path) -> No
 def test_ten_thousand_problems_take_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
     def seconds(number: int) -> float:
         entries = tuple(Entry(f"a/{i}.png", "train", "ab"[i % 2], f"a/{i}.png") for i in range(number))
-        tree = Tree(Path("pets"), Layout(entries, ("a", "b")), lambda location: b"")
+        tree = Tree(Path("pets"), Layout(entries, ("a", "b")), lambda location, limit=None: b"")
         # Half of the files are bad, and the others are copies of one image with labels of two kinds.
         good = number // 2
         pixels = np.zeros((good, 4, 4, 3), np.uint8)

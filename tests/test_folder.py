@@ -591,6 +591,13 @@ def test_groups_are_told_by_a_regular_expression_of_text(pattern: object) -> Non
         read_options(group_by=pattern)
 
 
+def test_the_first_bytes_of_a_file_can_be_read_alone(tmp_path: Path) -> None:
+    files = pets()
+    for path in (write_files(tmp_path / "pets", files), write_zip(tmp_path / "pets.zip", files)):
+        with open_tree(path) as tree:
+            assert tree.read("train/cat/0.png", 20) == files["train/cat/0.png"][:20]
+
+
 @pytest.mark.parametrize("form", ["folder", "zip"])
 def test_a_reader_that_is_installed_later_is_noticed(
     form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -39,8 +39,8 @@ def layout(
     contents: Mapping[str, bytes] | None = None,
     unusable: Mapping[str, tuple[str, str]] | None = None,
 ) -> Layout:
-    def read(name: str) -> bytes:
-        return (contents or {})[name]
+    def read(name: str, limit: int | None = None) -> bytes:
+        return (contents or {})[name][:limit]
 
     return read_layout(ROOT, names, folders, read, splits, unusable)
 
@@ -444,11 +444,24 @@ def test_files_without_a_suffix_are_known_by_their_first_bytes() -> None:
 
 
 def test_a_file_that_cannot_be_read_to_see_what_it_is_is_passed_over() -> None:
-    def read(name: str) -> bytes:
+    def read(name: str, limit: int | None = None) -> bytes:
         raise VitreousError("too large")
 
     found = read_layout(ROOT, [*images("a,b"), "a/huge"], [], read)
     assert [group.text for group in found.passed_over] == ["1 file without a suffix"]
+
+
+def test_only_the_first_bytes_of_a_file_without_a_suffix_are_read() -> None:
+    limits = []
+
+    def read(name: str, limit: int | None = None) -> bytes:
+        limits.append(limit)
+        return b""
+
+    read_layout(ROOT, [*images("a,b"), "a/huge"], [], read)
+    assert limits == [256]
+
+
 def test_an_entry_named_as_the_folder_of_macos_is_litter() -> None:
     found = layout([*images("a,b"), "__MACOSX", "a/__MACOSX"])
     assert {group.kind: group.names for group in found.passed_over} == {LITTER: ("__MACOSX", "a/__MACOSX")}

@@ -218,8 +218,12 @@ def zip_members(archive: zipfile.ZipFile, limits: Limits = LIMITS) -> list[zipfi
     return regular
 
 
-def read_zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limits: Limits = LIMITS) -> bytes:
-    """The content of one member. At most `limits.member_bytes` are read, whatever size its header claims.
+def read_zip_member(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, limits: Limits = LIMITS, limit: int | None = None
+) -> bytes:
+    """The content of one member, or its first `limit` bytes.
+
+    At most `limits.member_bytes` are read, whatever size its header claims.
 
     An open `ZipFile` may be shared between threads.
 
@@ -229,7 +233,7 @@ def read_zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limits: Lim
     path = Path(archive.filename or "the archive")
     try:
         with archive.open(info) as file:
-            content = file.read(limits.member_bytes + 1)
+            content = file.read(limits.member_bytes + 1 if limit is None else limit)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
         raise damaged(path, f"{info.filename}: {error}") from error
     _check_member(path, info.filename, len(content), limits)

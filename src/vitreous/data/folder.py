@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from vitreous.data.decode import MAX_BYTES, BadImage
-from vitreous.data.layout import MAX_DEPTH, Entry, Layout, read_layout
+from vitreous.data.layout import MAX_DEPTH, Entry, Layout, ReadFile, read_layout
 from vitreous.data.layout.names import litter_of, text_of
 from vitreous.errors import VitreousError
 from vitreous.files import LIMITS, human_size, open_zip, path_of, read_zip_member, zip_members
@@ -34,12 +34,13 @@ class Tree:
     Attributes:
         path: the folder or zip.
         layout: the images with their splits and classes.
-        read: returns the bytes of a file by its location, or raises `BadImage`; safe to call from several threads.
+        read: returns the bytes of a file by its location, at most the first `limit` if that is given, or raises
+            `BadImage`; safe to call from several threads.
     """
 
     path: Path
     layout: Layout
-    read: Callable[[str], bytes]
+    read: ReadFile
 
 
 @contextmanager
@@ -56,8 +57,8 @@ def open_tree(path: Path, splits: str = "auto", listing: Listing | None = None) 
     path = existing(path)
     if path.is_dir():
 
-        def read(location: str) -> bytes:
-            return _read_file(path / location)
+        def read(location: str, limit: int | None = None) -> bytes:
+            return _read_file(path / location, limit)
 
         listing = listing or list_folder(path)
         names = [*listing.files, *listing.litter]
@@ -67,8 +68,8 @@ def open_tree(path: Path, splits: str = "auto", listing: Listing | None = None) 
     with open_zip(path) as archive:
         members, folders = _list_zip(archive)
 
-        def read_member(location: str) -> bytes:
-            return _read_member(archive, members[location])
+        def read_member(location: str, limit: int | None = None) -> bytes:
+            return _read_member(archive, members[location], limit)
 
         yield Tree(path, read_layout(path, members, folders, read_member, splits), read_member)
 
@@ -186,11 +187,14 @@ def _why_unusable(item: os.DirEntry[str], status: os.stat_result | None) -> tupl
     return "dangling link", f"it leads to {target}, which cannot be reached"
 
 
-def _read_file(path: Path) -> bytes:
+def _read_file(path: Path, limit: int | None = None) -> bytes:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
             raise BadImage("not an image", "not a regular file")
+        if limit is not None:
+            with path.open("rb") as file:
+                return file.read(limit)
         if status.st_size > MAX_BYTES:
             raise BadImage("too large", human_size(status.st_size))
         return path.read_bytes()
@@ -216,13 +220,13 @@ def _member_name(info: zipfile.ZipInfo) -> str:
     return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
 
 
-def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    if info.file_size > MAX_BYTES:
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int | None = None) -> bytes:
+    if limit is None and info.file_size > MAX_BYTES:
         raise BadImage("too large", human_size(info.file_size))
     if info.flag_bits & 1:
         raise BadImage("unreadable", "encrypted")
     try:
-        return read_zip_member(archive, info)
+        return read_zip_member(archive, info, limit=limit)
     except VitreousError:
         raise BadImage("unreadable", "damaged in the zip") from None
 

@@ -7,7 +7,7 @@ whose name does not tell what they are, are read.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from vitreous.data.layout.entries import (
     Layout,
     PassedOver,
     Problem,
+    ReadFile,
     order,
     quoted,
     refuse_unusable,
@@ -44,7 +45,7 @@ from vitreous.data.store import SPLIT_NAMES
 from vitreous.errors import VitreousError
 from vitreous.wording import series
 
-__all__ = ["EmptyClass", "Entry", "Layout", "PassedOver", "Problem", "read_layout"]
+__all__ = ["EmptyClass", "Entry", "Layout", "PassedOver", "Problem", "ReadFile", "read_layout"]
 SPECIAL = "of a special type (pipe, socket or device)"  # a kind of `PassedOver`
 MAX_DEPTH = 64  # folders in each other
 
@@ -53,7 +54,7 @@ def read_layout(
     path: Path,
     files: Collection[str],
     folders: Collection[str],
-    read: Callable[[str], bytes],
+    read: ReadFile,
     splits: str = "auto",
     unusable: Mapping[str, tuple[str, str]] | None = None,
 ) -> Layout:
@@ -62,7 +63,8 @@ def read_layout(
     Args:
         path: the folder or zip, for messages.
         files, folders: names of all files and folders below it, with "/" between their parts.
-        read: returns the bytes of a file, for a table of labels and for files whose name does not tell what they are.
+        read: returns the bytes of a file: all of a table of labels, the first ones of files whose name does not tell
+            what they are.
         splits: see `ReadOptions`.
         unusable: reason and detail of each of `files` that must not be opened: "dangling link", "not an image" for
             pipes and devices, or "unreadable" for folders.
@@ -93,7 +95,7 @@ def read_layout(
     )
 
 
-def _understand(path: Path, root: Node, found: Files, read: Callable[[str], bytes], splits: str) -> Layout:
+def _understand(path: Path, root: Node, found: Files, read: ReadFile, splits: str) -> Layout:
     """The layout that a table of labels gives, or else the folders."""
     try:
         layout = labels_from_table(path, root, found, read, splits)
@@ -113,9 +115,7 @@ def _understand(path: Path, root: Node, found: Files, read: Callable[[str], byte
 # ---- files
 
 
-def _sort_files(
-    files: Collection[str], read: Callable[[str], bytes], unusable: Mapping[str, tuple[str, str]]
-) -> Files:
+def _sort_files(files: Collection[str], read: ReadFile, unusable: Mapping[str, tuple[str, str]]) -> Files:
     found = Files()
     litter = set()
     unsupported = {}
@@ -156,9 +156,9 @@ def _sort_files(
     return found
 
 
-def _kind_by_content(name: str, read: Callable[[str], bytes]) -> str:
+def _kind_by_content(name: str, read: ReadFile) -> str:
     try:
-        return kind_by_signature(read(name)[:256])
+        return kind_by_signature(read(name, 256))
     except VitreousError:  # too large, or it may not be read
         return ""
 

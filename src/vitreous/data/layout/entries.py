@@ -6,12 +6,20 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from vitreous.data.store import SPLIT_NAMES
 from vitreous.errors import VitreousError
 from vitreous.wording import count, series
 
 OUTSIDE = "outside the class folders"  # a kind of `PassedOver`
+
+
+class ReadFile(Protocol):
+    """Returns the bytes of a file by its path in the folder or zip."""
+
+    def __call__(self, location: str, limit: int | None = None, /) -> bytes:
+        """At most the first `limit` bytes, or all."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from vitreous.data.layout.entries import (
@@ -12,6 +12,7 @@ from vitreous.data.layout.entries import (
     Files,
     Layout,
     Problem,
+    ReadFile,
     order,
     quoted,
     refuse_unusable,
@@ -26,9 +27,7 @@ from vitreous.errors import VitreousError
 from vitreous.wording import count, series
 
 
-def labels_from_table(
-    path: Path, root: Node, found: Files, read: Callable[[str], bytes], splits: str
-) -> Layout | None:
+def labels_from_table(path: Path, root: Node, found: Files, read: ReadFile, splits: str) -> Layout | None:
     """The layout that labels.csv gives, or None if there is no such file.
 
     Raises:

@@ -403,8 +403,12 @@ def test_links_that_lead_back_end(tmp_path: Path) -> None:
     with open_tree(root) as tree:
         assert len(tree.layout.entries) == 12 and tree.layout.splits == ("train", "test")
         assert tree.layout.understood == (
-            "2 links to a folder around the link itself were not followed, such as again.",
+            "2 links lead back to folders that hold them and were not followed, such as again.",
         )
+    (root / "again").unlink()
+    assert list_folder(root).notes == [
+        "1 link leads back to a folder that holds it and was not followed: train/cat/up."
+    ]
     listing = list_folder(pool)
     assert sorted(listing.files) == ["a/1.png", "a/to b/2.png", "b/2.png", "b/to a/1.png"]
 

@@ -161,8 +161,10 @@ def list_folder(root: Path) -> Listing:
     if loops:
         first = text_of(min(loops))
         listing.notes.append(
-            f"{count(len(loops), 'link')} to a folder around the link itself {'was' if len(loops) == 1 else 'were'} "
-            f"not followed, such as {first}."
+            f"1 link leads back to a folder that holds it and was not followed: {first}."
+            if len(loops) == 1
+            else f"{count(len(loops), 'link')} lead back to folders that hold them and were not followed, such as "
+            f"{first}."
         )
     return listing
 

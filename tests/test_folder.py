@@ -413,6 +413,54 @@ def test_links_that_lead_back_end(tmp_path: Path) -> None:
     assert sorted(listing.files) == ["a/1.png", "a/to b/2.png", "b/2.png", "b/to a/1.png"]
 
 
+class Unreachable:
+    """An entry of a folder whose names may be listed and whose entries cannot be reached."""
+
+    def __init__(self, item: os.DirEntry[str], error: OSError):
+        self.name, self.path, self.error = item.name, item.path, error
+
+    def stat(self, follow_symlinks: bool = True) -> os.stat_result:
+        raise self.error
+
+    def is_symlink(self) -> bool:
+        return False
+
+
+def unreachable(monkeypatch: pytest.MonkeyPatch, name: str, error: OSError) -> None:
+    """Lets every entry whose path contains `name` fail with `error`."""
+    scandir = os.scandir
+    monkeypatch.setattr(
+        "vitreous.data.folder.os.scandir",
+        lambda path: [Unreachable(i, error) if name in i.path else i for i in scandir(path)],
+    )
+
+
+def test_a_folder_that_can_only_be_listed_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_files(tmp_path / "pets", pets())
+    unreachable(monkeypatch, "train/dog/", PermissionError(13, "Permission denied"))
+    listing = list_folder(root)
+    assert listing.unusable == {
+        "train/dog": ("unreadable", "a folder: permission denied; correct its permissions")
+    }
+    assert "train/dog" not in listing.folders and not any("train/dog/" in name for name in listing.files)
+    unreachable(monkeypatch, "pets/", PermissionError(13, "Permission denied"))
+    with pytest.raises(VitreousError, match=r"pets cannot be read \(permission denied\)"):
+        list_folder(root)
+
+
+def test_a_file_that_vanishes_during_listing_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_files(tmp_path / "pets", pets())
+    unreachable(monkeypatch, "dog/1.png", FileNotFoundError(2, "No such file or directory"))
+    with open_tree(root) as tree:
+        assert [(problem.name, problem.reason, problem.detail) for problem in tree.layout.problems] == [
+            (f"{split}/dog/1.png", "unreadable", "no such file or directory") for split in ("test", "train")
+        ]
+
+
 def test_links_that_multiply_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vitreous.data.folder.MAX_LINKS", 1000)
     root = tmp_path / "pets"

@@ -127,12 +127,7 @@ def list_folder(root: Path) -> Listing:
             own = (root / parent).stat()
             items = list(os.scandir(root / parent))
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            if not parent:
-                raise VitreousError(f"{root} cannot be read ({reason}); correct its permissions.") from error
-            name = parent.rstrip("/")
-            listing.unusable[name] = ("unreadable", f"a folder: {reason}; correct its permissions")
-            listing.files[name] = (root / name).lstat()
+            _record_unreadable(listing, root, parent, error)
             continue
         identity = (own.st_dev, own.st_ino)
         if identity in around:
@@ -154,8 +149,16 @@ def list_folder(root: Path) -> Listing:
                 links += item.is_symlink()
                 pending.append((name + "/", (*around, identity)))
             else:
-                usable = status is not None and stat.S_ISREG(status.st_mode)
-                if not usable:
+                try:
+                    listing.files[name] = status or item.stat(follow_symlinks=False)
+                except PermissionError as error:  # its names may be listed, and what they name not be reached
+                    _record_unreadable(listing, root, parent, error)
+                    break
+                except OSError as error:
+                    listing.unusable[name] = ("unreadable", _reason(error))
+                    listing.files[name] = own
+                    continue
+                if status is None or not stat.S_ISREG(status.st_mode):
                     listing.unusable[name] = _why_unusable(item, status)
                 listing.files[name] = status or item.stat(follow_symlinks=False)
     if loops:
@@ -167,6 +170,29 @@ def list_folder(root: Path) -> Listing:
             f"{first}."
         )
     return listing
+
+
+def _record_unreadable(listing: Listing, root: Path, folder: str, error: OSError) -> None:
+    """Notes that a folder could not be listed, or that nothing in it can be reached.
+
+    Raises:
+        VitreousError: it is `root`.
+    """
+    reason = _reason(error)
+    if not folder:
+        raise VitreousError(f"{root} cannot be read ({reason}); correct its permissions.") from error
+    name = folder.rstrip("/")
+    listing.folders.discard(name)
+    listing.unusable[name] = ("unreadable", f"a folder: {reason}; correct its permissions")
+    try:
+        listing.files[name] = (root / name).lstat()
+    except OSError:  # it has vanished
+        listing.unusable[name] = ("unreadable", f"a folder: {reason}")
+        listing.files[name] = root.stat()
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
 
 
 def _is_folder(item: os.DirEntry[str]) -> tuple[bool, os.stat_result | None]:
@@ -201,7 +227,7 @@ def _read_file(path: Path, limit: int | None = None) -> bytes:
             raise BadImage("too large", human_size(status.st_size))
         return path.read_bytes()
     except OSError as error:
-        raise BadImage("unreadable", (error.strerror or str(error)).lower()) from None
+        raise BadImage("unreadable", _reason(error)) from None
 
 
 def _list_zip(archive: zipfile.ZipFile) -> tuple[dict[str, zipfile.ZipInfo], set[str]]:

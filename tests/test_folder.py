@@ -10,6 +10,7 @@ import shutil
 import stat
 import sys
 import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -693,3 +694,37 @@ def test_threads_read_files_that_are_worth_it_and_the_order_stays(size: int, thr
     assert isinstance(results[7][1], BadImage)
     here = threading.current_thread().name
     assert (seen == {here}) != threads and here in seen
+
+
+def test_large_results_do_not_pile_up() -> None:
+    size = 3 * 2**20  # 1024 by 1024 pixels
+    entries = [Entry(f"a/{i}.png", "train", "a", str(i)) for i in range(400)]
+    lock, done, taken, most = threading.Lock(), 0, 0, 0
+
+    def work(data: bytes) -> int:
+        nonlocal done, most
+        with lock:
+            done += 1
+            most = max(most, done - taken)
+        return int(data)
+
+    order = []
+    for _, result in read_all(entries, lambda name: name.encode().ljust(10_000), work, size):
+        with lock:
+            taken += 1
+        order.append(result)
+        time.sleep(0.0005)  # the threads could run ahead
+    assert order == list(range(400))
+    assert most * size <= 1.5 * 64 * 2**20
+
+
+def test_an_error_in_a_thread_ends_the_reading() -> None:
+    entries = [Entry(f"a/{i}.png", "train", "a", str(i)) for i in range(400)]
+
+    def work(data: bytes) -> int:
+        if int(data) == 300:
+            raise RuntimeError("a bug")
+        return int(data)
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        list(read_all(entries, lambda name: name.encode().ljust(10_000), work))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import stat
 import zipfile
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -22,9 +23,11 @@ from vitreous.wording import count
 
 WORKERS = min(4, os.cpu_count() or 1)
 MAX_LINKS = 100_000  # links to folders that are followed
-GROUP = 16  # images that a thread decodes at a time
+GROUP = 16  # images that a thread decodes at a time, or fewer if they are large
+IN_FLIGHT = 64 * 2**20  # bytes of decoded images that wait for their turn, at most
 SMALL = 3000  # bytes of a file, on average: of 32 by 32 pixels as PNG, or 64 by 64 as JPEG
 T = TypeVar("T")
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,6 @@ def list_folder(root: Path) -> Listing:
                     continue
                 if status is None or not stat.S_ISREG(status.st_mode):
                     listing.unusable[name] = _why_unusable(item, status)
-                listing.files[name] = status or item.stat(follow_symlinks=False)
     if loops:
         first = text_of(min(loops))
         listing.notes.append(
@@ -260,12 +262,15 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int | N
 
 
 def read_all(
-    entries: Sequence[Entry], read: Callable[[str], bytes], work: Callable[[bytes], T]
+    entries: Sequence[Entry], read: Callable[[str], bytes], work: Callable[[bytes], T], result_bytes: int = 0
 ) -> Iterator[tuple[Entry, T | BadImage]]:
     """Yields each entry in order with the result of `work` on its bytes, or with its `BadImage`.
 
-    A few threads do the work, and few results are in memory at any time. Files of a few kilobytes are read by this
-    thread alone: decoding them is mostly Python, and threads would only wait for each other.
+    A few threads do the work. Files of a few kilobytes are read by this thread alone: decoding them is mostly Python,
+    and threads would only wait for each other.
+
+    Args:
+        result_bytes: memory that a result takes. Results of up to `IN_FLIGHT` bytes wait at any time.
     """
 
     def results_of(entries: Sequence[Entry]) -> tuple[list[T | BadImage], int]:
@@ -281,15 +286,34 @@ def read_all(
                 results.append(bad)
         return results, size
 
+    ahead = 4 * WORKERS  # groups that are submitted before the first one is taken
+    at_once = max(1, min(GROUP, IN_FLIGHT // (ahead * max(1, result_bytes))))
     start, length, use_threads = 0, GROUP, False
     with ThreadPoolExecutor(WORKERS) as pool:
         while start < len(entries):
             batch = entries[start : start + length]
-            groups = [batch[first : first + GROUP] for first in range(0, len(batch), GROUP)]
-            outcomes = pool.map(results_of, groups) if use_threads else map(results_of, groups)
+            groups = [batch[first : first + at_once] for first in range(0, len(batch), at_once)]
+            outcomes = _map_ahead(pool, results_of, groups, ahead) if use_threads else map(results_of, groups)
             total = 0
             for group, (results, size) in zip(groups, outcomes, strict=True):
                 total += size
                 yield from zip(group, results, strict=True)
             start += length
             length, use_threads = GROUP * 8 * WORKERS, total > SMALL * len(batch)
+
+
+def _map_ahead(
+    pool: ThreadPoolExecutor, work: Callable[[S], T], items: Sequence[S], ahead: int
+) -> Iterator[T]:
+    """`pool.map`, but with at most `ahead` items submitted whose result has not been taken."""
+    pending: deque[Future[T]] = deque()
+    try:
+        for item in items:
+            if len(pending) == ahead:
+                yield pending.popleft().result()
+            pending.append(pool.submit(work, item))
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()

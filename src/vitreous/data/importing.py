@@ -198,7 +198,7 @@ def _survey(tree: Tree, first: Preprocess, options: ReadOptions, scratch: Binary
         except OSError as error:
             raise write_failure(tree.path, error) from error
 
-    decoded = read_all(layout.entries, tree.read, partial(decode_to, first))
+    decoded = read_all(layout.entries, tree.read, partial(decode_to, first), image_bytes)
     for entry, result in track(decoded, len(layout.entries), f"Reading {tree.path.name}"):
         if isinstance(result, BadImage):
             problems.append(Problem(result.reason, entry.name, result.detail))
@@ -214,7 +214,7 @@ def _survey(tree: Tree, first: Preprocess, options: ReadOptions, scratch: Binary
     else:
         refuse_other_values(first, facts)
     again = [i for i, fact in enumerate(facts) if fact.depends(first, final)]
-    changed = read_all([usable[i] for i in again], tree.read, partial(decode_to, final))
+    changed = read_all([usable[i] for i in again], tree.read, partial(decode_to, final), image_bytes)
     for i, (entry, result) in zip(again, track(changed, len(again), "Converting"), strict=True):
         if isinstance(result, BadImage):  # it could be read a moment ago
             raise VitreousError(
@@ -249,7 +249,10 @@ def _survey(tree: Tree, first: Preprocess, options: ReadOptions, scratch: Binary
 
 
 def _state(path: Path, listing: Listing | None) -> str:
-    """A text that changes when a file or folder is added, removed or changed; no file is opened for it."""
+    """A text that changes when a file or folder is added, removed or changed, or when another format can be read.
+
+    No file is opened for it.
+    """
     if listing is None:
         status = path.stat()
         return f"{status.st_size} {status.st_mtime_ns} {readable()}"

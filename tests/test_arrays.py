@@ -651,3 +651,16 @@ def test_a_png_in_memory_is_an_image_too() -> None:
         Image.fromarray(image).save(files[-1], "PNG")
     store = open_data(([file.getvalue() for file in files], LABELS), say=quiet)
     np.testing.assert_array_equal(in_order(store), images(32, 32))
+
+
+@pytest.mark.parametrize(
+    "other", [lambda i: UINT8[i].astype(np.uint16) * 257, lambda i: UINT8[i] > 99], ids=["uint16", "bool"]
+)
+def test_a_list_of_arrays_of_several_types_keeps_the_white_of_each(other: Callable[[int], Any]) -> None:
+    mixed = [other(i) if i % 2 else UINT8[i] for i in range(len(UINT8))]
+    found = in_order(open_data((mixed, LABELS), say=quiet))
+    for i, image in enumerate(found):
+        if i % 2 and mixed[i].dtype == bool:
+            np.testing.assert_array_equal(image, mixed[i] * np.uint8(255))
+        else:
+            np.testing.assert_array_equal(image, UINT8[i])

@@ -649,8 +649,10 @@ def _part_of_pair(images: Any, labels: Any, subject: str) -> Part:
         return FilePart(Wording(subject, "list"), names, labels, read=images.__getitem__)
     shapes = {getattr(image, "shape", None) for image in images} if not is_huggingface(images) else {None}
     if len(shapes) == 1 and None not in shapes:
-        stacked = np.stack([as_array(image, subject) for image in images])
-        return ArrayPart(wording, names, labels, array=channels_last(stacked, wording))
+        arrays = [as_array(image, subject) for image in images]
+        # Stacking converts mixed types to one, but each type has its own white.
+        if len({array.dtype.newbyteorder("=") for array in arrays}) == 1:
+            return ArrayPart(wording, names, labels, array=channels_last(np.stack(arrays), wording))
     if isinstance(first, list | tuple):  # nested lists of numbers
         return ArrayPart(wording, names, labels, array=channels_last(as_array(images, subject), wording))
     return ItemPart(Wording(subject, "list"), names, labels, item=lambda position: (images[position], None))

@@ -664,3 +664,19 @@ def test_a_list_of_arrays_of_several_types_keeps_the_white_of_each(other: Callab
             np.testing.assert_array_equal(image, mixed[i] * np.uint8(255))
         else:
             np.testing.assert_array_equal(image, UINT8[i])
+
+
+def test_a_pil_image_keeps_the_white_of_its_file_until_it_is_loaded() -> None:
+    def opened(i: int) -> Image.Image:
+        values = (UINT8[i, ..., 0] * 16.0).astype(">u2")
+        return Image.open(io.BytesIO(b"P5 6 6 4095\n" + values.tobytes()))
+
+    pictures = [opened(i) for i in range(12)]
+    store = open_data((pictures, LABELS), say=quiet)
+    assert store.preprocess.value_range == (0, 4095)
+    np.testing.assert_array_equal(in_order(store), UINT8[..., :1].repeat(3, -1))
+    pictures = [opened(i) for i in range(12)]
+    for image in pictures:
+        image.load()
+    with pytest.raises(VitreousError, match="white was lost when Pillow loaded it; give its path"):
+        open_data((pictures, LABELS), say=quiet)

@@ -65,13 +65,22 @@ class OutOfRange(VitreousError):  # noqa: N818 (the name says what it is)
 
 
 def origin_of(image: Image.Image) -> Origin:
-    """Describes the values of an image that was opened but not loaded; loading loses what is not in its `info`."""
+    """Describes the values of an image; best before it is loaded, which loses what is not in its `info`.
+
+    Raises:
+        OutOfRange: it was loaded, and its format may have stated a white that is lost.
+    """
     if KEY in image.info:
         return image.info[KEY]
-    white_is_zero = is_deep(image) and getattr(image, "tag_v2", {}).get(262) == 0  # PhotometricInterpretation
+    tags = getattr(image, "tag_v2", {})
+    white_is_zero = is_deep(image) and tags.get(262) == 0  # PhotometricInterpretation
     tile = getattr(image, "tile", None)
     if not tile:
-        return Origin(inverted=True) if white_is_zero else PLAIN
+        if is_deep(image) and image.format in ("PPM", "JPEG2000") and image.mode != "F":
+            raise OutOfRange("values whose white was lost when Pillow loaded it", "give its path")
+        # BitsPerSample and SampleFormat, whose default is unsigned
+        unsigned = image.mode == "I" and tags.get(258) == (32,) and tags.get(339, (1,)) == (1,)
+        return Origin(inverted=white_is_zero, unsigned=unsigned)
     codec, args = tile[0][0], tile[0][3]
     raw_mode = args if isinstance(args, str) else str(args[0]) if args else ""
     if codec in ("ppm", "ppm_plain"):

@@ -246,6 +246,8 @@ class ItemPart(Part):
             if isinstance(image, Image.Image):
                 image.info[KEY] = origin_of(image)  # loading loses it
                 image.load()
+        except OutOfRange as error:
+            raise BadImage("unsupported", f"{error.values}; {error.remedy}") from None
         except VitreousError:
             raise
         except Exception as error:  # whatever the reader of a stranger raises

@@ -112,8 +112,7 @@ def test_square_images_of_any_form_become_the_same_pixels(form: str) -> None:
         x.transpose(1, 2, 0) if isinstance(x, np.ndarray) and x.shape[0] in (1, 3) else x for x in singles
     ]
     singles = [np.array(x) if isinstance(x, list) else x for x in singles]
-    if form != "floats with rounding errors":  # prediction takes none beyond 0 to 1
-        np.testing.assert_array_equal(store.preprocess.batch(singles), expected)
+    np.testing.assert_array_equal(store.preprocess.batch(singles), expected)
 
 
 def test_values_of_more_than_8_bits_share_one_range_that_is_said_and_kept() -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from vitreous.errors import VitreousError
 
 SIXTEEN = 2**16 - 1  # white of 16-bit integers; Pillow also scales PGM of fewer bits to it
+SLACK = 0.5 / 255  # of floats beyond black and white, half a step of 8 bits: the errors of rounding
 FLOATS = (0.0, 1.0)  # black and white of floats unless a range is given
 KEY = "vitreous.origin"  # of the `Origin` in the `info` of an image that this package opened
 J2K_START = b"\xff\x4f\xff\x51"  # SOC and SIZ: the first markers of a JPEG 2000 codestream
@@ -118,6 +119,12 @@ def own_range(kind: str, white: int | None = None) -> tuple[float, float]:
     return FLOATS if kind == "f" else (0.0, float(white or SIXTEEN))
 
 
+def inside(kind: str, lowest: float, highest: float, own: tuple[float, float]) -> bool:
+    """Whether values of a numpy `kind` from `lowest` to `highest` are within their `own_range`, floats nearly so."""
+    slack = SLACK if kind == "f" else 0.0
+    return own[0] - slack <= lowest and highest <= own[1] + slack
+
+
 def to_bytes(
     values: np.ndarray, value_range: tuple[float, float] | None, white: int | None = None
 ) -> np.ndarray:
@@ -138,7 +145,7 @@ def to_bytes(
     lowest, highest = finite_range(values)
     if np.isnan(lowest):
         raise OutOfRange("no finite value", "leave it out")
-    if value_range is None and (lowest < low or highest > high):
+    if value_range is None and not inside(kind, lowest, highest, (low, high)):
         noun, wanted, hint = (
             ("float values", "floats", ", not normalised") if kind == "f" else ("values", "integers", "")
         )

@@ -112,8 +112,7 @@ def test_square_images_of_any_form_become_the_same_pixels(form: str) -> None:
         x.transpose(1, 2, 0) if isinstance(x, np.ndarray) and x.shape[0] in (1, 3) else x for x in singles
     ]
     singles = [np.array(x) if isinstance(x, list) else x for x in singles]
-    if form != "floats with rounding errors":  # prediction takes none beyond 0 to 1
-        np.testing.assert_array_equal(store.preprocess.batch(singles), expected)
+    np.testing.assert_array_equal(store.preprocess.batch(singles), expected)
 
 
 def test_values_of_more_than_8_bits_share_one_range_that_is_said_and_kept() -> None:
@@ -651,3 +650,32 @@ def test_a_png_in_memory_is_an_image_too() -> None:
         Image.fromarray(image).save(files[-1], "PNG")
     store = open_data(([file.getvalue() for file in files], LABELS), say=quiet)
     np.testing.assert_array_equal(in_order(store), images(32, 32))
+
+
+@pytest.mark.parametrize(
+    "other", [lambda i: UINT8[i].astype(np.uint16) * 257, lambda i: UINT8[i] > 99], ids=["uint16", "bool"]
+)
+def test_a_list_of_arrays_of_several_types_keeps_the_white_of_each(other: Callable[[int], Any]) -> None:
+    mixed = [other(i) if i % 2 else UINT8[i] for i in range(len(UINT8))]
+    found = in_order(open_data((mixed, LABELS), say=quiet))
+    for i, image in enumerate(found):
+        if i % 2 and mixed[i].dtype == bool:
+            np.testing.assert_array_equal(image, mixed[i] * np.uint8(255))
+        else:
+            np.testing.assert_array_equal(image, UINT8[i])
+
+
+def test_a_pil_image_keeps_the_white_of_its_file_until_it_is_loaded() -> None:
+    def opened(i: int) -> Image.Image:
+        values = (UINT8[i, ..., 0] * 16.0).astype(">u2")
+        return Image.open(io.BytesIO(b"P5 6 6 4095\n" + values.tobytes()))
+
+    pictures = [opened(i) for i in range(12)]
+    store = open_data((pictures, LABELS), say=quiet)
+    assert store.preprocess.value_range == (0, 4095)
+    np.testing.assert_array_equal(in_order(store), UINT8[..., :1].repeat(3, -1))
+    pictures = [opened(i) for i in range(12)]
+    for image in pictures:
+        image.load()
+    with pytest.raises(VitreousError, match="white was lost when Pillow loaded it; give its path"):
+        open_data((pictures, LABELS), say=quiet)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from image_files import deep_png, rgb_profile, tiff
+from image_files import deep_png, jpeg2000_of_12_bits, rgb_profile, tiff
 from sample_data import encoded
 from vitreous.data.decode import decode, read_image
 from vitreous.data.importing import import_folder
@@ -236,6 +236,7 @@ def test_batches_are_the_whole_in_pieces(shape: tuple[int, ...]) -> None:
 
 
 TWELVE = (noise(9, 9, dtype=np.uint16) >> 4).astype(np.uint16)
+PGM = b"P5 9 9 4095\n" + TWELVE.astype(">u2").tobytes()
 
 
 @pytest.mark.parametrize(
@@ -249,13 +250,34 @@ TWELVE = (noise(9, 9, dtype=np.uint16) >> 4).astype(np.uint16)
         Image.fromarray(TWELVE.astype(np.int32)),
         deep_png(TWELVE[..., None]),
         tiff(TWELVE, order=">"),
-        b"P5 9 9 4095\n" + TWELVE.astype(">u2").tobytes(),
+        PGM,
     ],
     ids=lambda image: type(image).__name__,
 )
 def test_a_range_of_values_holds_for_files_and_arrays(image: Any) -> None:
     found = Preprocess(9, value_range=(0, 4095)).batch(image, read_image)
     np.testing.assert_array_equal(found[0], np.dstack([TWELVE // 16] * 3))
+
+
+@pytest.mark.parametrize("data", [PGM, jpeg2000_of_12_bits(TWELVE)], ids=["PGM", "JPEG 2000"])
+def test_a_loaded_image_whose_file_stated_a_white_is_refused(data: bytes) -> None:
+    settings = Preprocess(9)
+    opened = Image.open(io.BytesIO(data))
+    np.testing.assert_array_equal(settings.batch(opened), settings.batch(data, read_image))
+    np.testing.assert_array_equal(settings.batch(opened), settings.batch(data, read_image))  # now it is loaded
+    loaded = Image.open(io.BytesIO(data))
+    loaded.load()
+    with pytest.raises(VitreousError, match="white was lost when Pillow loaded it; give its path"):
+        settings.batch(loaded)
+
+
+def test_a_loaded_tiff_is_read_as_before_it_was_loaded() -> None:
+    values = np.array([[0, 2**31], [2**32 - 1, 2**30]], np.uint32)
+    settings = Preprocess(2, value_range=(0, 2**32 - 1))
+    unloaded, loaded = (Image.open(io.BytesIO(tiff(values))) for _ in range(2))
+    loaded.load()
+    np.testing.assert_array_equal(settings.batch(loaded), settings.batch(unloaded))
+    assert settings.batch(loaded)[0, ..., 0].tolist() == [[0, 128], [255, 64]]
 
 
 @pytest.mark.parametrize("image", [TWELVE.astype(np.float32), Image.fromarray(TWELVE.astype(np.float32))])

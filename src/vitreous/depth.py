@@ -14,6 +14,7 @@ from PIL import Image
 from vitreous.errors import VitreousError
 
 SIXTEEN = 2**16 - 1  # white of 16-bit integers; Pillow also scales PGM of fewer bits to it
+SLACK = 0.5 / 255  # of floats beyond black and white, half a step of 8 bits: the errors of rounding
 FLOATS = (0.0, 1.0)  # black and white of floats unless a range is given
 KEY = "vitreous.origin"  # of the `Origin` in the `info` of an image that this package opened
 J2K_START = b"\xff\x4f\xff\x51"  # SOC and SIZ: the first markers of a JPEG 2000 codestream
@@ -65,13 +66,22 @@ class OutOfRange(VitreousError):  # noqa: N818 (the name says what it is)
 
 
 def origin_of(image: Image.Image) -> Origin:
-    """Describes the values of an image that was opened but not loaded; loading loses what is not in its `info`."""
+    """Describes the values of an image; best before it is loaded, which loses what is not in its `info`.
+
+    Raises:
+        OutOfRange: it was loaded, and its format may have stated a white that is lost.
+    """
     if KEY in image.info:
         return image.info[KEY]
-    white_is_zero = is_deep(image) and getattr(image, "tag_v2", {}).get(262) == 0  # PhotometricInterpretation
+    tags = getattr(image, "tag_v2", {})
+    white_is_zero = is_deep(image) and tags.get(262) == 0  # PhotometricInterpretation
     tile = getattr(image, "tile", None)
     if not tile:
-        return Origin(inverted=True) if white_is_zero else PLAIN
+        if is_deep(image) and image.format in ("PPM", "JPEG2000") and image.mode != "F":
+            raise OutOfRange("values whose white was lost when Pillow loaded it", "give its path")
+        # BitsPerSample and SampleFormat, whose default is unsigned
+        unsigned = image.mode == "I" and tags.get(258) == (32,) and tags.get(339, (1,)) == (1,)
+        return Origin(inverted=white_is_zero, unsigned=unsigned)
     codec, args = tile[0][0], tile[0][3]
     raw_mode = args if isinstance(args, str) else str(args[0]) if args else ""
     if codec in ("ppm", "ppm_plain"):
@@ -109,6 +119,12 @@ def own_range(kind: str, white: int | None = None) -> tuple[float, float]:
     return FLOATS if kind == "f" else (0.0, float(white or SIXTEEN))
 
 
+def inside(kind: str, lowest: float, highest: float, own: tuple[float, float]) -> bool:
+    """Whether values of a numpy `kind` from `lowest` to `highest` are within their `own_range`, floats nearly so."""
+    slack = SLACK if kind == "f" else 0.0
+    return own[0] - slack <= lowest and highest <= own[1] + slack
+
+
 def to_bytes(
     values: np.ndarray, value_range: tuple[float, float] | None, white: int | None = None
 ) -> np.ndarray:
@@ -129,7 +145,7 @@ def to_bytes(
     lowest, highest = finite_range(values)
     if np.isnan(lowest):
         raise OutOfRange("no finite value", "leave it out")
-    if value_range is None and (lowest < low or highest > high):
+    if value_range is None and not inside(kind, lowest, highest, (low, high)):
         noun, wanted, hint = (
             ("float values", "floats", ", not normalised") if kind == "f" else ("values", "integers", "")
         )

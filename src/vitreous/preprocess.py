@@ -17,6 +17,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from vitreous import profiles
 from vitreous.depth import (
+    KEY,
     PLAIN,
     Origin,
     OutOfRange,
@@ -164,6 +165,8 @@ class Preprocess:
 
     def _from_pil(self, image: Image.Image, name: str) -> np.ndarray:
         origin = origin_of(image)
+        if is_deep(image):
+            image.info[KEY] = origin  # the image may be given again, loaded
         try:
             image = upright(image)
             if is_deep(image):

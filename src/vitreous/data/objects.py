@@ -30,9 +30,9 @@ from vitreous.data.folder import WORKERS
 from vitreous.data.labels import Labels, read_labels
 from vitreous.data.layout.split_names import split_of
 from vitreous.data.splits import TITLES
-from vitreous.data.tensors import STEP, Wording, as_array, channels_last, check_values, kind_of
+from vitreous.data.tensors import Wording, as_array, channels_last, check_values, kind_of
 from vitreous.data.values import Facts, facts_of_array
-from vitreous.depth import KEY, OutOfRange, origin_of
+from vitreous.depth import FLOATS, KEY, OutOfRange, inside, origin_of
 from vitreous.errors import VitreousError
 from vitreous.files import human_size, path_of
 from vitreous.preprocess import Preprocess, upright
@@ -246,6 +246,8 @@ class ItemPart(Part):
             if isinstance(image, Image.Image):
                 image.info[KEY] = origin_of(image)  # loading loses it
                 image.load()
+        except OutOfRange as error:
+            raise BadImage("unsupported", f"{error.values}; {error.remedy}") from None
         except VitreousError:
             raise
         except Exception as error:  # whatever the reader of a stranger raises
@@ -273,7 +275,7 @@ class ItemPart(Part):
         low, high = float(array.min()), float(array.max())
         if array.dtype.kind == "f":
             self.low, self.high = float(np.min([self.low, low])), float(np.max([self.high, high]))
-            if self.low >= -STEP / 2 and self.high <= 1 + STEP / 2:
+            if inside("f", self.low, self.high, FLOATS):
                 return  # until all are known
             low, high = self.low, self.high
         elif array.dtype in (np.uint8, np.uint16, bool):
@@ -292,8 +294,6 @@ def convert(settings: Preprocess, image: Image.Image | np.ndarray) -> Result:
         VitreousError: the values of an array do not fit the range of `settings`.
     """
     if isinstance(image, np.ndarray):
-        if image.dtype.kind == "f" and settings.value_range is None:
-            image = image.clip(0, 1)  # the excess is less than half a step of 8 bits
         ranged = image.dtype.kind in "iuf" and settings.value_range is not None
         deep = image.dtype == np.uint16 or (ranged and image.dtype != np.uint8)
         return settings.batch([image])[0], facts_of_array(image, deep=deep)
@@ -649,8 +649,10 @@ def _part_of_pair(images: Any, labels: Any, subject: str) -> Part:
         return FilePart(Wording(subject, "list"), names, labels, read=images.__getitem__)
     shapes = {getattr(image, "shape", None) for image in images} if not is_huggingface(images) else {None}
     if len(shapes) == 1 and None not in shapes:
-        stacked = np.stack([as_array(image, subject) for image in images])
-        return ArrayPart(wording, names, labels, array=channels_last(stacked, wording))
+        arrays = [as_array(image, subject) for image in images]
+        # Stacking converts mixed types to one, but each type has its own white.
+        if len({array.dtype.newbyteorder("=") for array in arrays}) == 1:
+            return ArrayPart(wording, names, labels, array=channels_last(np.stack(arrays), wording))
     if isinstance(first, list | tuple):  # nested lists of numbers
         return ArrayPart(wording, names, labels, array=channels_last(as_array(images, subject), wording))
     return ItemPart(Wording(subject, "list"), names, labels, item=lambda position: (images[position], None))

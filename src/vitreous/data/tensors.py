@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from vitreous.depth import FLOATS, inside
 from vitreous.errors import VitreousError
 
 CHANNELS = (1, 3, 4)  # grey, RGB, RGB with opacity
-STEP = 1 / 255  # of 8 bits
 OVERSHOOT = 0.25  # beyond 0 to 1: filters for resizing leave that much at sharp edges
 FAINT = 1 / 16  # floats that reach no further have probably been divided twice
 
@@ -180,7 +180,7 @@ def _check_floats(low: float, high: float, dtype: np.dtype, wording: Wording) ->
         raise VitreousError(
             f"{wording.subject} have values that are not finite numbers; {_give(wording, code)}."
         )
-    if low >= -STEP / 2 and high <= 1 + STEP / 2:
+    if inside("f", low, high, FLOATS):
         if 0 < high <= FAINT:
             raise VitreousError(
                 f"{wording.subject} have no value above {high:.4g}, so they seem to have been divided twice; "

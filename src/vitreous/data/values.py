@@ -16,6 +16,7 @@ from vitreous.depth import (
     OutOfRange,
     another_unit,
     finite_range,
+    inside,
     is_deep,
     number,
     origin_of,
@@ -66,9 +67,8 @@ class Values:
 
     @property
     def inside_own_range(self) -> bool:
-        """Whether no value is below black or above white of that range."""
-        black, white = self.own_range
-        return black <= self.low and self.high <= white
+        """Whether no value is below black or above white of that range, apart from errors of rounding."""
+        return inside("f" if self.kind == "float" else "u", self.low, self.high, self.own_range)
 
 
 @dataclass(frozen=True, slots=True)

@@ -264,7 +264,9 @@ def test_a_loaded_image_whose_file_stated_a_white_is_refused(data: bytes) -> Non
     settings = Preprocess(9)
     opened = Image.open(io.BytesIO(data))
     np.testing.assert_array_equal(settings.batch(opened), settings.batch(data, read_image))
-    np.testing.assert_array_equal(settings.batch(opened), settings.batch(data, read_image))  # now it is loaded
+    np.testing.assert_array_equal(
+        settings.batch(opened), settings.batch(data, read_image)
+    )  # now it is loaded
     loaded = Image.open(io.BytesIO(data))
     loaded.load()
     with pytest.raises(VitreousError, match="white was lost when Pillow loaded it; give its path"):

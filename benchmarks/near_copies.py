@@ -28,6 +28,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageEnhance
 from record import add, state, this_command
 
@@ -109,7 +110,11 @@ def main() -> None:
             command=this_command("near_copies.py"),
             path="numpy",
             machine={"name": processor(), "threads": os.cpu_count(), "instruction_sets": instruction_sets()},
-            versions={"vitreous": vitreous.__version__, "numpy": np.__version__},
+            versions={
+                "vitreous": vitreous.__version__,
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+            },
             figures=results,
             source_state=source_state,
         )

@@ -369,6 +369,7 @@ def test_every_command_is_one_that_its_script_understands() -> None:
         "record",
         "speed",
         "study",
+        "near_copies",
     }
 
 

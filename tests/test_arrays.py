@@ -679,3 +679,10 @@ def test_a_pil_image_keeps_the_white_of_its_file_until_it_is_loaded() -> None:
         image.load()
     with pytest.raises(VitreousError, match="white was lost when Pillow loaded it; give its path"):
         open_data((pictures, LABELS), say=quiet)
+
+
+def test_a_data_set_may_hold_images_wholly_outside_a_given_range() -> None:
+    values = UINT8[..., 0].astype(np.int32) * 8
+    values[3] = -1000
+    found = in_order(open_data((values, LABELS), say=quiet, value_range=(0, 2047)))
+    assert found[3].max() == 0 and found[4].max() > 200

@@ -310,6 +310,11 @@ def test_white_is_the_lowest_value_where_a_file_says_so() -> None:
         ((0, 4095), noise(9, 9) / 255),
         ((0, 4095), Image.fromarray((noise(9, 9) / 255).astype(np.float32))),
         ((0, 1.05), TWELVE),
+        ((0, 1), (GREY % 200).astype(np.float32)),
+        ((0, 1), Image.fromarray((GREY % 200).astype(np.float32))),
+        ((0, 4095), TWELVE + np.uint16(5000)),
+        ((0, 4095), Image.fromarray(TWELVE + np.uint16(5000))),
+        ((0, 4095), -1.0 - TWELVE),
         ((0, 1.05), Image.fromarray(TWELVE)),
         ((0, 1.05), deep_png(TWELVE[..., None])),
     ],
@@ -317,6 +322,13 @@ def test_white_is_the_lowest_value_where_a_file_says_so() -> None:
 def test_values_of_another_scale_are_refused(value_range: tuple[float, float], image: Any) -> None:
     with pytest.raises(VitreousError, match=r"has values from .* but black is 0 and white is .*scale"):
         Preprocess(9, value_range=value_range).batch(image, read_image)
+
+
+def test_float_highlights_beyond_white_are_clipped() -> None:
+    image = np.linspace(0, 1, 81, dtype=np.float32).reshape(9, 9)
+    image[0] = 40
+    found = Preprocess(9, value_range=(0, 1)).batch(image)[0, ..., 0]
+    np.testing.assert_allclose(found, image.clip(0, 1) * 255, atol=0.5001)
 
 
 def test_a_colour_profile_is_applied_after_resizing_and_before_the_bars() -> None:

@@ -175,16 +175,27 @@ def unlike(values: np.ndarray, value_range: tuple[float, float]) -> bool:
     """Whether values clearly have another unit than `value_range`, as floats from 0 to 1 beside thousands."""
     if not another_unit(values.dtype.kind, *finite_range(values), value_range):
         return False
-    with np.errstate(invalid="ignore"):  # the fraction of infinity
-        return values.dtype.kind != "f" or bool((values % 1 > 0).any())
+    if values.dtype.kind != "f":
+        return True
+    low, high = value_range
+    finite = values[np.isfinite(values)]
+    if high >= 2:
+        return bool((finite % 1 > 0).any())
+    # Highlights of floats may exceed white by far, but not most of what is brighter than black.
+    return bool(np.median(finite[finite > low]) >= 2)
 
 
 def another_unit(kind: str, lowest: float, highest: float, value_range: tuple[float, float]) -> bool:
     """Whether values of a numpy `kind` from `lowest` to `highest` seem to have another unit than `value_range`."""
     low, high = value_range
-    if kind == "f":
-        return low >= 0 and high >= 255 and lowest >= 0 and highest <= 1
-    return high < 2 <= highest
+    if high < 2 <= highest:
+        return True
+    return kind == "f" and low >= 0 and high >= 255 and lowest >= 0 and highest <= 1
+
+
+def beside(lowest: float, highest: float, value_range: tuple[float, float]) -> bool:
+    """Whether all values from `lowest` to `highest` are below black, or all above white."""
+    return highest < value_range[0] or lowest > value_range[1]
 
 
 def number(value: float) -> str:

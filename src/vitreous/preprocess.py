@@ -21,6 +21,7 @@ from vitreous.depth import (
     PLAIN,
     Origin,
     OutOfRange,
+    beside,
     finite_range,
     is_deep,
     number,
@@ -159,7 +160,7 @@ class Preprocess:
         try:
             if isinstance(image, Image.Image):
                 return self._from_pil(image, name)
-            return self._from_array(image, name)
+            return self.from_array(_as_array(image, name), name, predicts=True)
         except OutOfRange as error:
             raise VitreousError(error.sentence(name)) from None
 
@@ -170,7 +171,7 @@ class Preprocess:
         try:
             image = upright(image)
             if is_deep(image):
-                self._refuse_another_scale(values_of(image, origin), name)
+                self._refuse_another_scale(values_of(image, origin), name, predicts=True)
             return self.pixels(image, origin)
         except VitreousError:
             raise
@@ -178,23 +179,35 @@ class Preprocess:
         except Exception as error:
             raise VitreousError(f"{name} cannot be used ({error}); repair it or leave it out.") from None
 
-    def _from_array(self, image: Any, name: str) -> np.ndarray:
-        array = _as_array(image, name)
+    def from_array(self, array: np.ndarray, name: str = "The image", *, predicts: bool = False) -> np.ndarray:
+        """Converts an array of one image, as `batch` takes it, to uint8 [S, S, 3].
+
+        Args:
+            name: what messages call it.
+            predicts: refuses an image that is wholly below black or above white. In a data set for training there may
+                be some.
+
+        Raises:
+            VitreousError: it holds several images, or its values do not fit the range.
+        """
         if _holds_many(array):
             raise VitreousError(
                 f"{name} of the list contains several images (its shape is {list(array.shape)}); "
                 "give a list of single images."
             )
         if array.dtype.kind != "b" and array.dtype != np.uint8:
-            self._refuse_another_scale(array, name)
+            self._refuse_another_scale(array, name, predicts)
         array = _to_uint8(array, self.value_range)
         if array.shape == (self.size, self.size, 3):
             return array
         return self.pixels(Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array))
 
-    def _refuse_another_scale(self, values: np.ndarray, name: str) -> None:
-        if self.value_range is not None and values.size and unlike(values, self.value_range):
-            low, high = map(number, finite_range(values))
+    def _refuse_another_scale(self, values: np.ndarray, name: str, predicts: bool) -> None:
+        if self.value_range is None or not values.size:
+            return
+        lowest, highest = finite_range(values)
+        if unlike(values, self.value_range) or (predicts and beside(lowest, highest, self.value_range)):
+            low, high = number(lowest), number(highest)
             black, white = map(number, self.value_range)
             raise VitreousError(
                 f"{name} has values from {low} to {high}, but black is {black} and white is {white}; "

@@ -296,7 +296,7 @@ def convert(settings: Preprocess, image: Image.Image | np.ndarray) -> Result:
     if isinstance(image, np.ndarray):
         ranged = image.dtype.kind in "iuf" and settings.value_range is not None
         deep = image.dtype == np.uint16 or (ranged and image.dtype != np.uint8)
-        return settings.batch([image])[0], facts_of_array(image, deep=deep)
+        return settings.from_array(image), facts_of_array(image, deep=deep)
     try:
         return pixels_and_facts(settings, upright(image), origin_of(image))
     except OutOfRange as error:

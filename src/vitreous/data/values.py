@@ -15,6 +15,7 @@ from vitreous.depth import (
     Origin,
     OutOfRange,
     another_unit,
+    beside,
     finite_range,
     inside,
     is_deep,
@@ -216,8 +217,12 @@ def refuse_other_values(settings: Preprocess, facts: Sequence[Facts]) -> None:
             reads = f"{noun} from {' to '.join(map(number, own_range('f' if kind == 'float' else 'u')))}"
         else:
             black, white = settings.value_range
-            beside = high < black or low > white
-            outside = values if beside or another_unit(kind[0], low, high, settings.value_range) else []
+            # Highlights of a few floats may exceed white by far.
+            top = (
+                float(np.median([part.bright for part in values])) if kind == "float" and white < 2 else high
+            )
+            differ = another_unit(kind[0], low, top, settings.value_range)
+            outside = values if differ or beside(low, high, settings.value_range) else []
             reads = f"values from {number(black)} to {number(white)}"
         if outside:
             have = count(len(outside), "image has", "images have")

@@ -21,7 +21,6 @@ from vitreous.depth import (
     PLAIN,
     Origin,
     OutOfRange,
-    beside,
     finite_range,
     is_deep,
     number,
@@ -184,8 +183,8 @@ class Preprocess:
 
         Args:
             name: what messages call it.
-            predicts: refuses an image that is wholly below black or above white. In a data set for training there may
-                be some.
+            predicts: refuses an image that is wholly above white. In a data set for training there may be some, and
+                images wholly below black are common where a range is narrow, as air in a scan.
 
         Raises:
             VitreousError: it holds several images, or its values do not fit the range.
@@ -206,7 +205,7 @@ class Preprocess:
         if self.value_range is None or not values.size:
             return
         lowest, highest = finite_range(values)
-        if unlike(values, self.value_range) or (predicts and beside(lowest, highest, self.value_range)):
+        if unlike(values, self.value_range) or (predicts and lowest > self.value_range[1]):
             low, high = number(lowest), number(highest)
             black, white = map(number, self.value_range)
             raise VitreousError(

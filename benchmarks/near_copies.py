@@ -1,6 +1,6 @@
 """Measures how many copies `find_copies` misses, and what it takes for copies though it is none.
 
-    python benchmarks/near_copies.py --trash trash.zip --cifar100 cifar100.zip --lists cifair/meta --sheets /tmp/sheets
+    python benchmarks/near_copies.py --trash trash.zip --cifar100 cifar100.zip --lists cifair --sheets sheets
 
 prints three tables and, at the end, all of their numbers as one line of JSON. Data that are not named are left out,
 except for CIFAR-10, which is fetched if necessary, and `shapes`.
@@ -52,6 +52,9 @@ def main() -> None:
     cifar10 = fetch("cifar10")
     found, seconds = timed(cifar10)
     print(f"CIFAR-10: {seconds:.1f} s for {sum(map(len, cifar10.splits.values())):,} images")
+    copied = {pair.second for pair in found.pairs if pair.across("train", "test")}
+    results["test images with copies in training"] = {"CIFAR-10": len(copied)}
+    print(f"CIFAR-10: {len(copied)} test images have copies in training")
     if args.lists:
         results["listed"] = listed(cifar10, found, args.lists)
         show("1. Listed near-duplicates of CIFAR-10: share found", results["listed"])

@@ -817,3 +817,9 @@ def test_columns_of_a_table_that_are_not_used_are_named() -> None:
         )
     )
     assert "Not used" not in read_table("labels.csv", b"file,label\na.png,cat\n").sentence()
+
+
+def test_a_split_of_another_name_in_a_table_is_said() -> None:
+    rows = b"file,label,split\na.png,cat,train\nb.png,dog,holdout\nc.png,dog,Validation\n"
+    sentence = read_table("labels.csv", rows).sentence()
+    assert "'holdout' is test." in sentence and "Validation" not in sentence and "'train'" not in sentence

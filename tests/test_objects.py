@@ -397,3 +397,17 @@ def test_parts_say_what_they_are() -> None:
         "train": (12, "The training images"),
         "test": (12, "The test images"),
     }
+
+
+def test_which_part_is_which_split_is_said() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), np.uint8)
+    labels = np.arange(12) % 2
+    said: list[str] = []
+    open_data(((images, labels), (images[:4], labels[:4])), say=said.append)
+    assert any(line.startswith("The two parts are taken for training and test") for line in said)
+    said.clear()
+    open_data({"train": (images, labels), "holdout": (images[:4], labels[:4])}, say=said.append)
+    assert "The part 'holdout' is the test split." in said
+    said.clear()
+    open_data({"train": (images, labels), "test": (images[:4], labels[:4])}, say=said.append)
+    assert not said

@@ -340,17 +340,15 @@ def understand(source: Any) -> Source:
     if isinstance(source, tuple | list):
         if len(source) in (2, 3) and all(map(is_part, source)):
             splits = ("train", "test") if len(source) == 2 else ("train", "val", "test")
-            notes: tuple[str, ...] = ()
+            number, meaning = "two", "training and test"
             if len(source) == 3:
-                notes = (
-                    "The three parts are taken for training, validation and test, in this order "
-                    '({"train": …, "val": …, "test": …} names them).',
-                )
-            return Source(
-                name_of(source),
-                {split: part_of(x, split) for split, x in zip(splits, source, strict=True)},
-                notes,
+                number, meaning = "three", "training, validation and test"
+            note = (
+                f"The {number} parts are taken for {meaning}, in this order "
+                '({"train": …, "val": …, "test": …} names them).'
             )
+            parts = {split: part_of(part, split) for split, part in zip(splits, source, strict=True)}
+            return Source(name_of(source), parts, (note,))
         if not (is_pair(source) or _is_list_of_items(source)):
             _refuse_sequence(source)
     elif not is_dataset(source):
@@ -582,7 +580,11 @@ def _parts_of_mapping(source: Mapping[Any, Any]) -> dict[str, Part]:
             'give {"train": …, "val": …, "test": …}, or {"images": …, "labels": …}.'
         )
     ordered = {split: parts[split] for split in TITLES if split in parts}
-    return {split: part_of(part, split) for split, part in ordered.items()}
+    understood = {split: part_of(part, split) for split, part in ordered.items()}
+    for split, part in understood.items():
+        if str(keys[split]).lower() not in (split, "validation") and split not in pairs:
+            part.notes += (f"The part {str(keys[split])!r} is the {TITLES[split]} split.",)
+    return understood
 
 
 def _split_column(key: Any) -> tuple[str, str]:
@@ -774,6 +776,8 @@ def _part_of_huggingface(dataset: Any, subject: str) -> Part:
         "label",
         LABEL_KEYS,
     )
+    if len(features) > 2:
+        notes += (f"{subject} are its column {image}, and their labels its column {label}.",)
     feature = features[label]
     classes = tuple(feature.names) if type(feature).__name__ == "ClassLabel" else None
     labels = list(plain[label])

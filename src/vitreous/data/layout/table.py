@@ -55,12 +55,14 @@ class Table:
         rows: one or more.
         columns: the names of the columns that hold "file" and "label", and "split" and "group" if there are any.
         unused: the names of the other columns.
+        renamed: cells of the column of splits that stand for a split of another name, such as "holdout" for test.
     """
 
     name: str
     rows: tuple[Row, ...]
     columns: Mapping[str, str]
     unused: tuple[str, ...] = ()
+    renamed: tuple[tuple[str, str], ...] = ()
 
     def sentence(self) -> str:
         """Where the labels come from."""
@@ -69,6 +71,8 @@ class Table:
             f"{plural} from its column {self.columns[key]}" for plural, key in parts if key in self.columns
         ]
         sentence = f"{self.name} gives the {series(known)}; the names of folders give no labels."
+        if self.renamed:
+            sentence += f" {shortened([f'{cell!r} is {split}' for cell, split in self.renamed])}."
         if not self.unused:
             return sentence
         columns = "column" if len(self.unused) == 1 else "columns"
@@ -113,7 +117,13 @@ def read_table(name: str, data: bytes) -> Table:
             columns.pop(key, None)
     used = {key: header[at] for key, at in columns.items()}
     unused = tuple(title for title in header if title and title not in used.values())
-    return Table(name, tuple(_checked(name, row, columns) for row in rows), used, unused)
+    checked = tuple(_checked(name, row, columns) for row in rows)
+    renamed = {
+        row.split: known.split
+        for row, known in zip(rows, checked, strict=True)
+        if row.split.lower() not in (known.split, "validation", "")
+    }
+    return Table(name, checked, used, unused, tuple(sorted(renamed.items())))
 
 
 def _cells(name: str, data: bytes) -> Iterator[tuple[list[str], int]]:

@@ -27,6 +27,9 @@ MAY = {
     "model": set(),
     "native": {"model"},
     "metrics": set(),
+    "statistics": set(),
+    "coverage": set(),
+    "attribution": {"bundle", "model", "data.normalize"},
     "request": set(),
     "machine": {"native.build", "request"},
     "depth": set(),
@@ -35,24 +38,31 @@ MAY = {
     "data": {"depth", "preprocess", "profiles", "request"},
     "recipe": {"habits", "model.variants", "request"},
     "recipes": set(),
-    "bundle": {"model", "native", "preprocess", "data.decode", "data.normalize"},
+    "bundle": {"coverage", "model", "native", "preprocess", "data.decode", "data.normalize"},
     "run": {"recipe", "bundle", "model"},
     "training": {"model", "native", "data", "metrics", "recipe", "machine", "run"},
-    "report": {"run", "bundle", "model", "metrics"},
+    "report": {"run", "bundle", "model", "metrics", "statistics", "coverage", "attribution"},
+    "predict": {"run", "bundle", "model", "coverage", "statistics", "preprocess", "data"},
+    "explain": {"run", "bundle", "model", "attribution", "preprocess", "data"},
+    "export": {
+        "run", "bundle", "model", "coverage", "statistics", "preprocess", "data", "evaluation", *PACKAGE_ROOM,
+    },
+    "compare": {"run", "bundle", "metrics", "statistics", "recipe"},
     "dial": {"model.variants", "recipe"},
     "plan": {"dial", "data", "model", "native", "recipe", "request", "machine", "run", "training", *PACKAGE_ROOM},
-    "evaluation": {"data", "bundle", "metrics", "run", "machine", "model", "preprocess", "request"},
+    "evaluation": {"data", "bundle", "metrics", "run", "machine", "model", "preprocess", "request", "coverage"},
     "api": {
         "data", "model", "training", "metrics", "recipe", "machine", "bundle", "run", "report",
         "plan", "request", "habits", "evaluation", "dial", *PACKAGE_ROOM,
     },
     "cli": {
-        "api", "data", "dial", "habits", "metrics", "model", "recipe", "report", "request", *PACKAGE_ROOM,
+        "api", "data", "dial", "habits", "metrics", "model", "recipe", "report", "request",
+        "predict", "explain", "export", "compare", *PACKAGE_ROOM,
     },
     "__main__": {"cli"},
     "__init__": set(),
 }  # fmt: skip
-LEAVES = {"report", "predict", "explain", "export", "serve"}
+LEAVES = {"report", "predict", "explain", "export", "compare", "serve"}
 SHARED = {"errors", "files", "counted", "progress", "settings", "wording"}
 MODULES = sorted(ROOT.rglob("*.py"))
 

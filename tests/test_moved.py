@@ -77,7 +77,7 @@ def test_evaluate_knows_the_runs_own_data_where_they_are_now(
     figures = vitreous.evaluate(run, data=tmp_path / "moved")
     assert figures.scalars["acc"] == run.summary["test_acc"]
     assert sum(map(sum, figures.confusion)) == len(run.predictions["test"].labels)
-    assert "holds the images of this run, so its own test split is evaluated" in capsys.readouterr().err
+    assert "holds the images of this run, so its own test split is used" in capsys.readouterr().err
     assert [read["by"] for read in run.test_reads] == ["train", "evaluate"]
     assert (
         vitreous.evaluate(run, "val", data=str(tmp_path / "moved")).scalars["acc"] == run.summary["val_acc"]

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import safetensors
@@ -21,6 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from vitreous.coverage import Coverage, parse_coverage
 from vitreous.data.decode import read_image
 from vitreous.data.normalize import normalize, to_float
 from vitreous.errors import VitreousError
@@ -31,11 +32,22 @@ from vitreous.native.accelerate import accelerate, unsupported
 from vitreous.preprocess import EVAL_BATCH, Preprocess
 from vitreous.wording import count
 
-FORMAT = 3
+FORMAT = 4
 # Limits on any number in an architecture and on its layers, so that a stranger's file cannot exhaust memory or time.
 LARGEST, MOST_LAYERS = 2**20, 1024
 Network = TypeVar("Network", bound=nn.Module)
+# What formats before 4 do not record.
+UNRECORDED: Mapping[str, Any] = {"images": {}, "confused": [], "coverage": None}
 KINDS: dict[str, type | tuple[type, ...]] = {"int": int, "float": (int, float), "bool": bool, "str": str}
+
+
+class Confusion(NamedTuple):
+    """A frequent mistake: so many `images` of the class `true`, which has `total`, were taken for `predicted`."""
+
+    true: str
+    predicted: str
+    images: int
+    total: int
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,10 @@ class Bundle:
         majority: the largest class of the training images and its share from 0 to 1, a baseline.
         data: name and fingerprint of the training data.
         figures: the run's own, `val_loss` … `test_ece`; empty before they are known.
+        images: how many images each split of the run has: "train", "val", "test"; empty if that is not known.
+        confused: the most frequent mistakes on test (on validation if test is unread), most frequent first.
+        coverage: what a confidence threshold accepts on validation; None if the run trained on validation too, or
+            the bundle is of an earlier format.
     """
 
     model: VisionTransformer
@@ -62,6 +78,9 @@ class Bundle:
     majority: tuple[str, float] | None = None
     data: Mapping[str, str] = field(default_factory=dict)
     figures: Mapping[str, float | None] = field(default_factory=dict)
+    images: Mapping[str, int] = field(default_factory=dict)
+    confused: tuple[Confusion, ...] = ()
+    coverage: Coverage | None = None
 
     @torch.no_grad()
     def logits(self, images: Any) -> Tensor:
@@ -140,6 +159,9 @@ def write_config(bundle: Bundle, path: Path) -> None:
             name: value if value is None or math.isfinite(value) else None
             for name, value in bundle.figures.items()
         },
+        "images": dict(bundle.images),
+        "confused": [confusion._asdict() for confusion in bundle.confused],
+        "coverage": dataclasses.asdict(bundle.coverage) if bundle.coverage else None,
     }
     atomic_write(path / "config.json", json.dumps(config, indent=1, ensure_ascii=False) + "\n")
 
@@ -191,10 +213,14 @@ def load_bundle(path: Path | str, device: str = "cpu") -> Bundle:
 def _upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration of an earlier format as one of today. Missing entries get the fixed values of then.
 
-    Format 1 has neither preprocessing nor figures. Up to format 2, embedded colour profiles were ignored.
+    Format 1 has neither preprocessing nor figures. Up to format 2, embedded colour profiles were ignored. Up to format
+    3, images, confusions and coverage were not recorded.
     """
+    if config["format"] == 3:
+        return {**config, **UNRECORDED}
     if config["format"] == 2:
-        return {**config, "preprocess": {**_typed(config, "preprocess", dict), "profiles": "ignored"}}
+        preprocess = {**_typed(config, "preprocess", dict), "profiles": "ignored"}
+        return {**config, **UNRECORDED, "preprocess": preprocess}
     preprocess = {
         "size": config["image_size"],
         "mean": config["mean"],
@@ -209,6 +235,7 @@ def _upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
         "majority": None,
         "data": {},
         "figures": {},
+        **UNRECORDED,
     }
 
 
@@ -235,8 +262,18 @@ def _parse(config: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError("data has values that are not text")
     if not all(value is None or _is_number(value) for value in figures.values()):
         raise ValueError("a figure is not a number")
+    images = _typed(config, "images", dict)
+    if not all(type(value) is int and value > 0 for value in images.values()):
+        raise ValueError("images is not a number for each split")
+    confused = tuple(Confusion(**entry) for entry in _typed(config, "confused", list))
+    for entry in confused:
+        if entry.true not in classes or entry.predicted not in classes:
+            raise ValueError(f"confused names a class that is none: {str(entry)[:60]}")
+        if not (type(entry.images) is type(entry.total) is int and 0 < entry.images <= entry.total):
+            raise ValueError("confused has a number of images that is none")
     image_size = _typed(config, "image_size", int)
     try:
+        coverage = parse_coverage(config["coverage"])
         preprocess = Preprocess(**settings)
         architecture = Architecture(**_checked(_typed(config, "architecture", dict)))
     except VitreousError as error:
@@ -251,6 +288,9 @@ def _parse(config: Mapping[str, Any]) -> dict[str, Any]:
         "majority": majority,
         "data": data,
         "figures": figures,
+        "images": images,
+        "confused": confused,
+        "coverage": coverage,
         "network": (architecture, image_size),
     }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,8 @@ import torch
 
 from vitreous import machine as machines
 from vitreous import run as runs
-from vitreous.bundle import Bundle, load_bundle, write_config
+from vitreous.bundle import Bundle, Confusion, load_bundle, write_config
+from vitreous.coverage import coverage_of
 from vitreous.data.labels import UnknownClasses
 from vitreous.data.named import DATASETS, downloaded
 from vitreous.data.objects import name_of
@@ -33,6 +33,7 @@ from vitreous.run import Predictions, Run, Say
 from vitreous.wording import count, shortened
 
 MISTAKES = 25
+CONFUSIONS = 3  # recorded in the bundle
 TEMPERATURES = (0.05, 20.0)  # bounds of the fit
 
 
@@ -72,11 +73,16 @@ def final_figures(
     else:
         temperature = 1.0
         say("Probabilities are not calibrated (temperature: 1), because no validation images were held back.")
+    coverage = None
+    if "val" in predictions:
+        calibrated_val = torch.from_numpy(predictions["val"].logits / np.float32(temperature)).softmax(dim=1)
+        if calibrated_val.isfinite().all():  # not after a divergence
+            coverage = coverage_of(calibrated_val.numpy(), predictions["val"].labels)
     named_figures: dict[str, float] = {}
     evaluation: dict[str, Any] = {"classes": bundle.classes}
     for stage, output in predictions.items():
         figures = figures_of(output)
-        calibrated = figures_of(dataclasses.replace(output, logits=output.logits / np.float32(temperature)))
+        calibrated = figures_of(replace(output, logits=output.logits / np.float32(temperature)))
         named_figures |= figures.named(stage) | {f"{stage}_ece_calibrated": calibrated.scalars["ece"]}
         evaluation[stage] = {
             "figures": figures.scalars,
@@ -86,7 +92,18 @@ def final_figures(
     runs.write_json(path / "evaluation.json", evaluation)
     last = judges[-1]
     write_mistakes(path / "mistakes.npz", getattr(splits, last), predictions[last], temperature)
-    write_config(dataclasses.replace(bundle, temperature=temperature, figures=named_figures), path / "bundle")
+    known = replace(
+        bundle,
+        temperature=temperature,
+        figures=named_figures,
+        images={
+            "train": len(splits.train),
+            **{stage: len(output.labels) for stage, output in predictions.items()},
+        },
+        confused=confusions(bundle.classes, evaluation[last]["confusion"]),
+        coverage=coverage,
+    )
+    write_config(known, path / "bundle")
     return {**named_figures, "temperature": temperature}
 
 
@@ -103,6 +120,21 @@ def figures_of(predictions: Predictions) -> Figures:
     metrics = SplitMetrics(predictions.logits.shape[1])
     metrics.update(torch.from_numpy(predictions.logits), torch.from_numpy(predictions.labels))
     return metrics.compute()
+
+
+def confusions(
+    classes: Sequence[str], confusion: Sequence[Sequence[int]], most: int = CONFUSIONS
+) -> tuple[Confusion, ...]:
+    """The most frequent mistakes of a confusion matrix [true][predicted], most frequent first."""
+    counts = np.array(confusion)
+    totals = counts.sum(axis=1)
+    np.fill_diagonal(counts, 0)
+    order = np.argsort(-counts, axis=None, kind="stable")[:most]
+    return tuple(
+        Confusion(classes[i], classes[j], int(counts[i, j]), int(totals[i]))
+        for i, j in zip(*np.unravel_index(order, counts.shape), strict=True)
+        if counts[i, j]
+    )
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -189,42 +221,13 @@ def evaluate(
         VitreousError: the run or split does not exist, the run's data have changed, the test split is unread, or
             other data have classes that the run does not know.
     """
-    if split not in ("val", "test"):
-        raise unknown("split", split, ("val", "test"))
     run = run if isinstance(run, Run) else Run(run)
-    try:
-        request, fingerprint = run.resolved["request"], run.resolved["fingerprint"]
-        source, own_device, judge = request["data"], run.resolved["machine"]["device"], request["judge"]
-    except (KeyError, TypeError) as error:
-        raise runs.unreadable(run.path / "recipe.toml", error) from None
-    device = machines.resolve_device(own_device if device == "auto" else device)
+    device = machines.resolve_device(_recorded(run)["device"] if device == "auto" else device)
     bundle = load_bundle(run.path / "bundle", device)
-    place = data_dir or request.get("data_dir")
-    folder = Path(place) if place else None
-    if data is None:
-        if source == "arrays":
-            raise runs.missing_arrays(run.path)
-        store = _open_own(request, folder)
-        runs.check_same_data(store.source, store.fingerprint, fingerprint, given=False)
-    else:
-        store = _open_given(data, split, request, folder, bundle, fingerprint)
-    if store.fingerprint != fingerprint:
-        return figures_of(predict_split(bundle, _matched(store, split, bundle.classes)))
-    if isinstance(data, str | Path) and store.source != source:
-        print(
-            f"{store.source} holds the images of this run, so its own {split} split is evaluated.",
-            file=sys.stderr,
-        )
-    if split == "val" and judge == "test":
-        raise VitreousError(
-            f"{run.path} was trained on its validation images too, so evaluate its test split."
-        )
-    if request.get("group_by"):
-        store = grouped(store, request["group_by"])
-    fraction, seed = run.recipe.data.val_fraction, run.recipe.data.split_seed
-    part = getattr(resolve_splits(store, fraction, seed, recorded=run.split), split)
-    if split == "test":
-        if not (read_test or _has_read_test(run)):
+    store, part = open_split(run, split, data=data, data_dir=data_dir, bundle=bundle)
+    own = store.fingerprint == run.resolved["fingerprint"]
+    if own and split == "test":
+        if not (read_test or has_read_test(run)):
             raise VitreousError(
                 f"{run.path} has left its test split unread; add --read-test (in Python read_test=True) once every "
                 "choice is made, because choices made after reading it would flatter the test metrics."
@@ -233,7 +236,70 @@ def evaluate(
     return figures_of(predict_split(bundle, part))
 
 
-def _has_read_test(run: Run) -> bool:
+def open_split(
+    run: Run,
+    split: str,
+    *,
+    data: Any = None,
+    data_dir: Path | str | None = None,
+    bundle: Bundle | None = None,
+) -> tuple[ImageStore, Split]:
+    """Opens a split of a run's own data, or of other data; the arguments are those of `evaluate`.
+
+    Returns:
+        The data set, and the split with labels as positions in the run's classes. The data are the run's own exactly
+        if their fingerprint is. Whoever shows figures of the run's own test split counts the read.
+
+    Raises:
+        VitreousError: see `evaluate`.
+    """
+    if split not in ("val", "test"):
+        raise unknown("split", split, ("val", "test"))
+    recorded = _recorded(run)
+    request, fingerprint = recorded["request"], recorded["fingerprint"]
+    place = data_dir or request.get("data_dir")
+    folder = Path(place) if place else None
+    bundle = bundle or run.bundle
+    if data is None:
+        if request["data"] == "arrays":
+            raise runs.missing_arrays(run.path)
+        store = _open_own(request, folder)
+        runs.check_same_data(store.source, store.fingerprint, fingerprint, given=False)
+    else:
+        store = _open_given(data, split, request, folder, bundle, fingerprint)
+    if store.fingerprint != fingerprint:
+        return store, _matched(store, split, bundle.classes)
+    if isinstance(data, str | Path) and store.source != request["data"]:
+        print(
+            f"{store.source} holds the images of this run, so its own {split} split is used.",
+            file=sys.stderr,
+        )
+    if split == "val" and request["judge"] == "test":
+        raise VitreousError(
+            f"{run.path} was trained on its validation images too, so evaluate its test split."
+        )
+    if request.get("group_by"):
+        store = grouped(store, request["group_by"])
+    fraction, seed = run.recipe.data.val_fraction, run.recipe.data.split_seed
+    return store, getattr(resolve_splits(store, fraction, seed, recorded=run.split), split)
+
+
+def _recorded(run: Run) -> dict[str, Any]:
+    """What a run records about its data and device: request, fingerprint, device."""
+    try:
+        request = run.resolved["request"]
+        for key in ("data", "judge"):
+            request[key]
+        return {
+            "request": request,
+            "fingerprint": run.resolved["fingerprint"],
+            "device": run.resolved["machine"]["device"],
+        }
+    except (KeyError, TypeError) as error:
+        raise runs.unreadable(run.path / "recipe.toml", error) from None
+
+
+def has_read_test(run: Run) -> bool:
     """Whether the test split was read before. Runs from before reads were recorded show it by their test figures."""
     return bool(run.test_reads) or ((run.path / "summary.json").exists() and "test_acc" in run.summary)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from vitreous.data.decode import read_image
 from vitreous.data.folder import open_tree
 from vitreous.data.packed import read_header
 from vitreous.data.sentences import MUCH, cut_share
-from vitreous.data.store import ImageStore
+from vitreous.data.store import ImageStore, Split
 from vitreous.data.values import Facts
 from vitreous.errors import VitreousError
 from vitreous.preprocess import Preprocess
@@ -117,6 +118,33 @@ def read_originals(store: ImageStore) -> list[Original]:
     except (VitreousError, KeyError):  # moved or changed since the import
         return []
     return originals
+
+
+def files_of(store: ImageStore, part: Split) -> Iterator[tuple[str, bytes]]:
+    """The names of a split's images with the bytes of their files, in the split's order.
+
+    Images of a folder or zip that can still be read are the files themselves. All others, such as those of the named
+    data sets, are PNG files of what was packed.
+
+    Raises:
+        VitreousError: a file of the folder or zip was removed since the import.
+    """
+    header = read_header(store.path) if store.path else None
+    extra = header["extra"] if header else {}
+    if "path" not in extra or not Path(extra["path"]).exists():
+        for name, image in zip(part.names, part.images, strict=True):
+            file = BytesIO()
+            Image.fromarray(np.asarray(image)).save(file, "PNG")
+            yield name, file.getvalue()
+        return
+    with open_tree(Path(extra["path"]), extra.get("splits", "auto")) as tree:
+        locations = {entry.name: entry.location for entry in tree.layout.entries}
+        for name in part.names:
+            if name not in locations:
+                raise VitreousError(
+                    f"{extra['path']} no longer has the image {name}; restore it, or train anew."
+                )
+            yield name, tree.read(locations[name])
 
 
 def _whole(image: Image.Image, settings: Preprocess) -> Image.Image:

@@ -42,7 +42,7 @@ MAY = {
     "run": {"recipe", "bundle", "model"},
     "training": {"model", "native", "data", "metrics", "recipe", "machine", "run"},
     "report": {"run", "bundle", "model", "metrics", "statistics", "coverage", "attribution"},
-    "predict": {"run", "bundle", "model", "coverage", "statistics", "preprocess", "data"},
+    "predict": {"run", "bundle", "statistics", "preprocess", "data", "machine"},
     "explain": {"run", "bundle", "model", "attribution", "preprocess", "data"},
     "export": {
         "run", "bundle", "model", "coverage", "statistics", "preprocess", "data", "evaluation", *PACKAGE_ROOM,

@@ -93,6 +93,16 @@ def figures_table(title: str, figures: Figures) -> str:
     return "\n".join(lines)
 
 
+def predict(
+    model: Path, paths: list[str], as_json: bool = False, as_csv: bool = False, **options: Any
+) -> int:
+    from vitreous import predict as predicting
+
+    if as_json and as_csv:
+        raise VitreousError("Give one of --json and --csv.")
+    return predicting.predict(model, paths, form="json" if as_json else "csv" if as_csv else "text", **options)
+
+
 def report(run: Path, **options: Any) -> None:
     from vitreous import api
 
@@ -325,6 +335,64 @@ COMMANDS: dict[str, Command] = {
             "vitreous evaluate runs/cifar10-default-seed42-001 --data path/to/images",
         ),
     ),
+    "predict": Command(
+        predict,
+        "classify image files with a trained model",
+        {
+            "arguments": (
+                argument("model", "a run folder, or the bundle of one", type=Path, metavar="RUN"),
+                argument(
+                    "paths",
+                    "image files, folders, zips and patterns; - reads names from standard input, one a line",
+                    nargs="+",
+                    metavar="PATH …",
+                ),
+            ),
+            "how it predicts": (
+                argument("--top", "classes to name for each image (default: 5)", type=whole_number, metavar="N"),
+                argument(
+                    "--reject",
+                    'call an image "unknown" if its calibrated confidence is below this, as in 0.9',
+                    type=number,
+                    metavar="P",
+                ),
+                argument(
+                    "--tta",
+                    "average the probabilities of each image and its mirror image",
+                    action="store_true",
+                ),
+                argument(
+                    "--device",
+                    f"{listed(OPTIONS['device'].choices)} (default: auto)",
+                    metavar="NAME",
+                ),
+            ),
+            "output": (
+                JSON,
+                argument("--csv", "print CSV for a spreadsheet", dest="as_csv", action="store_true"),
+                argument(
+                    "--all-probabilities", "with --csv or --json, those of all classes", action="store_true"
+                ),
+                argument(
+                    "--sort-into",
+                    "copy each image into a folder for its class, below this new folder",
+                    type=Path,
+                    metavar="DIR",
+                ),
+                argument(
+                    "--embeddings",
+                    "write the features before the head, float32 [N, D], and their paths to FILE.names.json",
+                    type=Path,
+                    metavar="FILE.npy",
+                ),
+            ),
+        },
+        (
+            "vitreous predict runs/cifar10-default-seed42-001 photo.jpg",
+            "vitreous predict runs/cifar10-default-seed42-001 path/to/images --csv > answers.csv",
+            "vitreous predict runs/cifar10-default-seed42-001 photos.zip --reject 0.9 --sort-into sorted",
+        ),
+    ),
     "report": Command(
         report,
         "regenerate the report.html of a run",
@@ -486,7 +554,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(words: list[str] | None = None) -> int:
-    """Runs one command; returns its exit status: 0, 1 (a check found something), 2 (refused), 130 (Ctrl-C)."""
+    """Runs one command; returns its exit status.
+
+    0 fine, 1 a check found something, 2 refused, 3 partly done (some files failed), 130 Ctrl-C.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # class names may not fit the terminal
     try:

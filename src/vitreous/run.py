@@ -27,7 +27,7 @@ import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from io import BytesIO
@@ -50,7 +50,7 @@ from vitreous.files import (
 from vitreous.wording import count, percent
 
 if TYPE_CHECKING:
-    from vitreous.bundle import Bundle
+    from vitreous.bundle import Bundle, Prediction
     from vitreous.model.vit import VisionTransformer
 
 LONGEST_NAME = 80  # characters of a run folder's name
@@ -239,13 +239,30 @@ class Run:
         """The most likely class of each image, int64 [N], as a position in `classes`.
 
         Args:
-            images: a path, a PIL image, an array, or a list of these, of any size. A single image gives N = 1.
+            images: a path, a PIL image, an array, or a list of these, of any size. A single image gives N = 1. Arrays
+                are uint8 from 0 to 255 or floats from 0 to 1: one image as [H, W] (grey) or [H, W, 3], many as
+                [N, H, W] or [N, H, W, 3].
+
+        Raises:
+            VitreousError: an image cannot be read, or an array could mean several things.
         """
         return self.bundle.predict(images)
 
     def predict_proba(self, images: Any) -> np.ndarray:
         """The probability of each class, float32 [N, C], calibrated on validation; images as for `predict`."""
         return self.bundle.predict_proba(images)
+
+    def embed(self, images: Any) -> np.ndarray:
+        """The pooled features of each image before the head, float32 [N, D]; images as for `predict`."""
+        return self.bundle.embed(images)
+
+    def classify(self, images: Any, top: int = 5, reject: float | None = None) -> list[Prediction]:
+        """The class of each image by name, with the `top` most likely ones; images as for `predict`.
+
+        Args:
+            reject: the label is "unknown" if its probability is below this, as in 0.9.
+        """
+        return self.bundle.classify(images, top, reject)
 
     def _json(self, name: str) -> dict[str, Any]:
         try:
@@ -262,7 +279,7 @@ class Run:
 def load(path: Path | str, device: str = "cpu") -> Run | Bundle:
     """Opens a run folder as a `Run`, or a bundle folder as a `Bundle`.
 
-    Both have `predict`, `predict_proba`, `classes` and `model`.
+    Both have `predict`, `predict_proba`, `classify`, `embed`, `classes` and `model`.
 
     Args:
         device: where to put the model of a bundle.
@@ -286,7 +303,7 @@ def load(path: Path | str, device: str = "cpu") -> Run | Bundle:
 def open_bundle(path: Path | str, device: str = "cpu") -> Bundle:
     """Opens the trained model of a run folder, or a bundle folder.
 
-    The coverage that earlier formats lack is counted from the run's predictions on validation.
+    What earlier formats lack, the sizes of validation and test and the coverage, is counted from the run's predictions.
 
     Args:
         device: where to put the model.
@@ -301,9 +318,11 @@ def open_bundle(path: Path | str, device: str = "cpu") -> Bundle:
 
     bundle = load_bundle(run.path / "bundle", device)
     if bundle.coverage is None and not bundle.images and run.has("predictions.npz"):
-        val = run.predictions.get("val")
-        if val is not None:
-            return with_coverage(bundle, val.logits, val.labels)
+        sizes = {split: len(output.labels) for split, output in run.predictions.items()}
+        bundle = replace(bundle, images=sizes)
+        if "val" in run.predictions:
+            val = run.predictions["val"]
+            bundle = with_coverage(bundle, val.logits, val.labels)
     return bundle
 
 

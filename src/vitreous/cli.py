@@ -376,7 +376,9 @@ COMMANDS: dict[str, Command] = {
         "compare finished runs: which is better, and can the images tell?",
         {
             "arguments": (
-                argument("runs", "run folders, or folders that hold runs", type=Path, nargs="+", metavar="RUN …"),
+                argument(
+                    "runs", "run folders, or folders that hold runs", type=Path, nargs="+", metavar="RUN …"
+                ),
             ),
             "options": (
                 argument(
@@ -405,7 +407,11 @@ COMMANDS: dict[str, Command] = {
         {
             "arguments": (
                 argument(
-                    "folder", "a folder that holds runs (default: runs)", type=Path, nargs="?", metavar="[DIR]"
+                    "folder",
+                    "a folder that holds runs (default: runs)",
+                    type=Path,
+                    nargs="?",
+                    metavar="[DIR]",
                 ),
             ),
             "options": (JSON,),

@@ -7,8 +7,8 @@ anew, so no split is read.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-import os
 import re
 import textwrap
 import unicodedata
@@ -86,7 +86,10 @@ class Group:
     @cached_property
     def correct(self) -> np.ndarray:
         """bool [R, N] on the images that all its runs have."""
-        return _on_shared(self.runs)
+        keys = self.runs[0].keys
+        if not all(np.array_equal(run.keys, keys) for run in self.runs):
+            keys = _shared_keys(self.runs)
+        return _on_shared(self.runs, keys)
 
     @property
     def accuracy(self) -> float:
@@ -112,6 +115,7 @@ class Pair:
         difference: the accuracy of `better` minus that of `other`, on the images of the comparison.
         images: how many images `better` and `other` were compared on; two equal numbers where they are paired.
         only: how many images only `better`, and only `other` got right, if each is one run and they are paired.
+        keys: of the images, where they are paired.
     """
 
     better: Group
@@ -120,6 +124,7 @@ class Pair:
     paired: bool
     images: tuple[int, int]
     only: tuple[int, int] | None
+    keys: np.ndarray | None
 
     @property
     def sentence(self) -> str:
@@ -198,16 +203,19 @@ def compare(paths: Iterable[Path | str], split: str | None = None) -> Comparison
             run = Run(path)
             settings = _settings(run.tables)
             for predictions in run.predictions.values():
+                if not len(predictions.labels):
+                    raise VitreousError(f"{run.path} has predictions of no image; restore its files.")
                 if predictions.logits.shape[1] != len(run.evaluation["classes"]):
-                    raise VitreousError(f"{run.path} names other classes than it predicts; restore its files.")
+                    raise VitreousError(
+                        f"{run.path} names other classes than it predicts; restore its files."
+                    )
             read.append((run, settings, run.predictions, run.evaluation))
         except VitreousError as error:
             left_out.append((printable(str(path)), printable(str(error))))
     if len(read) < 2:
-        reasons = " ".join(reason for _, reason in left_out)
-        raise VitreousError(
-            f"A comparison needs at least two finished runs, and there {'is one' if read else 'is none'}. {reasons}".strip()
-        )
+        found = "is one" if read else "is none"
+        reasons = "".join(f" {reason}" for _, reason in left_out)
+        raise VitreousError(f"A comparison needs at least two finished runs, and there {found}.{reasons}")
     _check_classes(read)
     split = _choose_split(split, read)
     names = _names([run.path for run, *_ in read])
@@ -321,7 +329,9 @@ def _judged(
     order = np.argsort(keys, kind="stable")
     correct = predictions.logits.argmax(axis=1) == predictions.labels
     try:
-        curve = [row for row in run.metrics if row.get("val_acc") is not None] if run.has("metrics.csv") else []
+        curve = (
+            [row for row in run.metrics if row.get("val_acc") is not None] if run.has("metrics.csv") else []
+        )
     except VitreousError:  # the curve alone is lost
         curve = []
     return Judged(
@@ -404,9 +414,11 @@ def _groups(runs: Sequence[Judged]) -> list[Group]:
         label = together[0].name
         if len(together) > 1:
             # "default" for default-1 and default-2, and for default-seed1-001 and default-seed2-001
-            start = re.sub(
-                r"[-_. /]*(seed[-_. ]*\d*)?$", "", os.path.commonprefix([run.name for run in together])
+            names = [run.name for run in together]
+            common = sum(
+                1 for _ in itertools.takewhile(lambda c: len(set(c)) == 1, zip(*names, strict=False))
             )
+            start = re.sub(r"[-_. /]*(seed[-_. ]*\d*)?$", "", label[:common])
             label = start if start and start not in taken else f"{label} and {len(together) - 1} more"
         taken.add(label)
         groups.append(Group(label, together))
@@ -423,28 +435,33 @@ def _shared_keys(runs: Sequence[Judged]) -> np.ndarray:
     return shared
 
 
-def _on_shared(runs: Sequence[Judged], keys: np.ndarray | None = None) -> np.ndarray:
-    """bool [R, N]: what each run got right on the images of these keys, by default on all that they share."""
-    if keys is None:
-        if all(np.array_equal(run.keys, runs[0].keys) for run in runs):
-            return np.stack([run.correct for run in runs])
-        keys = _shared_keys(runs)
-    return np.stack([run.correct[np.searchsorted(run.keys, keys)] for run in runs])
+def _on_shared(runs: Sequence[Judged], keys: np.ndarray) -> np.ndarray:
+    """bool [R, N]: what each run got right on the images of these keys."""
+    return np.stack(
+        [
+            run.correct if np.array_equal(run.keys, keys) else run.correct[np.searchsorted(run.keys, keys)]
+            for run in runs
+        ]
+    )
 
 
 def _pair(better: Group, other: Group, comparisons: int) -> Pair:
     """Compares two groups, paired by images where they share most of them."""
-    same = np.array_equal(better.runs[0].keys, other.runs[0].keys)
-    keys = _shared_keys([*better.runs, *other.runs])
+    runs = [*better.runs, *other.runs]
+    keys = runs[0].keys
+    if not all(np.array_equal(run.keys, keys) for run in runs):
+        keys = _shared_keys(runs)
+    paired = 2 * len(keys) >= min(better.correct.shape[1], other.correct.shape[1])
     first, second = other.correct, better.correct
-    paired = 2 * len(keys) >= min(first.shape[1], second.shape[1])
-    if paired and not (same and first.shape == second.shape):
+    if paired:
         first, second = _on_shared(other.runs, keys), _on_shared(better.runs, keys)
     found = difference(first, second, paired, comparisons)
     only = None
-    if paired and len(first) == len(second) == 1:
+    if paired and len(runs) == 2:
         only = int((second & ~first).sum()), int((first & ~second).sum())
-    return Pair(better, other, found, paired, (second.shape[1], first.shape[1]), only)
+    return Pair(
+        better, other, found, paired, (second.shape[1], first.shape[1]), only, keys if paired else None
+    )
 
 
 def _differing(groups: Sequence[Group]) -> dict[str, list[str]]:
@@ -481,13 +498,15 @@ def _notes(split: str, groups: Sequence[Group], pairs: Sequence[Pair]) -> list[s
         )
     else:
         notes.append(
-            "Where a group has several seeds, the intervals cover the choice of the images and of the seeds. Between two "
-            "single runs they cover that of the images alone."
+            "Where a group has several seeds, the intervals cover the choice of the images and of the seeds. Between "
+            "two single runs they cover that of the images alone."
         )
     if any(
         pair.difference.over_seeds and 1 in (len(pair.better.runs), len(pair.other.runs)) for pair in pairs
     ):
-        notes.append("A single run is taken to vary with its seed as much as the group that it is compared with.")
+        notes.append(
+            "A single run is taken to vary with its seed as much as the group that it is compared with."
+        )
     if len(pairs) > 1:
         number = len(groups) * (len(groups) - 1) // 2
         notes.append(
@@ -500,7 +519,9 @@ def _notes(split: str, groups: Sequence[Group], pairs: Sequence[Pair]) -> list[s
             f"{shortened(unpaired, 3)} {'was' if len(unpaired) == 1 else 'were'} evaluated on other images than "
             f"{groups[0].label}, so the difference is also one between the images."
         )
-    subset = [p for p in pairs if p.paired and p.images[0] != max(g.correct.shape[1] for g in (p.better, p.other))]
+    subset = [
+        p for p in pairs if p.paired and p.images[0] != max(g.correct.shape[1] for g in (p.better, p.other))
+    ]
     for pair in subset:
         notes.append(
             f"{pair.better.label} and {pair.other.label} are compared on the {pair.images[0]:,} images that both have."
@@ -508,8 +529,10 @@ def _notes(split: str, groups: Sequence[Group], pairs: Sequence[Pair]) -> list[s
     if len({run.settings.get("fingerprint") for run in runs}) > 1:
         notes.append("The data are not the same, so images are matched by their names and classes.")
     if any("group by" in run.settings for run in runs):
-        notes.append("Images belong to groups (--group-by), and the intervals take them for independent, so they are "
-                     "too narrow.")
+        notes.append(
+            "Images belong to groups (--group-by), and the intervals take them for independent, so they are "
+            "too narrow."
+        )
     return notes
 
 
@@ -562,7 +585,13 @@ def text(comparison: Comparison, width: int) -> str:
             row += ["best", ""]
         parameters = group.mean("parameters")
         rows.append([*row, NO_VALUE if parameters is None else f"{parameters:,.0f}", minutes(group)])
-    headings = ["run", "accuracy (95 %)", *(["points to best (95 %)", "p"] if found else []), "parameters", "time"]
+    headings = [
+        "run",
+        "accuracy (95 %)",
+        *(["points to best (95 %)", "p"] if found else []),
+        "parameters",
+        "time",
+    ]
     lines = [comparison.heading, "", *aligned(headings, rows, width, ("parameters", "time", "p"))[0]]
     for group in comparison.groups:
         if len(group.runs) > 1 and group.deviation is not None:
@@ -603,7 +632,8 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
             {
                 "label": group.label,
                 "runs": [
-                    {"run": str(run.path), "seed": run.seed, "accuracy": run.accuracy} | {"figures": run.figures}
+                    {"run": str(run.path), "seed": run.seed, "accuracy": run.accuracy}
+                    | {"figures": run.figures}
                     for run in group.runs
                 ],
                 "images": group.correct.shape[1],
@@ -680,7 +710,9 @@ def aligned(
     room = max(LEAST_NAME, width - others)
     table = [[_cut(row[0], room), *row[1:]] for row in table]
     lines = [
-        "  ".join(cell + " " * (size - cells(cell)) for cell, size in zip(row, widths(room), strict=True)).rstrip()
+        "  ".join(
+            cell + " " * (size - cells(cell)) for cell, size in zip(row, widths(room), strict=True)
+        ).rstrip()
         for row in table
     ]
     return lines, out
@@ -707,7 +739,7 @@ def list_runs(folder: Path | str = "runs") -> list[dict[str, Any]]:
     folder = Path(folder)
     if not folder.is_dir():
         raise VitreousError(
-            f"There is no folder {printable(str(folder))}; give the folder that holds your runs, as in vitreous runs DIR."
+            f"There is no folder {printable(str(folder))}; give the one that holds your runs, as in vitreous runs DIR."
         )
     paths = [folder] if _is_run(folder) else list(filter(_is_run, _children(folder)))
     records = [_record(path) for path in paths]
@@ -821,6 +853,7 @@ def runs_text(records: Sequence[Mapping[str, Any]], width: int) -> str:
 
 COLOURS = 8  # of groups; further groups repeat them with dashes
 MOST_SETTINGS = 200
+MOST_CLASSES = 20
 # One unit is one CSS pixel at the width of a phone, so labels stay legible there.
 FRAME = {"width": 360, "height": 250, "left": 46, "right": 348, "top": 10, "bottom": 214}
 
@@ -844,7 +877,9 @@ def write_page(comparison: Comparison, out: Path | None = None) -> Path:
                 f"{shown} exists and is no page of vitreous compare; give another file with --out."
             )
     except OSError as error:
-        raise VitreousError(f"{shown} cannot be read ({error.strerror}); give another file with --out.") from None
+        raise VitreousError(
+            f"{shown} cannot be read ({error.strerror}); give another file with --out."
+        ) from None
     files = resources.files("vitreous")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -868,11 +903,15 @@ def write_page(comparison: Comparison, out: Path | None = None) -> Path:
                 "p": p_text(pair.difference.p),
                 "told": pair.difference.told,
                 "only": pair.only,
-                "images": f"{pair.images[0]:,}" if pair.paired else " and ".join(f"{n:,}" for n in pair.images),
+                "images": f"{pair.images[0]:,}"
+                if pair.paired
+                else " and ".join(f"{n:,}" for n in pair.images),
                 "paired": pair.paired,
             }
             for pair in comparison.pairs
         ],
+        classes=_classes(comparison.pairs[0]) if len(comparison.pairs) == 1 else [],
+        most_classes=MOST_CLASSES,
         charts=_charts(comparison.groups),
         frame=FRAME,
         groups=[(group.label, styles[id(group)]) for group in comparison.groups],
@@ -915,7 +954,9 @@ def _run_row(run: Judged, group: Group, split: str) -> list[str]:
 def _bars(groups: Sequence[Group]) -> dict[str, Any]:
     """Where each group's accuracy, interval and runs are on a common scale, in percent of its width."""
     intervals = [mean_interval(group.correct) for group in groups]
-    every = [end for ends in intervals for end in ends] + [run.accuracy for group in groups for run in group.runs]
+    every = [end for ends in intervals for end in ends] + [
+        run.accuracy for group in groups for run in group.runs
+    ]
     marks = _round_marks(100 * min(every), 100 * max(every), 5)
 
     def at(share: float) -> float:
@@ -941,6 +982,32 @@ def _bars(groups: Sequence[Group]) -> dict[str, Any]:
     }
 
 
+def _classes(pair: Pair) -> list[dict[str, Any]]:
+    """The accuracies of two groups on each class, the largest difference first; nothing where they are not paired."""
+    if pair.keys is None:
+        return []
+    names = np.array([key.partition("\n")[0] for key in pair.keys.tolist()])
+    better, other = (_on_shared(group.runs, pair.keys) for group in (pair.better, pair.other))
+    classes = np.unique(names)
+    rows = []
+    for name in classes:
+        of_class = names == name
+        sides = other[:, of_class], better[:, of_class]
+        found = difference(*sides, paired=True, comparisons=len(classes))
+        rows.append(
+            {
+                "name": name,
+                "images": f"{of_class.sum():,}",
+                "better": f"{100 * sides[1].mean():.1f}",
+                "other": f"{100 * sides[0].mean():.1f}",
+                "value": found.value,
+                "text": points(found.value, found.low, found.high),
+                "told": found.told,
+            }
+        )
+    return sorted(rows, key=lambda row: -abs(row["value"]))
+
+
 def _charts(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """Curves of all runs over each other, as far as they were logged; groups are told apart by colour."""
     plans = (
@@ -951,7 +1018,11 @@ def _charts(groups: Sequence[Group]) -> list[dict[str, Any]]:
     charts = []
     for title, column, along, scale, unit in plans:
         curves = [
-            (run.name, _style(i), [(row[along] * scale, row[column]) for row in run.curve if _has(row, along, column)])
+            (
+                run.name,
+                _style(i),
+                [(row[along] * scale, row[column]) for row in run.curve if _has(row, along, column)],
+            )
             for i, group in enumerate(groups)
             for run in group.runs
         ]

@@ -131,9 +131,26 @@ def test_an_interval_of_the_images_alone_misses_what_seeds_do() -> None:
     hits = 0
     for _ in range(200):
         hard = rng.normal(0, 3, 600)
-        found = difference(*(drawn(rng, 600, level, hard, 1, 0.6) for level in (2.2, 2.5)), paired=True)
+        first, second = (drawn(rng, 600, level, hard, 1, 0.6) for level in (2.2, 2.5))
+        found = difference(first, second, paired=True)
         hits += found.low <= true <= found.high
     assert hits / 200 < 0.8
+
+
+def test_two_seeds_of_each_of_many_recipes_tell_more_than_those_of_two() -> None:
+    """The spread of the seeds is pooled over all groups: the interval stays right, and is much narrower."""
+    rng = np.random.default_rng(3)
+    true = accuracy(2.5, 0.3) - accuracy(2.2, 0.3)
+    hits, widths = 0, []
+    for _ in range(200):
+        hard = rng.normal(0, 3, 600)
+        groups = [drawn(rng, 600, level, hard, 2, 0.3) for level in (2.2, 2.5, 2.6, 2.7, 2.8, 2.9)]
+        found = difference(groups[0], groups[1], paired=True, groups=groups)
+        alone = difference(groups[0], groups[1], paired=True)
+        hits += found.low <= true <= found.high
+        widths.append((found.high - found.low) / (alone.high - alone.low))
+    assert hits / 200 > 0.905
+    assert np.mean(widths) < 0.9
 
 
 def test_the_interval_of_a_mean_covers_images_and_seeds() -> None:

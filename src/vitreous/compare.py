@@ -225,7 +225,7 @@ def compare(paths: Iterable[Path | str], split: str | None = None) -> Comparison
     ]
     groups = sorted(_groups(runs), key=lambda group: -group.accuracy)
     number = len(groups) * (len(groups) - 1) // 2
-    pairs = [_pair(groups[0], other, number) for other in groups[1:]]
+    pairs = [_pair(groups[0], other, number, groups) for other in groups[1:]]
     return Comparison(split, groups, pairs, _differing(groups), left_out, _notes(split, groups, pairs))
 
 
@@ -445,8 +445,8 @@ def _on_shared(runs: Sequence[Judged], keys: np.ndarray) -> np.ndarray:
     )
 
 
-def _pair(better: Group, other: Group, comparisons: int) -> Pair:
-    """Compares two groups, paired by images where they share most of them."""
+def _pair(better: Group, other: Group, comparisons: int, groups: Sequence[Group]) -> Pair:
+    """Compares two of the groups, paired by images where they share most of them."""
     runs = [*better.runs, *other.runs]
     keys = runs[0].keys
     if not all(np.array_equal(run.keys, keys) for run in runs):
@@ -455,7 +455,7 @@ def _pair(better: Group, other: Group, comparisons: int) -> Pair:
     first, second = other.correct, better.correct
     if paired:
         first, second = _on_shared(other.runs, keys), _on_shared(better.runs, keys)
-    found = difference(first, second, paired, comparisons)
+    found = difference(first, second, paired, comparisons, [group.correct for group in groups])
     only = None
     if paired and len(runs) == 2:
         only = int((second & ~first).sum()), int((first & ~second).sum())
@@ -488,25 +488,18 @@ def _notes(split: str, groups: Sequence[Group], pairs: Sequence[Pair]) -> list[s
             "Test is compared, which every run had read before. Choosing a run by these figures would flatter it, so "
             "choose on validation."
         )
-    over_seeds = {pair.difference.over_seeds for pair in pairs} | ({True} if not pairs else set())
-    if over_seeds == {True}:
-        notes.append("The intervals cover the choice of the images and of the seeds.")
-    elif over_seeds == {False}:
+    sizes = {len(group.runs) for group in groups}
+    if sizes == {1}:
         notes.append(
             "The intervals cover the choice of the images, not of the seed: they compare these trained networks. To "
             "compare recipes, train each with several seeds."
         )
     else:
-        notes.append(
-            "Where a group has several seeds, the intervals cover the choice of the images and of the seeds. Between "
-            "two single runs they cover that of the images alone."
-        )
-    if any(
-        pair.difference.over_seeds and 1 in (len(pair.better.runs), len(pair.other.runs)) for pair in pairs
-    ):
-        notes.append(
-            "A single run is taken to vary with its seed as much as the group that it is compared with."
-        )
+        notes.append("The intervals cover the choice of the images and of the seeds.")
+        if len(groups) > 1:
+            notes.append(
+                "Seeds are taken to vary the accuracy of every group alike, and their spread is pooled."
+            )
     if len(pairs) > 1:
         number = len(groups) * (len(groups) - 1) // 2
         notes.append(
@@ -601,7 +594,7 @@ def text(comparison: Comparison, width: int) -> str:
     if comparison.differing:
         lines += ["What differs"]
         labels = [group.label for group in comparison.groups]
-        indent = min(max(map(len, comparison.differing)) + 4, 28)
+        indent = max(map(len, comparison.differing)) + 4
         for name, values in comparison.differing.items():
             holders: dict[str, list[str]] = {}
             for label, value in zip(labels, values, strict=True):
@@ -676,7 +669,7 @@ def _cut(text: str, room: int) -> str:
     """`text` in at most `room` columns, with … for its middle, since names often differ at both ends."""
     if cells(text) <= room:
         return text
-    start, end = list(text), []
+    start, end = list(text), list[str]()
     half = (room - 1) // 2
     while cells("".join(end)) < half:
         end.insert(0, start.pop())
@@ -813,7 +806,7 @@ def _changes(tables: Mapping[str, Any]) -> str:
                 if key in known[section] and _plain(known[section][key]) != _plain(value)
             ]
         )
-    return " ".join(min(changes, key=len))
+    return " ".join(min(changes, key=lambda each: len(each)))
 
 
 def runs_text(records: Sequence[Mapping[str, Any]], width: int) -> str:

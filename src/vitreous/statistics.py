@@ -6,7 +6,7 @@ R runs of one recipe that differ in the seed, N images.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,7 +70,13 @@ class Difference:
         return not self.low <= 0 <= self.high and self.p < 0.05
 
 
-def difference(first: np.ndarray, second: np.ndarray, paired: bool, comparisons: int = 1) -> Difference:
+def difference(
+    first: np.ndarray,
+    second: np.ndarray,
+    paired: bool,
+    comparisons: int = 1,
+    groups: Sequence[np.ndarray] = (),
+) -> Difference:
     """The difference of two accuracies with its 95 % interval.
 
     With one run on each side, the interval is that of Agresti and Min 2005, "Simple improved confidence intervals for
@@ -79,17 +85,19 @@ def difference(first: np.ndarray, second: np.ndarray, paired: bool, comparisons:
     proportions" (doi 10.1080/00031305.2000.10474560). Both are Wald's interval after a few made-up images: half an
     image for each outcome of a pair, or one right and one wrong image on each side.
 
-    With several runs on a side, images and seeds are crossed random effects, since every seed is judged on the same
+    With several runs of a recipe, images and seeds are crossed random effects, since every seed is judged on the same
     images. The variance among images already holds what a seed does to single images. The variance among the runs'
     accuracies holds it too, so it is subtracted there (the method of moments of a two-way layout). The variance among
-    seeds is assumed to be equal on both sides, since it is estimated from few runs. The interval takes Student's t with
-    the degrees of freedom of Satterthwaite 1946, "An approximate distribution of estimates of variance components".
+    seeds is assumed to be equal for all recipes, since it is estimated from few runs of each. The interval takes
+    Student's t with the degrees of freedom of Satterthwaite 1946, "An approximate distribution of estimates of variance
+    components" (doi 10.2307/3002019).
 
     Args:
         first, second: bool [R, N], whether a run classified an image correctly; one row for each seed.
         paired: whether column i of both is the same image. Then N is equal.
         comparisons: the number of comparisons for which the intervals shall hold together, and by which p is
             multiplied (Bonferroni).
+        groups: the runs of every recipe that says how much seeds vary, bool [R, N] each; by default both sides.
     """
     value = float(second.mean() - first.mean())
     if paired:
@@ -106,15 +114,15 @@ def difference(first: np.ndarray, second: np.ndarray, paired: bool, comparisons:
             mean = (float(share.sum()) + 1) / images
             centre += sign * mean
             variance += (float((share**2).sum()) + 1 - images * mean**2) / images**2
-    variance, freedom = _with_seeds(variance, smallest, [first, second])
+    repeated = [group for group in groups or (first, second) if len(group) > 1]
+    variance, freedom = _with_seeds(variance, smallest, 1 / len(first) + 1 / len(second), repeated)
     half = student_quantile(0.05 / comparisons, freedom) * math.sqrt(variance)
-    if paired and len(first) == len(second) == 1:
+    if paired and not repeated:
         p = mcnemar(int((first & ~second).sum()), int((second & ~first).sum()))
     else:
         p = student_p(centre / math.sqrt(variance), freedom)
-    over_seeds = max(len(first), len(second)) > 1
     low, high = max(centre - half, -1.0), min(centre + half, 1.0)
-    return Difference(value, low, high, min(1.0, p * comparisons), over_seeds)
+    return Difference(value, low, high, min(1.0, p * comparisons), bool(repeated))
 
 
 def mean_interval(correct: np.ndarray) -> tuple[float, float]:
@@ -130,29 +138,30 @@ def mean_interval(correct: np.ndarray) -> tuple[float, float]:
     variance = float(correct.mean(axis=0).var()) / images
     if len(correct) == 1 or variance == 0:
         return interval(round(share * images), images)
-    variance, freedom = _with_seeds(variance, images - 1, [correct])
+    variance, freedom = _with_seeds(variance, images - 1, 1 / len(correct), [correct])
     return _wilson(share, share * (1 - share) / variance, student_quantile(0.05, freedom))
 
 
-def _with_seeds(variance: float, freedom: int, sides: list[np.ndarray]) -> tuple[float, float]:
+def _with_seeds(
+    variance: float, freedom: int, weight: float, repeated: Sequence[np.ndarray]
+) -> tuple[float, float]:
     """A variance among images with that among seeds added, and its degrees of freedom.
 
     Args:
-        variance: of the mean or difference, by the choice of the images.
+        variance: of a mean or difference, by the choice of the images.
         freedom: its degrees of freedom.
-        sides: the runs of each recipe, bool [R, N].
+        weight: by which the variance of one run's accuracy among seeds enters: the sum of 1 / R over the sides.
+        repeated: the runs of each recipe with several seeds, bool [R, N].
     """
-    repeated = [side for side in sides if len(side) > 1]
     if not repeated:
         return variance, math.inf
-    among_seeds = sum(len(side) - 1 for side in repeated)
-    of_means = sum((len(s) - 1) * float(s.mean(axis=1).var(ddof=1)) for s in repeated) / among_seeds
-    of_images = (
-        sum((len(s) - 1) * float(s.var(axis=0, ddof=1).mean()) / s.shape[1] for s in repeated) / among_seeds
-    )
-    weight = sum(1 / len(side) for side in sides)
-    total = max(variance, variance + weight * (of_means - of_images))
-    rest = max(variance - weight * of_images, 0.0)
+    shares = np.array([len(runs) - 1 for runs in repeated])
+    among_seeds = int(shares.sum())
+    of_means = float(shares @ [runs.mean(axis=1).var(ddof=1) for runs in repeated]) / among_seeds
+    of_images = [runs.var(axis=0, ddof=1).mean() / runs.shape[1] for runs in repeated]
+    in_both = float(shares @ of_images) / among_seeds
+    total = max(variance, variance + weight * (of_means - in_both))
+    rest = max(variance - weight * in_both, 0.0)
     spread = rest**2 / freedom + (weight * of_means) ** 2 / among_seeds
     return total, total**2 / spread if spread else math.inf
 
@@ -186,11 +195,8 @@ def student_p(t: float, freedom: float) -> float:
 
 def student_quantile(p: float, freedom: float) -> float:
     """The t for which `student_p` is `p`, from 0 to 1e6."""
-    return _falling_root(lambda t: student_p(t, freedom) - p, 0.0, 1e6)
-
-
-def _falling_root(function: Callable[[float], float], low: float, high: float) -> float:
+    low, high = 0.0, 1e6
     for _ in range(100):
         middle = (low + high) / 2
-        low, high = (middle, high) if function(middle) > 0 else (low, middle)
+        low, high = (middle, high) if student_p(middle, freedom) > p else (low, middle)
     return (low + high) / 2

@@ -109,9 +109,9 @@ def compare(
     found = comparing.compare(runs, split)
     for run, why in found.left_out:
         print(f"left out: {run}: {why}", file=sys.stderr)
-    print_record(comparing.to_json(found), as_json, lambda: comparing.text(found, terminal_width()))
-    if out is not None or not as_json:
+    if out is not None or not as_json:  # first, since whoever reads standard output may stop reading
         print(f"written: {comparing.write_page(found, out)}", file=sys.stderr)
+    print_record(comparing.to_json(found), as_json, lambda: comparing.text(found, terminal_width()))
     return 3 if found.left_out else 0
 
 

@@ -468,12 +468,9 @@ def _differing(groups: Sequence[Group]) -> dict[str, list[str]]:
     names = dict.fromkeys(name for group in groups for run in group.runs for name in run.settings)
     differing = {}
     for name in names:
-        of_groups = [
-            ", ".join(dict.fromkeys(run.settings.get(name, NO_VALUE) for run in group.runs))
-            for group in groups
-        ]
-        if len(set(of_groups)) > 1 or (len(groups) == 1 and "," in of_groups[0]):
-            differing[name] = of_groups
+        values = [[run.settings.get(name, NO_VALUE) for run in group.runs] for group in groups]
+        if len(set(itertools.chain(*values))) > 1:
+            differing[name] = [", ".join(dict.fromkeys(of_group)) for of_group in values]
     return differing
 
 
@@ -794,7 +791,7 @@ def _changes(tables: Mapping[str, Any]) -> str:
             for _, size in dial.SIZES
             for _, strength in dial.EPOCHS
         ]
-    changes = []
+    changes: list[list[str]] = []
     for base in bases:
         known = base.tables()
         changes.append(
@@ -806,7 +803,7 @@ def _changes(tables: Mapping[str, Any]) -> str:
                 if key in known[section] and _plain(known[section][key]) != _plain(value)
             ]
         )
-    return " ".join(min(changes, key=lambda each: len(each)))
+    return " ".join(sorted(changes, key=len)[0])
 
 
 def runs_text(records: Sequence[Mapping[str, Any]], width: int) -> str:
@@ -976,7 +973,10 @@ def _bars(groups: Sequence[Group]) -> dict[str, Any]:
 
 
 def _classes(pair: Pair) -> list[dict[str, Any]]:
-    """The accuracies of two groups on each class, the largest difference first; nothing where they are not paired."""
+    """The accuracies of two groups on each class, the largest difference first; nothing where they are not paired.
+
+    The intervals are those of these networks: the few images of a class in a few runs do not tell what seeds do to it.
+    """
     if pair.keys is None:
         return []
     names = np.array([key.partition("\n")[0] for key in pair.keys.tolist()])
@@ -986,7 +986,7 @@ def _classes(pair: Pair) -> list[dict[str, Any]]:
     for name in classes:
         of_class = names == name
         sides = other[:, of_class], better[:, of_class]
-        found = difference(*sides, paired=True, comparisons=len(classes))
+        found = difference(*sides, paired=True, comparisons=len(classes), groups=())
         rows.append(
             {
                 "name": name,

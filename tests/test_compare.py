@@ -239,9 +239,11 @@ def test_unfinished_and_damaged_runs_are_left_out_and_said(
     (make_run(runs / "broken", answers(60)) / "predictions.npz").write_bytes(b"PK nothing")
     (make_run(runs / "cut", answers(60)) / "recipe.toml").write_text("[model")
     (runs / "notes").mkdir()
+    strange = 'name = 3\nmodel = 4\nbudget = "x"\nresolved = [1]\n'
+    (make_run(runs / "strange", answers(60)) / "recipe.toml").write_text(strange)
     assert main(["compare", "runs"]) == 3
     shown = capsys.readouterr()
-    for name in ("going", "broken", "cut"):
+    for name in ("going", "broken", "cut", "strange"):
         assert f"left out: runs/{name}: " in shown.err
     assert "notes" not in shown.err
     assert "2 runs on insects" in shown.out
@@ -250,6 +252,9 @@ def test_unfinished_and_damaged_runs_are_left_out_and_said(
     assert "going has no predictions.npz yet" in capsys.readouterr().err
     assert main(["compare", "runs/a", "runs/a"]) == 2
     assert main(["compare", "runs/a", "runs/none"]) == 2
+    capsys.readouterr()
+    assert main(["compare", "runs/a", "runs/b", "compare.html"]) == 3  # as a shell may expand *
+    assert "compare.html is a file" in capsys.readouterr().err
 
 
 def test_the_split_is_one_that_all_runs_predicted(tmp_path: Path) -> None:
@@ -352,11 +357,17 @@ def test_all_runs_are_listed_and_what_is_wrong_with_them(
     (make_run(tmp_path / "odd", answers(60)) / "summary.json").write_text(
         '{"val_acc": "x", "parameters": null}'
     )
+    numbers = '{"status": "finished", "val_acc": NaN, "test_acc": Infinity, "total_seconds": "x"}'
+    (make_run(tmp_path / "nan", answers(60)) / "summary.json").write_text(numbers)
+    strange = '[resolved]\nimage_size = "x"\nstarted = 5\nfingerprint = 3\n[resolved.request]\ndata = [1]\n[budget]\n'
+    (make_run(tmp_path / "strange", answers(60)) / "recipe.toml").write_text(strange)
+    dated = strange.replace("[1]", '"x"').replace("started = 5", "started = 2026-01-01\nname = 1979-05-27")
+    (make_run(tmp_path / "dated", answers(60)) / "recipe.toml").write_text(f'name = "default"\n{dated}')
     (make_run(tmp_path / "lost", answers(60)) / "recipe.toml").unlink()
     (make_run(tmp_path / "bare", answers(60)) / "predictions.npz").unlink()
     (tmp_path / "pictures").mkdir()
     found = {record["name"]: record for record in list_runs(tmp_path)}
-    assert sorted(found) == ["bare", "cut", "going", "good", "lost", "odd"]
+    assert sorted(found) == ["bare", "cut", "dated", "going", "good", "lost", "nan", "odd", "strange"]
     good = found["good"]
     assert (
         good["val"] == pytest.approx(59 / 60)
@@ -369,10 +380,11 @@ def test_all_runs_are_listed_and_what_is_wrong_with_them(
         and "recipe.toml cannot be read" in found["cut"]["status"]
     )
     assert "is not a run folder" in found["lost"]["status"]
-    assert found["odd"]["val"] is None
+    assert found["odd"]["val"] is found["nan"]["val"] is found["nan"]["test"] is None
+    assert found["strange"]["status"].startswith("damaged: ")
     assert found["bare"]["status"] == "finished, lacks predictions.npz"
     assert main(["runs", str(tmp_path), "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)) == 6
+    assert len(json.loads(capsys.readouterr().out)) == 9
     assert main(["runs", str(tmp_path)]) == 0
     assert "98.3" in capsys.readouterr().out
     assert main(["runs", str(tmp_path / "pictures")]) == 0

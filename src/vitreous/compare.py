@@ -18,7 +18,7 @@ from datetime import datetime
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import jinja2
 import numpy as np
@@ -103,7 +103,7 @@ class Group:
     def mean(self, read: str) -> float | None:
         """The mean of a figure or of a number in the summary, if every run has it."""
         values = [run.figures.get(read, run.summary.get(read)) for run in self.runs]
-        numbers = [v for v in values if isinstance(v, int | float) and math.isfinite(v)]
+        numbers = [v for v in values if _is_number(v)]
         return sum(numbers) / len(numbers) if len(numbers) == len(values) else None
 
 
@@ -200,8 +200,10 @@ def compare(paths: Iterable[Path | str], split: str | None = None) -> Comparison
     read, left_out = [], []
     for path in run_folders(paths):
         try:
+            if not path.is_dir():
+                raise VitreousError(f"{path} is a file, not a run folder; leave it out.")
             run = Run(path)
-            settings = _settings(run.tables)
+            settings = _settings(_tables(run))
             for predictions in run.predictions.values():
                 if not len(predictions.labels):
                     raise VitreousError(f"{run.path} has predictions of no image; restore its files.")
@@ -213,9 +215,11 @@ def compare(paths: Iterable[Path | str], split: str | None = None) -> Comparison
         except VitreousError as error:
             left_out.append((printable(str(path)), printable(str(error))))
     if len(read) < 2:
-        found = "is one" if read else "is none"
         reasons = "".join(f" {reason}" for _, reason in left_out)
-        raise VitreousError(f"A comparison needs at least two finished runs, and there {found}.{reasons}")
+        found = "one" if read else "none"
+        raise VitreousError(
+            f"A comparison needs two finished runs, and there is {found}; give more run folders.{reasons}"
+        )
     _check_classes(read)
     split = _choose_split(split, read)
     names = _names([run.path for run, *_ in read])
@@ -341,7 +345,7 @@ def _judged(
         int(settings["seed"]) if settings.get("seed", "").isdecimal() else None,
         keys[order],
         correct[order],
-        evaluation.get(split, {}).get("figures", {}),
+        {key: v for key, v in evaluation.get(split, {}).get("figures", {}).items() if math.isfinite(v)},
         run.summary if run.has("summary.json") else {},
         sorted(curve, key=lambda row: row["step"]),
     )
@@ -373,8 +377,18 @@ def _settings(tables: Mapping[str, Any]) -> dict[str, str]:
     return {key: printable(_plain(value)) for key, value in settings.items() if value is not None}
 
 
-def _table(tables: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    table = tables.get(name, {})
+def _tables(run: Run) -> dict[str, Any]:
+    """The tables of a run's `recipe.toml`, in which what was requested is a table; `VitreousError` if it is none."""
+    if not isinstance(_table(run.resolved, "request").get("data"), str):
+        raise VitreousError(
+            f"{run.path / 'recipe.toml'} does not say what the run was trained on; restore it, or train anew."
+        )
+    return run.tables
+
+
+def _table(tables: Any, name: str) -> Mapping[str, Any]:
+    """The table `name` of a file that anyone may have written; empty if there is none."""
+    table = tables.get(name, {}) if isinstance(tables, Mapping) else {}
     return table if isinstance(table, Mapping) else {}
 
 
@@ -527,6 +541,10 @@ def _notes(split: str, groups: Sequence[Group], pairs: Sequence[Pair]) -> list[s
 
 
 # ---- numbers as text
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def points(value: float, low: float, high: float) -> tuple[str, ...]:
@@ -740,15 +758,15 @@ def _record(path: Path) -> dict[str, Any]:
     run = Run(path)
     record: dict[str, Any] = dict.fromkeys(COLUMNS) | {"name": path.resolve().name, "path": str(path)}
     try:
-        tables = run.tables
-        resolved, request = _table(tables, "resolved"), _table(_table(tables, "resolved"), "request")
+        tables = _tables(run)
+        resolved, request = tables["resolved"], tables["resolved"]["request"]
         record |= {
-            "data": request.get("data"),
-            "recipe": tables.get("name"),
+            "data": request["data"],
+            "recipe": str(tables.get("name", "")),
             "changes": _changes(tables),
-            "seed": request.get("seed"),
+            "seed": request["seed"] if type(request.get("seed")) is int else None,
             "budget": _budget(tables),
-            "started": resolved.get("started"),
+            "started": str(resolved.get("started", "")),
         }
         if not run.has("summary.json"):
             steps = run.metrics[-1]["step"] if run.has("metrics.csv") and run.metrics else 0
@@ -757,7 +775,7 @@ def _record(path: Path) -> dict[str, Any]:
         seconds = summary.get("total_seconds", summary.get("train_seconds"))
         read = {"val": summary.get("val_acc"), "test": summary.get("test_acc"), "time": seconds}
         read["parameters"] = summary.get("parameters")
-        record |= {key: value if isinstance(value, int | float) else None for key, value in read.items()}
+        record |= {key: value if _is_number(value) else None for key, value in read.items()}
         record["status"] = str(summary.get("status", "finished"))
         missing = [name for name in ("bundle/config.json", "predictions.npz") if not run.has(name)]
         if missing and record["status"] == "finished":
@@ -776,7 +794,8 @@ def _changes(tables: Mapping[str, Any]) -> str:
     original = recipes.load(tables["name"])
     bases = [original]
     if original.dial:  # what the dial may have chosen is no change
-        sides = _table(tables, "resolved").get("image_size", 32)
+        sides = tables["resolved"].get("image_size")
+        sides = sides if type(sides) is int else 32
         bases = [
             dataclasses.replace(
                 original,
@@ -828,12 +847,15 @@ def runs_text(records: Sequence[Mapping[str, Any]], width: int) -> str:
     rows = [[cell(record, column) for column in COLUMNS] for record in records]
     # What is wrong may be long, so it has lines of its own.
     status = COLUMNS.index("status")
-    wrong = [(row[0], row[status]) for row in rows if ":" in row[status]]
+    reasons = []
     for row in rows:
-        row[status] = row[status].partition(":")[0]
+        _, damaged, reason = row[status].partition("damaged: ")
+        if damaged:
+            row[status] = "damaged"
+            reasons.append(f"{row[0]}: {reason}")
     lines, out = aligned(COLUMNS, rows, width, DROPPED)
-    for name, reason in wrong:
-        lines += textwrap.wrap(f"{name}: {reason.partition(': ')[2]}", width, break_on_hyphens=False)
+    for text in reasons:
+        lines += textwrap.wrap(text, width, break_on_hyphens=False)
     if out:
         lines += textwrap.wrap(f"Left out for the width: {series(out)}. --json has all.", width)
     return "\n".join(lines)
@@ -921,19 +943,17 @@ def _style(number: int) -> str:
 def _run_row(run: Judged, group: Group, split: str) -> list[str]:
     def number(key: str, write: Any) -> str:
         value = run.figures.get(key, run.summary.get(key))
-        known = isinstance(value, int | float) and math.isfinite(value)
-        return write(value) if known else NO_VALUE
+        return write(value) if _is_number(value) else NO_VALUE
 
     correct, images = int(run.correct.sum()), len(run.correct)
     value, low, high = percents(correct / images, *interval(correct, images), images)
-    calibrated = run.summary.get(f"{split}_ece_calibrated")
     return [
         run.name,
         NO_VALUE if run.seed is None else str(run.seed),
         f"{value} % ({low} to {high})",
         number("loss", lambda x: f"{x:.4f}"),
         number("cat_f1", lambda x: f"{100 * x:.1f} %"),
-        f"{100 * calibrated:.1f} %" if isinstance(calibrated, float) else NO_VALUE,
+        number(f"{split}_ece_calibrated", lambda x: f"{100 * x:.1f} %"),
         number("epochs", lambda x: f"{x:.4g}"),
         number("train_flops", scientific),
         number("total_seconds", duration),
@@ -1026,7 +1046,8 @@ def _charts(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 
 def _has(row: Mapping[str, Any], *columns: str) -> bool:
-    return all(row.get(column) is not None and math.isfinite(row[column]) for column in columns)
+    # Larger numbers are no measurements, and could not be drawn.
+    return all(_is_number(row.get(column)) and abs(row[column]) < 1e9 for column in columns)
 
 
 def _chart(

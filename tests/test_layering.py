@@ -47,7 +47,7 @@ MAY = {
     "export": {
         "run", "bundle", "model", "coverage", "statistics", "preprocess", "data", "evaluation", *PACKAGE_ROOM,
     },
-    "compare": {"run", "bundle", "metrics", "statistics", "recipe"},
+    "compare": {"run", "bundle", "metrics", "statistics", "recipe", "dial"},
     "dial": {"model.variants", "recipe"},
     "plan": {"dial", "data", "model", "native", "recipe", "request", "machine", "run", "training", *PACKAGE_ROOM},
     "evaluation": {"data", "bundle", "metrics", "run", "machine", "model", "preprocess", "request", "coverage"},

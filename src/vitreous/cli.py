@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterable
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from vitreous.metrics import Figures
 
 WIDTH = 80  # of help pages
+UNLIMITED = 10_000
 
 
 def train(
@@ -107,6 +109,35 @@ def report(run: Path, **options: Any) -> None:
     from vitreous import api
 
     print(f"report: {api.report(run, **options)}")
+
+
+def compare(
+    runs: list[Path], out: Path | None = None, split: str | None = None, as_json: bool = False
+) -> int:
+    from vitreous import compare as comparing
+
+    found = comparing.compare(runs, split)
+    for run, why in found.left_out:
+        print(f"left out: {run}: {why}", file=sys.stderr)
+    if out is not None or not as_json:  # first, since whoever reads standard output may stop reading
+        print(f"written: {comparing.write_page(found, out)}", file=sys.stderr)
+    print_record(comparing.to_json(found), as_json, lambda: comparing.text(found, terminal_width()))
+    return 3 if found.left_out else 0
+
+
+def runs(folder: Path = Path("runs"), as_json: bool = False) -> None:
+    from vitreous import compare as comparing
+
+    records = comparing.list_runs(folder)
+    if not records and not as_json:
+        print(f"{folder} holds no runs.", file=sys.stderr)
+        return
+    print_record(records, as_json, lambda: comparing.runs_text(records, terminal_width()))
+
+
+def terminal_width() -> int:
+    """Columns to print tables in; all that are needed where the output goes to a file or a program."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else UNLIMITED
 
 
 def data_fetch(name: str, **options: Any) -> None:
@@ -407,6 +438,53 @@ COMMANDS: dict[str, Command] = {
             ),
         },
         ("vitreous report runs/cifar10-default-seed42-001",),
+    ),
+    "compare": Command(
+        compare,
+        "compare finished runs: which is better, and can the images tell?",
+        {
+            "arguments": (
+                argument(
+                    "runs", "run folders, or folders that hold runs", type=Path, nargs="+", metavar="RUN …"
+                ),
+            ),
+            "options": (
+                argument(
+                    "--split",
+                    "val or test (default: val where all runs have it)",
+                    metavar="SPLIT",
+                ),
+                argument(
+                    "--out",
+                    "page to write (default: compare.html, and none with --json)",
+                    type=Path,
+                    metavar="FILE.html",
+                ),
+                JSON,
+            ),
+        },
+        (
+            "vitreous compare runs/cifar10-*",
+            "vitreous compare runs/a runs/b --out a-b.html",
+            "vitreous compare runs --split test --json",
+        ),
+    ),
+    "runs": Command(
+        runs,
+        "list the runs of a folder with their accuracies",
+        {
+            "arguments": (
+                argument(
+                    "folder",
+                    "a folder that holds runs (default: runs)",
+                    type=Path,
+                    nargs="?",
+                    metavar="[DIR]",
+                ),
+            ),
+            "options": (JSON,),
+        },
+        ("vitreous runs", "vitreous runs path/to/runs --json"),
     ),
     "data fetch": Command(
         data_fetch,

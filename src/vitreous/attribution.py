@@ -130,10 +130,7 @@ def cover_masks(model: VisionTransformer) -> Tensor:
     edges, grid, reach = cell_edges(model), model.grid, OCCLUDED_CELLS // 2
     pixel = torch.arange(model.image_size)
     spans = torch.stack(
-        [
-            (pixel >= edges[max(i - reach, 0)]) & (pixel < edges[min(i + reach + 1, grid)])
-            for i in range(grid)
-        ]
+        [(pixel >= edges[max(i - reach, 0)]) & (pixel < edges[min(i + reach + 1, grid)]) for i in range(grid)]
     )  # [G, S]
     return (spans[:, None, :, None] & spans[None, :, None, :]).flatten(0, 1)
 
@@ -243,6 +240,32 @@ def attention_of_heads(bundle: Bundle, x: Tensor) -> Tensor:
         return shares(bundle.model, rows)
 
     return _in_parts(bundle.model, x, of_heads, torch.zeros(len(x)))
+
+
+@torch.no_grad()
+def attention_distance(bundle: Bundle, x: Tensor) -> Tensor:
+    """How far each head attends on average, in pixels of the network's input (figure 7, right, of arXiv 2010.11929).
+
+    The distance is that between the centres of two tokens, weighted by attention and averaged over tokens and images.
+    A class token is left out.
+
+    Args:
+        x: normalised images, float32 [B, 3, S, S], at least one.
+
+    Returns:
+        float32 [L, H].
+    """
+    grid = bundle.model.grid
+    centres = token_centres(bundle.model)
+    points = torch.cartesian_prod(centres, centres).to(x.device)  # [G², 2]
+    apart = torch.cdist(points, points)
+
+    def of_heads(trace: Trace, _: Tensor) -> Tensor:
+        patches = torch.stack(trace.attention, 1)[..., -grid * grid :, -grid * grid :]
+        patches = patches / patches.sum(dim=-1, keepdim=True)
+        return (patches * apart).sum(dim=-1).mean(dim=-1)  # [B, L, H]
+
+    return _in_parts(bundle.model, x, of_heads, torch.zeros(len(x))).mean(dim=0)
 
 
 @torch.no_grad()

@@ -538,7 +538,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(words: list[str] | None = None) -> int:
-    """Runs one command; returns its exit status: 0, 1 (a check found something), 2 (refused), 130 (Ctrl-C)."""
+    """Runs one command; returns its exit status: 0, 1 (a check found something), 2 (refused), 3 (partly done)
+    or 130 (Ctrl-C)."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # class names may not fit the terminal
     try:

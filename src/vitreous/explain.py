@@ -37,13 +37,14 @@ from vitreous.model.stem import ConvStem
 from vitreous.preprocess import Preprocess, cut_off
 from vitreous.progress import track
 from vitreous.run import open_bundle
-from vitreous.wording import count, percent, printable, series
+from vitreous.wording import count, percent, printable
 
 FOLDER = "explained"  # where pictures are written by default
 SOFTWARE = "vitreous explain"  # in each PNG, by which its own files are known
 TOP = 5  # classes that are shown
 LONGEST = 26  # characters of a class name, and of others
-SHOWN = 640  # pixels: larger images are shrunk to this width and height
+SHOWN = 640  # pixels: larger images are shrunk to this width or height
+SMALLEST = 320  # pixels: smaller images are enlarged by whole numbers to at least this width or height
 INK, GREY, FOR, AGAINST = "#1f2328", "#6b7280", "#e66100", "#1a5fd0"  # orange and blue suit the colour-blind
 OPAQUE = 0.85  # of the strongest colour over the image
 FILTERS = 28  # that are drawn, as in figure 7 of the paper
@@ -56,15 +57,15 @@ STYLE = {
     "xtick.color": GREY,
     "ytick.color": INK,
 }
-# What a map's colours mean, with the explained class in place of {}.
+# What a map's colours mean; in the sentences, the explained class takes the place of {}.
 SCALES = {
-    "occlusion": "fall of the probability of {} when covered, in points",
-    "gradient": "relevance for {}, of the largest in this image",
-    "attention": "attention, of an even spread",
-    "rollout": "attention through all layers, of an even spread",
+    "occlusion": "change of the probability when covered, in points",
+    "gradient": "relevance, in percent of the largest here",
+    "attention": "attention, 1 × if it were spread evenly",
+    "rollout": "attention, 1 × if it were spread evenly",
 }
 SENTENCES = {
-    "occlusion": "Orange regions speak for {}: its probability falls when they are covered. Blue ones speak against it.",
+    "occlusion": "Orange regions speak for {}: its probability falls when they are covered. Blue ones speak against.",
     "gradient": "Orange regions speak for {}, by attention and its gradients.",
     "attention": "The network attends to orange regions. This does not depend on the class.",
     "rollout": "The network attends to orange regions, through all layers. This does not depend on the class.",
@@ -216,6 +217,9 @@ def original(opened: Image.Image, settings: Preprocess) -> Image.Image:
     rgb, colours = settings.rgb(opened, origin_of(opened))
     shown = rgb.copy()
     shown.thumbnail((SHOWN, SHOWN), Image.Resampling.LANCZOS)
+    if max(shown.size) < SMALLEST:
+        times = -(-SMALLEST // max(shown.size))
+        shown = shown.resize((times * shown.width, times * shown.height), Image.Resampling.NEAREST)
     return colours(shown) if colours else shown
 
 
@@ -308,47 +312,41 @@ def draw(
         if found.heads is None:
             top = figure
         else:
-            rows = found.heads.shape[0]
-            extra = 0.6 + 1.25 * rows
+            extra = 0.65 + found.heads.shape[1] * 10.5 / max(found.heads.shape[0], 8)
             figure.set_size_inches(11, 4.6 + extra)
             top, bottom = figure.subfigures(2, 1, height_ratios=[4.6, extra])
-        grid = top.add_gridspec(
-            1, 3, left=0.02, right=0.975, top=0.80, bottom=0.16, width_ratios=[1, 1, 0.85], wspace=0.08
-        )
         top.text(0.02, 0.945, short(found.name, 70), size=13, weight="bold", va="center")
         sentence = SENTENCES[method].format(name)
         if layer is not None:
             sentence = "This part of the network attends to orange regions."
         top.text(0.02, 0.875, f"Method {title}. {sentence}", size=10, color=GREY, va="center")
 
-        left = top.add_subplot(grid[0])
+        left = top.add_axes((0.02, 0.19, 0.325, 0.62), anchor="NW")
         left.imshow(np.asarray(found.image), interpolation="nearest")
         bare(left)
 
-        middle = top.add_subplot(grid[1])
+        middle = top.add_axes((0.36, 0.19, 0.325, 0.62), anchor="N")
         signed = method == "occlusion"
         limit = float(np.abs(found.map).max()) or 1.0
         drawn = overlay(middle, found.image, found.map, bundle.preprocess, limit, signed)
-        bar = top.colorbar(
-            drawn, ax=middle, orientation="horizontal", fraction=0.05, pad=0.04, shrink=0.9, aspect=30
-        )
+        bar = top.colorbar(drawn, cax=top.add_axes((0.40, 0.125, 0.245, 0.025)), orientation="horizontal")
         bar.ax.set_facecolor("#d0d0d0")
-        label_bar(bar, method, name, limit)
+        label_bar(bar, method, limit)
 
-        draw_classes(top.add_subplot(grid[2]), bundle, found)
+        draw_classes(top.add_axes((0.715, 0.19, 0.26, 0.62)), bundle, found)
         if found.heads is not None:
             draw_heads(bottom, bundle, found)
     return figure
 
 
-def label_bar(bar: Any, method: str, name: str, limit: float) -> None:
+def label_bar(bar: Any, method: str, limit: float) -> None:
     bar.outline.set_visible(False)
-    bar.set_label(SCALES[method].format(name), size=9)
+    bar.set_label(SCALES[method], size=9)
     bar.ax.tick_params(labelsize=9, length=2)
     low = -limit if method == "occlusion" else 0.0
     ticks = [low, 0.0, limit] if low else [0.0, limit / 2, limit]
     if method == "occlusion":
-        texts = [f"{100 * value:+.3g}" if value else "0" for value in (-t for t in ticks)]
+        texts = [f"{-100 * value:+.3g}".replace("-", "\u2212") if value else "0" for value in ticks]
     elif method == "gradient":
         texts = [f"{100 * value:.0f} %" for value in ticks]
     else:
@@ -370,46 +368,46 @@ def draw_classes(axes: Axes, bundle: Bundle, found: Explanation) -> None:
         axes.text(0, row - 0.25, short(bundle.classes[position], 30), va="bottom", size=10, weight=weight)
         axes.text(1, row - 0.25, percent(float(value)), va="bottom", ha="right", size=10, weight=weight)
     axes.set_xlim(0, 1)
-    axes.set_ylim(max(len(order), 3) - 0.5, -0.9)
-    axes.set_title("What the network says", size=10, loc="left", color=GREY)
+    axes.set_ylim(TOP - 0.6, -1.1)
+    axes.text(0, -1.1, "The network says", size=10, color=GREY, va="top")
     bare(axes)
 
 
 def draw_heads(figure: Any, bundle: Bundle, found: Explanation) -> None:
-    """Small maps of each layer (rows) and head (columns)."""
+    """Small maps of each head (rows) and layer (columns)."""
     assert found.heads is not None
     layers, heads = found.heads.shape[:2]
     reader = "the class token attends" if bundle.model.cls_token is not None else "the pooled tokens attend"
+    height = figure.bbox.height / figure.dpi  # in inches
     figure.text(
         0.02,
-        0.985,
-        f"Where {reader} in each layer and head. Each map's strongest colour is its own largest share.",
+        1,
+        f"Where {reader}, in each head and layer. Each map's strongest colour is its own largest share.",
         size=10,
         color=GREY,
         va="top",
     )
-    height = figure.bbox.height / figure.figure.dpi if hasattr(figure, "bbox") else 3
     grid = figure.add_gridspec(
-        layers,
-        max(heads, 8),
-        left=0.08,
+        heads,
+        max(layers, 8),
+        left=0.075,
         right=0.98,
-        top=1 - 0.55 / max(height, 1),
-        bottom=0.02,
+        top=1 - 0.5 / height,
+        bottom=0.1 / height,
         wspace=0.06,
-        hspace=0.1,
+        hspace=0.06,
     )
     small = found.image.copy()
     small.thumbnail((160, 160))
     for layer in range(layers):
         for head in range(heads):
-            axes = figure.add_subplot(grid[layer, head])
+            axes = figure.add_subplot(grid[head, layer])
             map_ = found.heads[layer, head]
             overlay(axes, small, map_, bundle.preprocess, float(map_.max()) or 1.0, signed=False)
-            if layer == 0:
-                axes.set_title(f"head {head + 1}", size=8, color=GREY, pad=2)
             if head == 0:
-                axes.set_ylabel(f"layer {layer + 1}", size=9, rotation=0, ha="right", va="center")
+                axes.set_title(f"layer {layer + 1}", size=9, color=GREY, pad=3)
+            if layer == 0:
+                axes.set_ylabel(f"head {head + 1}", size=9, color=GREY, rotation=0, ha="right", va="center")
 
 
 def draw_network(bundle: Bundle, pixels: np.ndarray | None) -> Figure:
@@ -417,15 +415,15 @@ def draw_network(bundle: Bundle, pixels: np.ndarray | None) -> Figure:
     model = bundle.model
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(13 if pixels is not None else 9.5, 5.2), facecolor="white")
-        parts = figure.subfigures(
-            1, 3 if pixels is not None else 2, width_ratios=[1, 1.15, 0.95][: 3 if pixels is not None else 2]
-        )
+        widths = [1, 1.15, 0.95] if pixels is not None else [1, 1.15]
+        parts = figure.subfigures(1, len(widths), width_ratios=widths)
         filters, title = first_filters(bundle)
         part_title(parts[0], title)
         columns = 7
         rows = -(-len(filters) // columns)
+        height = 0.88 * parts[0].bbox.width / columns * rows / parts[0].bbox.height  # for square cells
         grid = parts[0].add_gridspec(
-            rows, columns, left=0.06, right=0.94, top=0.80, bottom=0.06, wspace=0.1, hspace=0.1
+            rows, columns, left=0.06, right=0.94, top=0.80, bottom=0.80 - height, wspace=0.1, hspace=0.1
         )
         for i, picture in enumerate(filters):
             axes = parts[0].add_subplot(grid[i // columns, i % columns])

@@ -105,6 +105,12 @@ def predict(
     return predicting.predict(model, paths, form="json" if as_json else "csv" if as_csv else "text", **options)
 
 
+def explain(run: Path, images: Iterable[str] = (), **options: Any) -> int:
+    from vitreous import explain as explanations
+
+    return explanations.explain(run, list(images), **options)
+
+
 def report(run: Path, **options: Any) -> None:
     from vitreous import api
 
@@ -422,6 +428,52 @@ COMMANDS: dict[str, Command] = {
             "vitreous predict runs/cifar10-default-seed42-001 photo.jpg",
             "vitreous predict runs/cifar10-default-seed42-001 path/to/images --csv > answers.csv",
             "vitreous predict runs/cifar10-default-seed42-001 photos.zip --reject 0.9 --sort-into sorted",
+        ),
+    ),
+    "explain": Command(
+        explain,
+        "draw which regions of an image matter to a trained network",
+        {
+            "arguments": (
+                argument("run", "a run folder, or a bundle", type=Path, metavar="RUN"),
+                argument("images", "image files", nargs="*", metavar="IMAGE …"),
+            ),
+            "what is drawn": (
+                argument(
+                    "--method",
+                    "auto, occlusion, attention, rollout or gradient (default: auto, the most faithful one)",
+                    metavar="NAME",
+                ),
+                argument(
+                    "--class",
+                    "the class to explain (default: the predicted one)",
+                    dest="class_name",
+                    metavar="CLASS",
+                ),
+                argument(
+                    "--layer", "with --method attention: one layer, from 1", type=whole_number, metavar="N"
+                ),
+                argument("--head", "with --layer: one head, from 1", type=whole_number, metavar="N"),
+                argument(
+                    "--network",
+                    "also draw what the network has learned: first filters, positions, reach of attention",
+                    action="store_true",
+                ),
+            ),
+            "output": (
+                argument(
+                    "--out",
+                    "folder to write to, or a PNG file for one image (default: explained)",
+                    type=Path,
+                    metavar="PATH",
+                ),
+            ),
+        },
+        (
+            "vitreous explain runs/cifar10-default-seed42-001 photo.jpg",
+            "vitreous explain runs/cifar10-default-seed42-001 photo.jpg --class cat --out cat.png",
+            "vitreous explain runs/cifar10-default-seed42-001 photo.jpg --method attention --layer 4",
+            "vitreous explain runs/cifar10-default-seed42-001 --network",
         ),
     ),
     "report": Command(

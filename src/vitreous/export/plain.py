@@ -97,5 +97,5 @@ def read_each(
 
 def to_pixels(inputs: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """Normalised inputs float [N, 3, S, S] as the uint8 [N, S, S, 3] that they were made from."""
-    values = inputs.transpose(0, 2, 3, 1) * np.float32(std) + np.float32(mean)
+    values = inputs.transpose(0, 2, 3, 1) * np.array(std, np.float32) + np.array(mean, np.float32)
     return np.rint(values * 255).clip(0, 255).astype(np.uint8)

@@ -17,7 +17,7 @@ from vitreous.export.plain import check, folded, read_each, reading_bound, to_pi
 from vitreous.files import atomic_write
 from vitreous.model.variants import Architecture
 
-NETWORK_BOUND = 1e-3
+NETWORK_BOUND = 2e-4
 BASE = "vit_tiny_patch16_224"  # any plain ViT: all of its sizes are replaced
 NORM_EPS = 1e-6  # of all layer norms there
 BATCH = 64

@@ -20,13 +20,13 @@ from vitreous.files import atomic_write
 from vitreous.model.huggingface import to_huggingface
 from vitreous.model.variants import Architecture
 
-NETWORK_BOUND = 1e-3
+NETWORK_BOUND = 2e-4
 BICUBIC = 3  # as Pillow numbers its filters
 BATCH = 64
 USAGE = """
 from transformers import AutoImageProcessor, pipeline
 
-# Pillow resizes as in training. torchvision, which is the default if it is installed, differs by a level here and there.
+# Pillow resizes as in training. torchvision, the default where it is installed, differs by a level here and there.
 processor = AutoImageProcessor.from_pretrained(".", backend="pil")
 classify = pipeline("image-classification", model=".", image_processor=processor)
 print(classify("image.jpg"))

@@ -126,11 +126,11 @@ def test_profiles_move_colours_and_plain_files_have_none(few: list[Picture]) -> 
     for picture in few:
         if picture.kind == "damaged":
             continue
-        pair = [each.batch(picture.content, exports.read_image) for each in (applied, ignored)]
+        one, other = (each.batch(picture.content, exports.read_image) for each in (applied, ignored))
         if picture.kind == "colour profile":
-            assert not np.array_equal(*pair), picture.name
+            assert not np.array_equal(one, other), picture.name
         else:
-            assert np.array_equal(*pair), picture.name
+            assert np.array_equal(one, other), picture.name
 
 
 # ---- sabotage: a proof that cannot fail proves nothing
@@ -334,6 +334,45 @@ def test_transformers_pipeline_gives_the_models_probabilities(
     answers = {answer["label"]: answer["score"] for answer in classify(str(tmp_path / "image.png"))}
     expected = bundle.predict_proba(tmp_path / "image.png")[0]
     assert answers == pytest.approx(dict(zip(NAMES, expected, strict=True)), abs=1e-5)
+
+
+def snippet(target: Target, folder: Path) -> str:
+    """The program on the card of a written export, beside an image that it can classify."""
+    (folder / "image.jpg").write_bytes(encoded(images(1)[0], "JPEG", quality=100, subsampling=0))
+    result = proof.unproven(target, "name", "pip install name")
+    card.write(Material(bundle_of(PLAIN), None), target, "name", result, [], folder / "README.md")
+    (program,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    return program
+
+
+def test_the_program_on_the_card_of_an_onnx_export_runs(
+    conv_onnx: tuple[Bundle, Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    bundle, written = conv_onnx
+    folder = shutil.copytree(written, tmp_path / "export")
+    program = snippet(onnx_target.TARGET, folder)
+    done = subprocess.run([sys.executable, "-B", "-c", program], cwd=folder, capture_output=True, text=True)
+    probabilities = bundle.predict_proba(folder / "image.jpg")[0]
+    assert done.stdout.split()[:-1] == NAMES[probabilities.argmax()].split(), done.stderr
+    assert float(done.stdout.split()[-1]) == pytest.approx(probabilities.max(), abs=1e-5)
+
+
+def test_the_program_on_the_card_of_a_transformers_export_runs(
+    plain_transformers: tuple[Bundle, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bundle, written = plain_transformers
+    folder = shutil.copytree(written, tmp_path / "export")
+    program = snippet(transformers_target.TARGET, folder)
+    monkeypatch.chdir(folder)
+    exec(program, {})
+    best = bundle.predict_proba(folder / "image.jpg")[0]
+    (answers,) = re.findall(r"^\[\{.*\}\]$", capsys.readouterr().out, re.MULTILINE)
+    assert f"'label': {NAMES[best.argmax()]!r}" in answers
+    assert f"{best.max():.4f}"[:-1] in answers
 
 
 TIMM_NETWORKS = {
@@ -663,7 +702,9 @@ def test_large_samples_become_small_and_upright() -> None:
 def card_of(bundle: Bundle, tmp_path: Path) -> tuple[dict[str, Any], str]:
     yaml = pytest.importorskip("yaml")
     result = proof.Proof("onnx", True, 3, 4, "itself 1.0", "", 1e-3, 1e-6, {})
-    card.write(bundle, onnx_target.TARGET, "onnx", result, ["A note."], tmp_path / "README.md")
+    card.write(
+        Material(bundle, None), onnx_target.TARGET, "onnx", result, ["A note."], tmp_path / "README.md"
+    )
     _, front, text = (tmp_path / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     return yaml.safe_load(front), text
 

@@ -164,7 +164,7 @@ def export(
             from vitreous.export.onnx import write_int8
 
             notes.append(write_int8(temporary, _open(run, "val", notes) if run else None))
-        card.write(bundle, target, to, result, notes, temporary / "README.md")
+        card.write(material, target, to, result, notes, temporary / "README.md")
     if to == "html":
         notes.append(f"The page contains {count(len(material.samples), 'image')} of the data.")
     return Exported(folder, result.proven, (*result.sentences(), *notes))

@@ -47,15 +47,16 @@ sys.path.insert(0, folder)
 import numpy as np
 import predict
 model = predict.Model()
-pixels, probabilities = [], []
-for path in open(files, encoding="utf-8").read().split("\\n"):
+paths = open(files, encoding="utf-8").read().split("\\n")
+pixels, known = np.zeros((len(paths), model.size, model.size, 3), np.uint8), np.zeros(len(paths), bool)
+for i, path in enumerate(paths):
     try:
-        pixels.append(model.pixels(path))
-        probabilities.append(model.probabilities(pixels[-1][None])[0])
+        pixels[i] = model.pixels(path)
+        known[i] = True
     except predict.BadImage:
-        pixels.append(np.zeros((model.size, model.size, 3), np.uint8))
-        probabilities.append(np.full(len(model.classes), np.nan, np.float32))
-np.savez(out, pixels=np.stack(pixels), probabilities=np.stack(probabilities))
+        pass
+parts = [model.probabilities(pixels[start : start + 64]) for start in range(0, len(paths), 64)]
+np.savez(out, pixels=pixels, probabilities=np.where(known[:, None], np.concatenate(parts), np.nan))
 print(model.runtime)
 """
 USAGE = """

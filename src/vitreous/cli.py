@@ -146,6 +146,18 @@ def terminal_width() -> int:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else UNLIMITED
 
 
+def export(run: Path, to: str = "", **options: Any) -> int:
+    from vitreous import export as exports
+
+    if not to:
+        raise VitreousError(f"Say what to export to: --to {listed(exports.TARGETS)}.")
+    written = exports.export(run, to, **options)
+    print(f"written: {written.folder}")
+    for note in written.notes:
+        print(note)
+    return 0 if written.proven else 3
+
+
 def data_fetch(name: str, **options: Any) -> None:
     from vitreous.data.sources import fetch
 
@@ -537,6 +549,41 @@ COMMANDS: dict[str, Command] = {
             "options": (JSON,),
         },
         ("vitreous runs", "vitreous runs path/to/runs --json"),
+    ),
+    "export": Command(
+        export,
+        "write a model for a browser, ONNX, timm or transformers",
+        {
+            "arguments": (
+                argument("run", "a run folder, or a bundle", type=Path, metavar="RUN"),
+                argument(
+                    "--to",
+                    "html (one page that predicts in a browser, offline), onnx, timm or transformers",
+                    metavar="TARGET",
+                ),
+            ),
+            "options": (
+                argument(
+                    "--out",
+                    "folder to write (default: exports/RUN-TARGET)",
+                    type=Path,
+                    metavar="DIR",
+                ),
+                argument(
+                    "--samples",
+                    "for html: validation images in the page for people to try, 0 for private data (default: 12)",
+                    type=whole_number,
+                    metavar="N",
+                ),
+                argument(
+                    "--int8", "for onnx: also a smaller model with weights of 8 bits", action="store_true"
+                ),
+            ),
+        },
+        (
+            "vitreous export runs/cifar10-default-seed42-001 --to html",
+            "vitreous export runs/cifar10-default-seed42-001 --to onnx --out cifar10",
+        ),
     ),
     "data fetch": Command(
         data_fetch,

@@ -1,0 +1,105 @@
+"use strict";
+// From the pixels of a picture to the network's input, bit for bit as vitreous/preprocess.py and Pillow compute it.
+
+const PRECISION = 22; // bits behind the point of a filter's weights
+
+/**
+ * Makes a picture square: uint8 [S, S, 3].
+ * @param rgba its pixels [height, width, 4]; the last channel is not read.
+ * @param settings size, fit ("crop", "pad" or "stretch") and ground (three numbers), the colour of the bars of `pad`.
+ */
+function fitPixels(rgba, width, height, { size, fit, ground }) {
+  let left = 0, top = 0, right = width, bottom = height;
+  if (fit === "crop") {
+    const side = Math.min(width, height);
+    left = Math.floor((width - side) / 2);
+    top = Math.floor((height - side) / 2);
+    [right, bottom] = [left + side, top + side];
+  }
+  let rgb = new Uint8Array((right - left) * (bottom - top) * 3);
+  for (let y = top, p = 0; y < bottom; y++) {
+    for (let x = left, q = (y * width + left) * 4; x < right; x++, q += 4) {
+      rgb[p++] = rgba[q];
+      rgb[p++] = rgba[q + 1];
+      rgb[p++] = rgba[q + 2];
+    }
+  }
+  let targetWidth = size, targetHeight = size;
+  if (fit === "pad") {
+    const longer = Math.max(width, height);
+    targetWidth = Math.max(1, roundToEven((width * size) / longer));
+    targetHeight = Math.max(1, roundToEven((height * size) / longer));
+  }
+  rgb = resize(rgb, right - left, bottom - top, targetWidth, targetHeight);
+  if (targetWidth === size && targetHeight === size) return rgb;
+  const square = new Uint8Array(size * size * 3).map((_, i) => ground[i % 3]);
+  const offset = (Math.floor((size - targetHeight) / 2) * size + Math.floor((size - targetWidth) / 2)) * 3;
+  for (let y = 0; y < targetHeight; y++) {
+    square.set(rgb.subarray(y * targetWidth * 3, (y + 1) * targetWidth * 3), offset + y * size * 3);
+  }
+  return square;
+}
+
+/** As Python rounds: a half goes to the even neighbour. */
+function roundToEven(value) {
+  const below = Math.floor(value);
+  if (value - below === 0.5) return below + (below % 2);
+  return Math.round(value);
+}
+
+/**
+ * Resizes uint8 [height, width, 3] by Pillow's bicubic filter with antialiasing: rows first, rounded to bytes, then
+ * columns. A side that stays is not filtered.
+ */
+function resize(rgb, width, height, newWidth, newHeight) {
+  let out = rgb;
+  if (newWidth !== width) out = resample(out, height, width, newWidth, width * 3, 3, newWidth * 3, 3);
+  if (newHeight !== height) out = resample(out, newWidth, height, newHeight, 3, newWidth * 3, 3, newWidth * 3);
+  return out;
+}
+
+/**
+ * Filters lines of pixels in one direction.
+ * @param lines how many there are, each of `length` pixels, which become `newLength`.
+ * @param line, pixel the distances from one line and one pixel to the next, in bytes; newLine, newPixel in the result.
+ */
+function resample(from, lines, length, newLength, line, pixel, newLine, newPixel) {
+  const out = new Uint8ClampedArray(lines * newLength * 3); // clamps to 0 … 255
+  filterWeights(length, newLength).forEach(({ start, weights }, position) => {
+    for (let l = 0; l < lines; l++) {
+      let p = l * line + start * pixel, red = 1 << (PRECISION - 1), green = red, blue = red; // rounds the shift below
+      for (let i = 0; i < weights.length; i++, p += pixel) {
+        red += from[p] * weights[i];
+        green += from[p + 1] * weights[i];
+        blue += from[p + 2] * weights[i];
+      }
+      const q = l * newLine + position * newPixel;
+      out[q] = red >> PRECISION;
+      out[q + 1] = green >> PRECISION;
+      out[q + 2] = blue >> PRECISION;
+    }
+  });
+  return new Uint8Array(out.buffer);
+}
+
+/** For each new pixel, the first old pixel that it is made of, and the weights of it and its successors. */
+function filterWeights(length, newLength) {
+  const scale = length / newLength, stretch = Math.max(scale, 1), support = 2 * stretch;
+  return Array.from({ length: newLength }, (_, position) => {
+    const centre = (position + 0.5) * scale;
+    const start = Math.max(0, Math.trunc(centre - support + 0.5));
+    const end = Math.min(length, Math.trunc(centre + support + 0.5));
+    const weights = Array.from({ length: end - start }, (_, i) => bicubic((i + start - centre + 0.5) * (1 / stretch)));
+    let sum = 0;
+    for (const weight of weights) sum += weight;
+    const fixed = weights.map((weight) => (weight / sum) * 2 ** PRECISION);
+    return { start, weights: Int32Array.from(fixed, (weight) => Math.trunc(weight + (weight < 0 ? -0.5 : 0.5))) };
+  });
+}
+
+/** The cubic convolution kernel with a = -0.5. */
+function bicubic(x) {
+  const a = -0.5, d = Math.abs(x);
+  if (d < 1) return ((a + 2) * d - (a + 3)) * d * d + 1;
+  return d < 2 ? (((d - 5) * d + 8) * d - 4) * a : 0;
+}

@@ -6,9 +6,10 @@ const PRECISION = 22; // bits behind the point of a filter's weights
 /**
  * Makes a picture square: uint8 [S, S, 3].
  * @param rgba its pixels [height, width, 4]; the last channel is not read.
- * @param settings size, fit ("crop", "pad" or "stretch") and ground (three numbers), the colour of the bars of `pad`.
+ * @param settings size, fit ("crop", "pad" or "stretch"), ground (three numbers, the colour of the bars of `pad`) and
+ *   heightFirst, see `resize`.
  */
-function fitPixels(rgba, width, height, { size, fit, ground }) {
+function fitPixels(rgba, width, height, { size, fit, ground, heightFirst }) {
   let left = 0, top = 0, right = width, bottom = height;
   if (fit === "crop") {
     const side = Math.min(width, height);
@@ -30,7 +31,7 @@ function fitPixels(rgba, width, height, { size, fit, ground }) {
     targetWidth = Math.max(1, roundToEven((width * size) / longer));
     targetHeight = Math.max(1, roundToEven((height * size) / longer));
   }
-  rgb = resize(rgb, right - left, bottom - top, targetWidth, targetHeight);
+  rgb = resize(rgb, right - left, bottom - top, targetWidth, targetHeight, heightFirst);
   if (targetWidth === size && targetHeight === size) return rgb;
   const square = new Uint8Array(size * size * 3).map((_, i) => ground[i % 3]);
   const offset = (Math.floor((size - targetHeight) / 2) * size + Math.floor((size - targetWidth) / 2)) * 3;
@@ -48,14 +49,22 @@ function roundToEven(value) {
 }
 
 /**
- * Resizes uint8 [height, width, 3] by Pillow's bicubic filter with antialiasing: rows first, rounded to bytes, then
- * columns. A side that stays is not filtered.
+ * Resizes uint8 [height, width, 3] by Pillow's bicubic filter with antialiasing, in two passes with bytes between them.
+ * A side that stays is not filtered. The second pass rounds the result of the first, so their order shows in the last
+ * bit: since version 13, Pillow does the height first where that loses many more pixels than the width.
  */
-function resize(rgb, width, height, newWidth, newHeight) {
-  let out = rgb;
-  if (newWidth !== width) out = resample(out, height, width, newWidth, width * 3, 3, newWidth * 3, 3);
-  if (newHeight !== height) out = resample(out, newWidth, height, newHeight, 3, newWidth * 3, 3, newWidth * 3);
-  return out;
+function resize(rgb, width, height, newWidth, newHeight, heightFirst) {
+  const across = () => {
+    if (newWidth !== width) rgb = resample(rgb, height, width, newWidth, width * 3, 3, newWidth * 3, 3);
+    width = newWidth;
+  };
+  const down = () => {
+    if (newHeight !== height) rgb = resample(rgb, width, height, newHeight, 3, width * 3, 3, width * 3);
+    height = newHeight;
+  };
+  const lost = height - newHeight;
+  for (const pass of heightFirst && lost > 0 && lost > 2 * (width - newWidth) ? [down, across] : [across, down]) pass();
+  return rgb;
 }
 
 /**

@@ -99,6 +99,18 @@ def report(run: Path, **options: Any) -> None:
     print(f"report: {api.report(run, **options)}")
 
 
+def export(run: Path, to: str = "", **options: Any) -> int:
+    from vitreous import export as exports
+
+    if not to:
+        raise VitreousError(f"Say what to export to: --to {listed(exports.TARGETS)}.")
+    written = exports.export(run, to, **options)
+    print(f"written: {written.folder}")
+    for note in written.notes:
+        print(note)
+    return 0 if written.proven else 3
+
+
 def data_fetch(name: str, **options: Any) -> None:
     from vitreous.data.sources import fetch
 
@@ -340,6 +352,41 @@ COMMANDS: dict[str, Command] = {
         },
         ("vitreous report runs/cifar10-default-seed42-001",),
     ),
+    "export": Command(
+        export,
+        "write a model for a browser, ONNX, timm or transformers, with proof",
+        {
+            "arguments": (
+                argument("run", "a run folder, or a bundle", type=Path, metavar="RUN"),
+                argument(
+                    "--to",
+                    "html (one page that predicts in a browser, offline), onnx, timm or transformers",
+                    metavar="TARGET",
+                ),
+            ),
+            "options": (
+                argument(
+                    "--out",
+                    "folder to write (default: exports/RUN-TARGET)",
+                    type=Path,
+                    metavar="DIR",
+                ),
+                argument(
+                    "--samples",
+                    "for html: validation images in the page for people to try, 0 for private data (default: 12)",
+                    type=whole_number,
+                    metavar="N",
+                ),
+                argument(
+                    "--int8", "for onnx: also a smaller model with weights of 8 bits", action="store_true"
+                ),
+            ),
+        },
+        (
+            "vitreous export runs/cifar10-default-seed42-001 --to html",
+            "vitreous export runs/cifar10-default-seed42-001 --to onnx --out exports/cifar10",
+        ),
+    ),
     "data fetch": Command(
         data_fetch,
         "download a named data set and pack it into the cache",
@@ -486,7 +533,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(words: list[str] | None = None) -> int:
-    """Runs one command; returns its exit status: 0, 1 (a check found something), 2 (refused), 130 (Ctrl-C)."""
+    """Runs one command; returns its exit status.
+
+    0 fine, 1 a check found something, 2 refused, 3 partly done (such as an export that is not proven), 130 Ctrl-C.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # class names may not fit the terminal
     try:

@@ -3,40 +3,32 @@
 
 const PRECISION = 22; // bits behind the point of a filter's weights
 
+/** The part of a picture that is kept: left, top, right and bottom, as preprocess.cut_off. */
+function keptBox(width, height, fit) {
+  if (fit !== "crop") return [0, 0, width, height];
+  const side = Math.min(width, height), left = Math.floor((width - side) / 2), top = Math.floor((height - side) / 2);
+  return [left, top, left + side, top + side];
+}
+
 /**
- * Makes a picture square: uint8 [S, S, 3].
- * @param rgba its pixels [height, width, 4]; the last channel is not read.
+ * Makes the kept part of a picture square: uint8 [S, S, 3].
+ * @param rgb its pixels, uint8 [height, width, 3].
  * @param settings size, fit ("crop", "pad" or "stretch"), ground (three numbers, the colour of the bars of `pad`) and
  *   heightFirst, see `resize`.
  */
-function fitPixels(rgba, width, height, { size, fit, ground, heightFirst }) {
-  let left = 0, top = 0, right = width, bottom = height;
-  if (fit === "crop") {
-    const side = Math.min(width, height);
-    left = Math.floor((width - side) / 2);
-    top = Math.floor((height - side) / 2);
-    [right, bottom] = [left + side, top + side];
-  }
-  let rgb = new Uint8Array((right - left) * (bottom - top) * 3);
-  for (let y = top, p = 0; y < bottom; y++) {
-    for (let x = left, q = (y * width + left) * 4; x < right; x++, q += 4) {
-      rgb[p++] = rgba[q];
-      rgb[p++] = rgba[q + 1];
-      rgb[p++] = rgba[q + 2];
-    }
-  }
-  let targetWidth = size, targetHeight = size;
+function fitPixels(rgb, width, height, { size, fit, ground, heightFirst }) {
+  let newWidth = size, newHeight = size;
   if (fit === "pad") {
     const longer = Math.max(width, height);
-    targetWidth = Math.max(1, roundToEven((width * size) / longer));
-    targetHeight = Math.max(1, roundToEven((height * size) / longer));
+    newWidth = Math.max(1, roundToEven((width * size) / longer));
+    newHeight = Math.max(1, roundToEven((height * size) / longer));
   }
-  rgb = resize(rgb, right - left, bottom - top, targetWidth, targetHeight, heightFirst);
-  if (targetWidth === size && targetHeight === size) return rgb;
+  const resized = resize(rgb, width, height, newWidth, newHeight, heightFirst);
+  if (newWidth === size && newHeight === size) return resized;
   const square = new Uint8Array(size * size * 3).map((_, i) => ground[i % 3]);
-  const offset = (Math.floor((size - targetHeight) / 2) * size + Math.floor((size - targetWidth) / 2)) * 3;
-  for (let y = 0; y < targetHeight; y++) {
-    square.set(rgb.subarray(y * targetWidth * 3, (y + 1) * targetWidth * 3), offset + y * size * 3);
+  const offset = (Math.floor((size - newHeight) / 2) * size + Math.floor((size - newWidth) / 2)) * 3;
+  for (let y = 0; y < newHeight; y++) {
+    square.set(resized.subarray(y * newWidth * 3, (y + 1) * newWidth * 3), offset + y * size * 3);
   }
   return square;
 }
@@ -74,9 +66,11 @@ function resize(rgb, width, height, newWidth, newHeight, heightFirst) {
  */
 function resample(from, lines, length, newLength, line, pixel, newLine, newPixel) {
   const out = new Uint8ClampedArray(lines * newLength * 3); // clamps to 0 … 255
-  filterWeights(length, newLength).forEach(({ start, weights }, position) => {
-    for (let l = 0; l < lines; l++) {
-      let p = l * line + start * pixel, red = 1 << (PRECISION - 1), green = red, blue = red; // rounds the shift below
+  const filters = filterWeights(length, newLength), half = 1 << (PRECISION - 1); // so that the shift below rounds
+  for (let l = 0; l < lines; l++) {
+    for (let position = 0; position < newLength; position++) {
+      const { start, weights } = filters[position];
+      let p = l * line + start * pixel, red = half, green = half, blue = half;
       for (let i = 0; i < weights.length; i++, p += pixel) {
         red += from[p] * weights[i];
         green += from[p + 1] * weights[i];
@@ -87,7 +81,7 @@ function resample(from, lines, length, newLength, line, pixel, newLine, newPixel
       out[q + 1] = green >> PRECISION;
       out[q + 2] = blue >> PRECISION;
     }
-  });
+  }
   return new Uint8Array(out.buffer);
 }
 

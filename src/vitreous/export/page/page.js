@@ -7,6 +7,7 @@ const element = (id) => document.getElementById(id);
 const MOST_ROWS = 500; // shown; the CSV has all
 const MOST_BARS = 5;
 const SHOWN_SIDE = 640; // pixels of a shown picture
+const FAINT = 0.05; // a map whose strongest part changes the probability by less is drawn fainter
 const TINY = 128; // pictures of fewer pixels are enlarged without smoothing
 
 // ---- the network, in a Web Worker where there are any
@@ -191,7 +192,7 @@ async function toggleMap() {
 /** Draws the map over the part of the picture that it is about, smoothed. */
 function drawMap(map) {
   const heat = element("heat"), picture = element("picture"), side = Math.sqrt(map.length);
-  const largest = Math.max(0.01, ...map.map(Math.abs));
+  const largest = Math.max(FAINT, ...map.map(Math.abs));
   const small = new OffscreenCanvas(side, side), colours = new ImageData(side, side);
   map.forEach((value, i) => {
     const colour = value > 0 ? [255, 112, 20] : [40, 110, 255], strength = Math.abs(value) / largest;

@@ -26,7 +26,8 @@ async function readPicture(blob, settings) {
         "give their values; use vitreous predict.",
     );
   }
-  const bitmap = await decode(blob, kind, settings.profiles);
+  const upright = kind === "PNG" || kind === "WebP" ? await withoutOrientation(blob, kind) : { blob, turn: 1 };
+  const bitmap = await turned(await decode(upright.blob, kind, settings.profiles), upright.turn);
   const box = keptBox(bitmap.width, bitmap.height, settings.fit);
   const rgb = readBox(bitmap, box, settings.ground);
   return { pixels: fitPixels(rgb, box[2] - box[0], box[3] - box[1], settings), bitmap };
@@ -62,7 +63,61 @@ function isCutShort(kind, head, tail, size) {
   return false;
 }
 
-/** The upright picture as an ImageBitmap. Its size is checked before its pixels are decoded. */
+/**
+ * A PNG or WebP file without its EXIF data, and the orientation that they state, from 1 (upright) to 8. Browsers turn
+ * JPEG files by it, but they do not agree about these.
+ */
+async function withoutOrientation(blob, kind) {
+  const bytes = await bytesOf(blob), view = new DataView(bytes.buffer), png = kind === "PNG";
+  for (let at = png ? 8 : 12; at + 8 <= bytes.length; ) {
+    const length = view.getUint32(png ? at : at + 4, !png);
+    const name = String.fromCharCode(...bytes.subarray(png ? at + 4 : at, png ? at + 8 : at + 4));
+    const end = at + 8 + length + (png ? 4 : length % 2); // a checksum, or padding to an even length
+    if (name === "eXIf" || name === "EXIF") {
+      const turn = orientationOf(bytes.slice(at + 8, at + 8 + length));
+      if (png) return { blob: new Blob([bytes.subarray(0, at), bytes.subarray(end)]), turn };
+      bytes[at] = "X".charCodeAt(0); // readers of WebP pass over chunks that they do not know
+      return { blob: new Blob([bytes]), turn };
+    }
+    at = end;
+  }
+  return { blob, turn: 1 };
+}
+
+/** The orientation in EXIF data; 1 where they are damaged. */
+function orientationOf(exif) {
+  const start = String.fromCharCode(...exif.subarray(0, 4)) === "Exif" ? 6 : 0, view = new DataView(exif.buffer);
+  try {
+    const little = view.getUint16(start) === 0x4949, table = start + view.getUint32(start + 4, little);
+    for (let i = 0; i < view.getUint16(table, little); i++) {
+      const entry = table + 2 + 12 * i, value = view.getUint16(entry + 8, little);
+      if (view.getUint16(entry, little) === 0x0112) return value >= 1 && value <= 8 ? value : 1;
+    }
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
+  }
+  return 1;
+}
+
+/** A picture turned upright from its EXIF orientation. */
+async function turned(bitmap, turn) {
+  const { width: w, height: h } = bitmap;
+  const matrix = [
+    null, null, [-1, 0, 0, 1, w, 0], [-1, 0, 0, -1, w, h], [1, 0, 0, -1, 0, h],
+    [0, 1, 1, 0, 0, 0], [0, 1, -1, 0, h, 0], [0, -1, -1, 0, h, w], [0, -1, 1, 0, 0, w],
+  ][turn];
+  if (!matrix) return bitmap;
+  const canvas = turn > 4 ? new OffscreenCanvas(h, w) : new OffscreenCanvas(w, h);
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  if (!context) throw new Unusable("The picture is too large for this browser.");
+  context.imageSmoothingEnabled = false;
+  context.setTransform(...matrix);
+  context.drawImage(bitmap, 0, 0);
+  bitmap.close();
+  return createImageBitmap(canvas);
+}
+
+/** The picture as an ImageBitmap, upright if it is a JPEG. Its size is checked before its pixels are decoded. */
 async function decode(blob, kind, profiles) {
   const unreadable = () => new Unusable(`This browser cannot read the file as ${kind}. Save it as PNG or JPEG, or repair it.`);
   const image = new Image(), url = URL.createObjectURL(blob);

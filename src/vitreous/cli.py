@@ -354,7 +354,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "export": Command(
         export,
-        "write a model for a browser, ONNX, timm or transformers, with proof",
+        "write a model for a browser, ONNX, timm or transformers",
         {
             "arguments": (
                 argument("run", "a run folder, or a bundle", type=Path, metavar="RUN"),
@@ -384,7 +384,7 @@ COMMANDS: dict[str, Command] = {
         },
         (
             "vitreous export runs/cifar10-default-seed42-001 --to html",
-            "vitreous export runs/cifar10-default-seed42-001 --to onnx --out exports/cifar10",
+            "vitreous export runs/cifar10-default-seed42-001 --to onnx --out cifar10",
         ),
     ),
     "data fetch": Command(

@@ -156,7 +156,10 @@ def export(
         material = Material(bundle, run, *_samples(run, bundle, samples, notes))
     with _new_folder(folder) as temporary:
         target.write(material, temporary)
-        result = proof.prove(target, to, bundle, temporary, *_run_files(run, notes))
+        if missing := target.missing():
+            result = proof.unproven(target, to, missing)
+        else:
+            result = proof.prove(target, to, bundle, temporary, *_run_files(run, notes))
         proof.write(result, temporary / "proof.json")
         card.write(bundle, target, to, result, notes, temporary / "README.md")
     if to == "html":

@@ -30,7 +30,7 @@ from vitreous.data.normalize import normalize, to_float
 from vitreous.errors import VitreousError
 from vitreous.export import Answers, Material, Picture, Target
 
-NETWORK_BOUND = 1e-3
+NETWORK_BOUND = 2e-4
 # The modules that read images, and what they import.
 READING = (
     *("__init__", "errors", "wording", "request", "depth", "profiles", "preprocess"),

@@ -94,6 +94,11 @@ class Proof:
         ]
 
 
+def unproven(target: Target, name: str, missing: str) -> Proof:
+    """The result where the runtime is not installed; `missing` is the command that installs it."""
+    return Proof(name, False, 0, 0, "", missing, target.network_bound, math.nan, {})
+
+
 def prove(
     target: Target, name: str, bundle: Bundle, folder: Path, files: Iterator[Picture], total: int
 ) -> Proof:
@@ -106,10 +111,7 @@ def prove(
     Raises:
         VitreousError: a bound is exceeded; the message names the file that exceeds it most.
     """
-    missing = target.missing()
     awkward = list(awkward_files(bundle.preprocess.size))
-    if missing:
-        return Proof(name, False, 0, 0, "", missing, target.network_bound, math.nan, {})
     findings: list[Finding] = []
     runtime = ""
     work = track(chain(awkward, files), len(awkward) + total, f"proving the {name} export")

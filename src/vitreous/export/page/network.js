@@ -269,29 +269,24 @@ function sharedMemory(floats) {
 }
 
 /**
- * Reads a tensor from half or single precision. Weights of products are transposed on the way: a linear layer's
- * [outputs, inputs] to [inputs, outputs], and a convolution's [outputs, channels, row, column] to
- * [row, column, channels, outputs], in which `convolve` gathers pixels.
+ * Reads a tensor: float32, or a float32 scale for each row and then whole numbers of 16 bits. Weights of products are
+ * transposed on the way: a linear layer's [outputs, inputs] to [inputs, outputs], and a convolution's [outputs,
+ * channels, row, column] to [row, column, channels, outputs], in which `convolve` gathers pixels.
  */
-function readTensor({ name, shape, half, at }, bytes, out) {
+function readTensor({ name, shape, scaled, at }, bytes, out) {
   const data = new DataView(bytes.buffer, bytes.byteOffset);
-  const read = half ? (i) => fromHalf(data.getUint16(at + 2 * i, true)) : (i) => data.getFloat32(at + 4 * i, true);
   const transposed = name.endsWith(".weight") && shape.length > 1;
-  const outputs = shape[0], inputs = out.length / outputs;
+  const rows = name === "pos_embed" ? shape[1] : shape[0], width = out.length / rows;
   // The linear stem gathers patches in the weight's own order.
   const area = shape.length === 4 && name !== "patch_embed.proj.weight" ? shape[2] * shape[3] : 1;
-  const channels = inputs / area;
-  for (let i = 0; i < out.length; i++) {
-    const output = Math.floor(i / inputs), channel = Math.floor((i % inputs) / area), inside = i % area;
-    out[transposed ? (inside * channels + channel) * outputs + output : i] = read(i);
+  for (let row = 0, i = 0; row < rows; row++) {
+    const scale = scaled ? data.getFloat32(at + 4 * row, true) : 1, values = scaled ? at + 4 * rows : at;
+    for (let column = 0; column < width; column++, i++) {
+      const value = scaled ? data.getInt16(values + 2 * i, true) : data.getFloat32(values + 4 * i, true);
+      const place = (column % area) * (width / area) + Math.floor(column / area); // by pixel, then by channel
+      out[transposed ? place * rows + row : i] = value * scale;
+    }
   }
-}
-
-/** A number from its 16 bits in half precision (IEEE 754). */
-function fromHalf(bits) {
-  const sign = bits & 0x8000 ? -1 : 1, exponent = (bits >> 10) & 31, fraction = bits & 1023;
-  if (exponent === 0) return sign * fraction * 2 ** -24;
-  return exponent === 31 ? (fraction ? NaN : sign * Infinity) : sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
 }
 
 // ---- layers without products

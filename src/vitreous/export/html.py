@@ -1,7 +1,8 @@
 """The target `html`: one file that predicts in a browser, without an installation and without a network.
 
-The page's sources are in `page/`. `write` puts them, the weights, and pictures with known answers into one file. `answer`
-opens that file in a real browser and has it classify picture files by the functions that a person's pictures go through.
+The page's sources are in `page/`. `write` puts them, the weights, and pictures with known answers into one file.
+`answer` opens that file in a real browser, which classifies picture files by the functions that a person's pictures go
+through.
 """
 
 from __future__ import annotations
@@ -52,23 +53,40 @@ from vitreous.wording import count, percent
 PAGE = "index.html"
 NETWORK_BOUND = 5e-3  # of a probability; the 16 bits of the weights take a small part of it
 LEVELS = 2**15 - 1  # of a weight of 16 bits, on either side of zero
-SMALL = 1024  # values of a tensor that stays float32, as the whitening, in whose products large numbers cancel
+SMALL = (
+    1024  # values of a tensor that stays float32, as the whitening, in whose products large numbers cancel
+)
 READING_BOUND = 1.0  # see `reading_bound`; for most kinds Chromium and Firefox give equal pixels
 READING_BOUNDS = {"colour profile": 4.0, "AVIF": 8.0} | dict.fromkeys(
-    ("TIFF", "PPM", "CMYK", "16 bits", "damaged"), math.inf  # browsers refuse some or all of these
+    ("TIFF", "PPM", "CMYK", "16 bits", "damaged"),
+    math.inf,  # browsers refuse some or all of these
 )
 CHECKS, SAMPLE_CHECKS = 20, 10  # pictures with known answers, and how many of them are samples
 CHECK_SIDE = 64  # pixels of a sample that is checked
 SAMPLE_SIDE = 320  # pixels of a sample that is shown
-GROUNDS = {"white": (255, 255, 255), "grey": (128, 128, 128), "black": (0, 0, 0)}  # Pillow's colours of these names
-NETWORK_SCRIPTS, PAGE_SCRIPTS = ("product.js", "network.js", "worker.js"), ("pixels.js", "reading.js", "page.js")
+GROUNDS = {
+    "white": (255, 255, 255),
+    "grey": (128, 128, 128),
+    "black": (0, 0, 0),
+}  # Pillow's colours of these names
+NETWORK_SCRIPTS, PAGE_SCRIPTS = (
+    ("product.js", "network.js", "worker.js"),
+    ("pixels.js", "reading.js", "page.js"),
+)
 
-# Where browsers are, best known first: the names of their programs, whether they are Firefox, and how they are installed.
+# The programs of browsers, the first choice first, and whether they are Firefox.
 BROWSERS = (
     *(
         (name, False)
         for name in (
-            *("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge"),
+            *(
+                "chromium",
+                "chromium-browser",
+                "google-chrome",
+                "google-chrome-stable",
+                "chrome",
+                "microsoft-edge",
+            ),
             *("msedge", "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"),
             "/Applications/Microsoft Edge.app/Contents/MacOS/Microsoft Edge",
             r"C:\Program Files\Google\Chrome\Application\chrome.exe",
@@ -163,7 +181,11 @@ def weights_of(bundle: Bundle) -> tuple[list[dict[str, Any]], bytes]:
         scaled = values.ndim > 1 and values.size > SMALL
         tensors.append({"name": name, "shape": list(values.shape), "scaled": scaled, "at": len(content)})
         if scaled:
-            rows = values.reshape(-1, values.shape[-1]) if name == "pos_embed" else values.reshape(len(values), -1)
+            rows = (
+                values.reshape(-1, values.shape[-1])
+                if name == "pos_embed"
+                else values.reshape(len(values), -1)
+            )
             scales = (np.abs(rows).max(axis=1) / LEVELS).astype("<f4")
             content += scales.tobytes()
             values = np.rint(rows / np.maximum(scales, np.finfo("f4").tiny)[:, None]).clip(-LEVELS, LEVELS)
@@ -186,7 +208,7 @@ def model_of(bundle: Bundle, tensors: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def settings_of(preprocess: Preprocess) -> dict[str, Any]:
-    """How the page reads pictures: the bundle's settings, and the order of Pillow's passes, see `resize` in pixels.js."""
+    """How the page reads pictures: the bundle's settings, and the order of Pillow's passes (`resize` in pixels.js)."""
     return {
         "size": preprocess.size,
         "fit": preprocess.fit,
@@ -256,7 +278,11 @@ def _about(bundle: Bundle) -> dict[str, Any]:
     """What the model is, how good, and where it fails."""
     weights = sum(parameter.numel() for parameter in bundle.model.parameters())
     data = bundle.data.get("name")
-    trained = f"trained from scratch on {count(bundle.images['train'], 'image')}" if bundle.images.get("train") else "trained"
+    trained = (
+        f"trained from scratch on {count(bundle.images['train'], 'image')}"
+        if bundle.images.get("train")
+        else "trained"
+    )
     what = f"A Vision Transformer with {weights / 1e6:.2f} million weights, {trained}{f' of {data}' if data else ''}."
     if len(bundle.classes) > 1:
         what += " It answers with one of its classes, whatever it is shown."
@@ -274,7 +300,9 @@ def _how_good(bundle: Bundle) -> str:
         if split == "val":
             sentence += " Choices were made on these images, so expect a little less."
         if bundle.majority:
-            sentence += f" Always answering the most frequent class gives about {100 * bundle.majority[1]:.0f} %."
+            sentence += (
+                f" Always answering the most frequent class gives about {100 * bundle.majority[1]:.0f} %."
+            )
         return sentence
     return "Its accuracy was not recorded."
 
@@ -291,8 +319,8 @@ def _reading(preprocess: Preprocess) -> str:
     )
     if preprocess.value_range is not None:
         text += (
-            " The model reads pictures of 16 bits a channel on a scale of its own, which a browser cannot do, so those are "
-            "refused too."
+            " The model reads pictures of 16 bits a channel on a scale of its own, which a browser cannot do, so those "
+            "are refused too."
         )
     return text
 
@@ -310,7 +338,8 @@ def _script(names: Sequence[str]) -> str:
 def _policy(scripts: Any) -> str:
     """Only the page's own scripts run, and nothing is fetched."""
     hashes = " ".join(
-        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in scripts
+        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+        for script in scripts
     )
     return (
         f"default-src 'none'; script-src {hashes} 'wasm-unsafe-eval'; worker-src blob:; img-src data: blob:; "
@@ -339,7 +368,9 @@ async function drive() {
     count = new DataView(chunk).getUint32(0, true);
     if (!count) break;
     const lengths = new Uint32Array(chunk, 4, count), files = [];
-    for (let i = 0, at = 4 + 4 * count; i < count; at += lengths[i++]) files.push(new Blob([new Uint8Array(chunk, at, lengths[i])]));
+    for (let i = 0, at = 4 + 4 * count; i < count; at += lengths[i++]) {
+      files.push(new Blob([new Uint8Array(chunk, at, lengths[i])]));
+    }
     const answers = new ArrayBuffer(count * (4 * classes + inputs));
     const probabilities = new Float32Array(answers, 0, count * classes).fill(NaN);
     const pixels = new Uint8Array(answers, 4 * count * classes);
@@ -488,7 +519,11 @@ def answer(folder: Path, pictures: Sequence[Picture], browser: tuple[str, bool] 
             while not exchange.done.wait(0.1):
                 ended = process.poll() is not None
                 if ended or time.monotonic() - exchange.heard > PATIENCE:
-                    end = f"ended with status {process.returncode}" if ended else f"gave no answer for {PATIENCE:.0f} s"
+                    end = (
+                        f"ended with status {process.returncode}"
+                        if ended
+                        else f"gave no answer for {PATIENCE:.0f} s"
+                    )
                     last = " ".join(log.read_text(encoding="utf-8", errors="replace").split())[-300:]
                     raise VitreousError(f"The browser {browser[0]} {end} ({last}); try another browser.")
     finally:
@@ -556,7 +591,12 @@ def opened(url: str, browser: tuple[str, bool]) -> Iterator[tuple[subprocess.Pop
 def _chromium(profile: Path) -> list[str]:
     words = [
         *("--headless", "--disable-gpu", "--disable-quic", "--no-first-run", "--no-default-browser-check"),
-        *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions"),
+        *(
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--disable-extensions",
+        ),
         *("--disable-dev-shm-usage", f"--user-data-dir={profile}"),
     ]
     # As root, Chromium has no sandbox. It only ever sees the page, which has no network.
@@ -565,9 +605,17 @@ def _chromium(profile: Path) -> list[str]:
 
 def _firefox(profile: Path) -> list[str]:
     off = (
-        *("app.update.enabled", "browser.shell.checkDefaultBrowser", "datareporting.policy.dataSubmissionEnabled"),
+        *(
+            "app.update.enabled",
+            "browser.shell.checkDefaultBrowser",
+            "datareporting.policy.dataSubmissionEnabled",
+        ),
         *("toolkit.telemetry.enabled", "network.captive-portal-service.enabled", "extensions.update.enabled"),
-        *("network.connectivity-service.enabled", "browser.aboutwelcome.enabled", "browser.safebrowsing.update.enabled"),
+        *(
+            "network.connectivity-service.enabled",
+            "browser.aboutwelcome.enabled",
+            "browser.safebrowsing.update.enabled",
+        ),
     )
     lines = [f'user_pref("{name}", false);' for name in off]
     (profile / "user.js").write_text("\n".join([*lines, 'user_pref("network.http.http3.enable", false);']))

@@ -23,13 +23,13 @@ function makeNetwork(model, bytes, simd = true) {
   const widths = conv ? stemWidths() : [];
 
   // All arrays lie in one memory, which the product in WebAssembly reads and writes. First their lengths are counted.
-  const lengths = { zeros: Math.max(N, K), image: S * S * 3, x: N * D, normed: N * D, qkv: 3 * N * D };
+  const lengths = { zeros: Math.max(N, 3 * D), image: S * S * 3, x: N * D, normed: N * D, qkv: 3 * N * D };
   Object.assign(lengths, { query: N * K, keys: K * N, values: N * K, scores: N * N, head: N * K, mixed: N * D });
   Object.assign(lengths, { hidden: N * a.mlp_dim, pooled: D, headHidden: a.head_hidden, logits: model.classes.length });
   if (conv) {
     const layers = stemConvolutions(), largest = Math.max(...layers.map(([side, , outputs]) => side * side * outputs));
     lengths.columns = Math.max(...layers.map(([side, inputs]) => stripRows(side, inputs) * side * inputs));
-    Object.assign(lengths, { before: largest, after: largest, zeros: Math.max(N, K, ...widths) });
+    Object.assign(lengths, { before: largest, after: largest, zeros: Math.max(N, 3 * D, ...widths) });
   } else {
     lengths.columns = G * G * 3 * P * P;
   }
@@ -54,12 +54,7 @@ function makeNetwork(model, bytes, simd = true) {
   /** A linear layer by its name in the state dict. Its weight was transposed to [inputs, outputs] when it was read. */
   function linear(name, x, out, rows) {
     const [outputs, inputs] = tensors[`${name}.weight`].shape;
-    product(x, arrays[`${name}.weight`], arrays[`${name}.bias`] || zeros(outputs), out, rows, inputs, outputs);
-  }
-
-  function zeros(length) {
-    if (arrays.zeros.length >= length) return arrays.zeros;
-    return new Float32Array(length); // only reached by plainProduct
+    product(x, arrays[`${name}.weight`], arrays[`${name}.bias`] || arrays.zeros, out, rows, inputs, outputs);
   }
 
   function norm(name, x, out, rows, width) {
@@ -123,7 +118,7 @@ function makeNetwork(model, bytes, simd = true) {
         }
       }
       const target = out.subarray(top * rowLength, (top + rows) * rowLength);
-      product(columns, weight, zeros(outputs), target, rows * outSide, inputs, outputs);
+      product(columns, weight, arrays.zeros, target, rows * outSide, inputs, outputs);
     }
   }
 
@@ -215,7 +210,7 @@ function makeNetwork(model, bytes, simd = true) {
     } else {
       scores.fill(1 / N, 0, N);
     }
-    plainProduct(scores, x, zeros(D), pooled, 1, N, D);
+    plainProduct(scores, x, arrays.zeros, pooled, 1, N, D);
   }
 
   function probabilities(pixels, cover = [0, 0, 0, 0]) {

@@ -34,14 +34,12 @@ class Advice(NamedTuple):
     command: str = ""
 
 
-def diverged(has_diverged: bool, learning_rate: float) -> Advice | None:
-    """The loss grew beyond that of guessing."""
-    if not has_diverged:
-        return None
+def diverged(command: str) -> Advice:
+    """The advice for a run that is marked as diverged; `command` trains with a smaller learning rate."""
     return Advice(
         "The training diverged: the loss is worse than that of guessing.",
         "Train again with a smaller learning rate.",
-        f"learning_rate={learning_rate / 3:.1g}",
+        command,
     )
 
 
@@ -63,7 +61,7 @@ def copies_across(split: str, copies: int, images: int) -> Advice | None:
     have = "has a copy" if copies == 1 else "have copies"
     return Advice(
         f"{copies:,} of {count(images, f'{split} image')} {have} in training, which flatters the figures.",
-        f"Use the accuracy without them, below. Remove them from training if the data are yours.",
+        "Use the accuracy without them, below. Remove them from training if the data are yours.",
         "vitreous data check DATA --all",
     )
 
@@ -79,8 +77,7 @@ def labels_contradicted(split: str, contradicted: int, images: int) -> Advice | 
     return Advice(
         f"The network gives the label of {contradicted:,} of {count(images, f'{split} image')} a probability below "
         f"{100 * CONTRADICTED:g} % and is sure of another class.",
-        "Look at them under Probable label errors, and correct the wrong ones, here and in training.",
-        "label-errors.csv",
+        "Look at them below and in label-errors.csv, and correct the labels that are wrong.",
     )
 
 
@@ -103,8 +100,7 @@ def few_images(
         if training[i] < FEW_IMAGES
         and support[i]
         and total > support[i]
-        and interval(hits[i], support[i])[1]
-        < interval(right - hits[i], total - support[i])[0]
+        and interval(hits[i], support[i])[1] < interval(right - hits[i], total - support[i])[0]
     ]
     if not weak:
         return None
@@ -137,9 +133,7 @@ def unequal_classes(training: Sequence[int], hits: Sequence[int], support: Seque
     )
 
 
-def still_rising(
-    validations: Sequence[tuple[float, float]], images: int, longer: str
-) -> Advice | None:
+def still_rising(validations: Sequence[tuple[float, float]], images: int, longer: str) -> Advice | None:
     """Validation accuracy at the end is above the interval of that at `RISING_SINCE` of the run.
 
     Args:
@@ -155,8 +149,8 @@ def still_rising(
         return None
     digits = digits_of(images)
     return Advice(
-        f"Validation accuracy was still rising: from {100 * earlier[-1]:.{digits}f} to {100 * last:.{digits}f} % in the "
-        "last part of the run.",
+        f"Validation accuracy was still rising: from {100 * earlier[-1]:.{digits}f} to {100 * last:.{digits}f} % in "
+        "the last part of the run.",
         "Train twice as long.",
         longer,
     )
@@ -177,7 +171,10 @@ def long_flat(validations: Sequence[tuple[float, float]], images: int, shorter: 
         if not low <= accuracy <= high:
             break
         since = step
-    if since > (1 - FLAT_SINCE) * last_step or sum(step >= since for step, _ in validations) < ENOUGH_VALIDATIONS:
+    if (
+        since > (1 - FLAT_SINCE) * last_step
+        or sum(step >= since for step, _ in validations) < ENOUGH_VALIDATIONS
+    ):
         return None
     return Advice(
         f"Validation accuracy has not changed measurably since step {since:,.0f} of {last_step:,.0f}.",
@@ -221,7 +218,7 @@ def poorly_calibrated(bins: Sequence[Bin]) -> Advice | None:
     )
 
 
-def test_below_validation(val: tuple[int, int], test: tuple[int, int]) -> Advice | None:
+def worse_on_test(val: tuple[int, int], test: tuple[int, int]) -> Advice | None:
     """Test accuracy is below that of validation, and their intervals do not meet; both are (correct, images)."""
     if interval(*test)[1] >= interval(*val)[0]:
         return None
@@ -232,12 +229,14 @@ def test_below_validation(val: tuple[int, int], test: tuple[int, int]) -> Advice
     )
 
 
-def uncertain(split: str, correct: int, images: int, more: Advice) -> Advice | None:
-    """The interval of the accuracy is wide; `more` holds the step that narrows it."""
+def uncertain(split: str, correct: int, images: int, command: str) -> Advice | None:
+    """The interval of the accuracy is wide; `command` holds out more images, and is "" if that is not possible."""
     low, high = interval(correct, images)
     if high - low <= UNCERTAIN:
         return None
-    return more._replace(
-        shows=f"{count(images, f'{split} image')} {'leaves' if images == 1 else 'leave'} the accuracy uncertain by "
-        f"{100 * (high - low) / 2:.0f} points either way, so smaller differences between runs mean nothing."
+    return Advice(
+        f"{count(images, f'{split} image')} {'leaves' if images == 1 else 'leave'} the accuracy uncertain by about "
+        f"{100 * (high - low) / 2:.0f} points either way. Smaller differences between runs mean nothing.",
+        "Hold out a larger share of the images." if command else f"Add labelled images to the {split} split.",
+        command,
     )

@@ -6,22 +6,23 @@ counted. The thresholds below say what is large enough to act on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from vitreous.calibration import Bin, calibration_error, error_by_chance
 from vitreous.statistics import digits_of, interval
-from vitreous.wording import count, shortened
+from vitreous.wording import count, series, shortened
 
 FEW_IMAGES = 100  # training images of a class
 UNEQUAL = 3.0  # times as many training images
-CONTRADICTED = 0.01  # probability of a label that the network contradicts
+CONTRADICTED, SURE = 0.01, 0.9  # probabilities of the label and of the predicted class
 CONTRADICTIONS = 0.005  # share of images with such labels
 RISING_SINCE, FLAT_SINCE = 0.8, 0.5  # shares of the run
 ENOUGH_VALIDATIONS = 4
 LOSS_RISE = 1.1  # times the lowest validation loss
+NOISE = 4.0  # standard deviations of the mean of neighbouring validations
 MISCALIBRATED = 0.03
 UNCERTAIN = 0.06  # width of the interval of an accuracy
 
@@ -61,23 +62,25 @@ def copies_across(split: str, copies: int, images: int) -> Advice | None:
     have = "has a copy" if copies == 1 else "have copies"
     return Advice(
         f"{copies:,} of {count(images, f'{split} image')} {have} in training, which flatters the figures.",
-        "Use the accuracy without them, below. Remove them from training if the data are yours.",
+        "Use the accuracy without them, which is under Copies.",
         "vitreous data check DATA --all",
     )
 
 
-def labels_contradicted(split: str, contradicted: int, images: int) -> Advice | None:
+def labels_contradicted(contradicted: Mapping[str, tuple[int, int]]) -> Advice | None:
     """More than a few labels have nearly no probability.
 
     Args:
-        contradicted: probable label errors whose label has a probability below `CONTRADICTED`.
+        contradicted: for each split by name, how many probable label errors have a label with a probability below
+            `CONTRADICTED` and a prediction with one of at least `SURE`, and the number of images.
     """
-    if not images or interval(contradicted, images)[0] <= CONTRADICTIONS:
+    number, images = (sum(part[i] for part in contradicted.values()) for i in (0, 1))
+    if not images or interval(number, images)[0] <= CONTRADICTIONS:
         return None
+    parts = series([f"{found:,} of {total:,} {split}" for split, (found, total) in contradicted.items()])
     return Advice(
-        f"The network gives the label of {contradicted:,} of {count(images, f'{split} image')} a probability below "
-        f"{100 * CONTRADICTED:g} % and is sure of another class.",
-        "Look at them below and in label-errors.csv, and correct the labels that are wrong.",
+        f"The network is sure that the labels of {parts} images are wrong.",
+        "Look at them under Probable label errors, and correct the labels that are wrong.",
     )
 
 
@@ -192,13 +195,18 @@ def overfitted(losses: Sequence[tuple[float, float]], stronger: str) -> Advice |
     """
     if len(losses) < ENOUGH_VALIDATIONS:
         return None
-    step, lowest = min(losses, key=lambda pair: pair[1])
-    after = [loss for at, loss in losses if at > step]
-    if len(after) < ENOUGH_VALIDATIONS - 1 or min(after[-3:]) < LOSS_RISE * lowest:
+    # Single validations are noisy, and the lowest of many is low by chance. So means of neighbours are compared.
+    values, width = np.array([loss for _, loss in losses]), max(len(losses) // 8, 2)
+    means = np.convolve(values, np.full(width, 1 / width), mode="valid")
+    noise = float(np.std(np.diff(values)) / np.sqrt(2 * width))
+    lowest = int(means.argmin())
+    if len(means) - 1 - lowest < width or means[-1] < LOSS_RISE * means[lowest]:
+        return None
+    if means[-1] - means[lowest] < NOISE * noise:
         return None
     return Advice(
-        f"Validation loss has risen by {100 * (losses[-1][1] / lowest - 1):.0f} % since step {step:,.0f}: the network "
-        "learns its training images by heart.",
+        f"Validation loss has risen by {100 * (means[-1] / means[lowest] - 1):.0f} % since about step "
+        f"{losses[lowest + width - 1][0]:,.0f}: the network learns its training images by heart.",
         "Add images, or train with stronger augmentation.",
         stronger,
     )

@@ -106,6 +106,9 @@ def write_report(path: Path) -> Path:
         split_names=SPLITS,
         headline=headline,
         result=_result(figures[headline], sizes[headline]) if headline else None,
+        without_copies=next((c for c in copies["splits"] if c["split"] == headline), None)
+        if copies
+        else None,
         failures=_failures(classes, evaluation[detailed]) if detailed else None,
         advised=[_filled(each, run, request) for each in advised],
         open_advice=OPEN_ADVICE,
@@ -188,7 +191,9 @@ def _copies(run: Run) -> dict[str, Any] | None:
     for split, title in (("test", "test"), ("val", "validation")):
         names = {pair["name"] for pair in leaks if pair["split"] == split}
         if names:
-            splits.append({"title": title, "copies": len(names), **_without(run, split, names)})
+            splits.append(
+                {"split": split, "title": title, "copies": len(names), **_without(run, split, names)}
+            )
     return {
         "splits": splits,
         "leaks": len(leaks),
@@ -309,9 +314,14 @@ def _advice(
         found.append(advice.no_better_than_guessing(*correct[headline], figures[headline]["majority"]))
     for split in copies["splits"] if copies else []:
         found.append(advice.copies_across(split["title"], split["copies"], split["size"]))
-    for split, suspected in suspects.items():
-        contradicted = int((suspected.label_probability < advice.CONTRADICTED).sum())
-        found.append(advice.labels_contradicted(SPLITS[split], contradicted, sizes[split]))
+    contradicted = {
+        SPLITS[split]: (
+            int(((each.label_probability < advice.CONTRADICTED) & (each.probability >= advice.SURE)).sum()),
+            sizes[split],
+        )
+        for split, each in suspects.items()
+    }
+    found.append(advice.labels_contradicted(contradicted))
     if headline in evaluation and "training_images" in evaluation:
         matrix = np.asarray(evaluation[headline]["confusion"])
         hits, support = np.diag(matrix).tolist(), matrix.sum(axis=1).tolist()
@@ -512,7 +522,8 @@ def _grid(cards: int, wide: Sequence[int], middle: Sequence[int], narrow: Sequen
     """The largest grid of at most so many cards; each screen has several numbers of columns to choose from."""
 
     def first(shown: int, choices: Sequence[int]) -> int | None:
-        return next((columns for columns in choices if shown <= columns or shown % columns != 1), None)
+        fitting = [columns for columns in choices if shown <= columns or shown % columns != 1]
+        return min(fitting, key=lambda columns: shown > columns and shown % columns > 0, default=None)
 
     for shown in range(cards, 0, -1):
         columns = [first(shown, choices) for choices in (wide, middle, narrow)]

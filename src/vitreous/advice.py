@@ -17,7 +17,7 @@ from vitreous.wording import count, series, shortened
 
 FEW_IMAGES = 100  # training images of a class
 UNEQUAL = 3.0  # times as many training images
-CONTRADICTED, SURE = 0.01, 0.9  # probabilities of the label and of the predicted class
+CONTRADICTED, SURE = 0.02, 0.9  # probabilities of the label and of the predicted class
 CONTRADICTIONS = 0.005  # share of images with such labels
 RISING_SINCE, FLAT_SINCE = 0.8, 0.5  # shares of the run
 ENOUGH_VALIDATIONS = 4
@@ -67,6 +67,18 @@ def copies_across(split: str, copies: int, images: int) -> Advice | None:
     )
 
 
+def conflicting_copies(images: int) -> Advice | None:
+    """Copies of one image have different labels."""
+    if not images:
+        return None
+    have = "image has a copy" if images == 1 else "images have copies"
+    return Advice(
+        f"{images:,} {have} with another label, so at least one label of each pair is wrong.",
+        "Look at them under Copies, and correct or remove them.",
+        "vitreous data check DATA --all",
+    )
+
+
 def labels_contradicted(contradicted: Mapping[str, tuple[int, int]]) -> Advice | None:
     """More than a few labels have nearly no probability.
 
@@ -79,8 +91,8 @@ def labels_contradicted(contradicted: Mapping[str, tuple[int, int]]) -> Advice |
         return None
     parts = series([f"{found:,} of {total:,} {split}" for split, (found, total) in contradicted.items()])
     return Advice(
-        f"The network is sure that the labels of {parts} images are wrong.",
-        "Look at them under Probable label errors, and correct the labels that are wrong.",
+        f"The network is sure of another class than the label for {parts} images, so some labels may be wrong.",
+        "Look at them under Probable label errors, and correct the wrong labels.",
     )
 
 

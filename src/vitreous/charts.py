@@ -244,7 +244,7 @@ def round_marks(high: float, most: int) -> list[float]:
 
 # ---- reliability
 
-DIAGRAM = {"width": 360, "height": 400, "left": 52, "right": 344, "top": 14, "bottom": 306, "base": 372}
+DIAGRAM = {"width": 360, "height": 418, "left": 52, "right": 344, "top": 26, "bottom": 318, "base": 382}
 
 
 class Dot(NamedTuple):
@@ -307,4 +307,7 @@ def short(value: float) -> str:
 
 
 def number(value: float) -> str:
-    return f"{value:,.2f}".rstrip("0").rstrip(".")
+    """Three digits or more: "0.34", "13.7", "1,204"."""
+    decimals = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    text = f"{value:,.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if decimals else text

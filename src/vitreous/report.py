@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
+from markupsafe import Markup
 from PIL import Image
 
 from vitreous import advice, charts
@@ -314,6 +315,7 @@ def _advice(
         found.append(advice.no_better_than_guessing(*correct[headline], figures[headline]["majority"]))
     for split in copies["splits"] if copies else []:
         found.append(advice.copies_across(split["title"], split["copies"], split["size"]))
+    found.append(advice.conflicting_copies(copies["conflicts"] if copies else 0))
     contradicted = {
         SPLITS[split]: (
             int(((each.label_probability < advice.CONTRADICTED) & (each.probability >= advice.SURE)).sum()),
@@ -569,8 +571,10 @@ def _heat_maps(run: Run, images: np.ndarray, predicted: np.ndarray) -> list[str]
         pixels = bundle.preprocess.batch(images)
         bundle.logits(pixels[:1])  # the first call is slower
         start = time.monotonic()
-        bundle.logits(pixels[:1])
-        forecast = bundle.model.grid**2 * (time.monotonic() - start)  # an image of its own for each cell
+        bundle.logits(pixels[:4])
+        forecast = (
+            bundle.model.grid**2 * (time.monotonic() - start) / len(pixels[:4])
+        )  # a map is a batch of that size
         for i in range(len(pixels)):
             if time.monotonic() - began + forecast > HEAT_SECONDS:
                 break
@@ -664,6 +668,11 @@ def _times_read(count: int) -> str:
     )
 
 
+def _breakable(name: str) -> Markup:
+    """A file name that may be broken after its folders."""
+    return Markup("<wbr>").join(re.split(r"(?<=[/\\\\:])", name))
+
+
 def _count(value: float) -> str:
     return f"{value:,.0f}"
 
@@ -707,5 +716,10 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"percent": percent, "count": _count, "probability": _probability}
+    environment.filters |= {
+        "percent": percent,
+        "count": _count,
+        "probability": _probability,
+        "breakable": _breakable,
+    }
     return environment

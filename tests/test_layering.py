@@ -29,6 +29,11 @@ MAY = {
     "metrics": set(),
     "statistics": set(),
     "coverage": set(),
+    "label_errors": set(),
+    "calibration": {"metrics", "statistics"},
+    "confusion": {"bundle"},
+    "advice": {"calibration", "statistics"},
+    "charts": {"calibration", "statistics"},
     "attribution": {"bundle", "model", "data.normalize"},
     "request": set(),
     "machine": {"native.build", "request"},
@@ -41,7 +46,10 @@ MAY = {
     "bundle": {"coverage", "model", "native", "preprocess", "data.decode", "data.normalize"},
     "run": {"recipe", "bundle", "model"},
     "training": {"model", "native", "data", "metrics", "recipe", "machine", "run"},
-    "report": {"run", "bundle", "model", "metrics", "statistics", "coverage", "attribution"},
+    "report": {
+        "advice", "attribution", "bundle", "calibration", "charts", "confusion", "label_errors", "metrics", "run",
+        "statistics", "training.schedule",
+    },
     "predict": {"run", "bundle", "statistics", "preprocess", "data", "machine"},
     "explain": {"run", "bundle", "model", "attribution", "preprocess", "data"},
     "export": {
@@ -50,7 +58,10 @@ MAY = {
     "compare": {"run", "bundle", "metrics", "statistics", "recipe", "dial"},
     "dial": {"model.variants", "recipe"},
     "plan": {"dial", "data", "model", "native", "recipe", "request", "machine", "run", "training", *PACKAGE_ROOM},
-    "evaluation": {"data", "bundle", "metrics", "run", "machine", "model", "preprocess", "request", "coverage"},
+    "evaluation": {
+        "data", "bundle", "metrics", "run", "machine", "model", "preprocess", "request", "coverage",
+        "calibration", "confusion", "label_errors",
+    },
     "api": {
         "data", "model", "training", "metrics", "recipe", "machine", "bundle", "run", "report",
         "plan", "request", "habits", "evaluation", "dial", *PACKAGE_ROOM,

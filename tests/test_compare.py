@@ -199,7 +199,16 @@ def test_classes_in_another_order_are_the_same(tmp_path: Path) -> None:
         tmp_path / "b", answers(99), classes=("bee", "cow", "ant"),
         names=[names[i] for i in (np.arange(99) // 3 * 3 + (np.arange(99) + 1) % 3)],
     )  # fmt: skip
-    assert compare([a, b]).pairs[0].images == (99, 99)
+    (pair,) = compare([a, b]).pairs
+    assert pair.paired and pair.images == (99, 99)
+
+
+def test_an_image_whose_name_is_not_its_own_is_left_out(tmp_path: Path) -> None:
+    names = [*["ant.png"] * 6, *(f"{i}.png" for i in range(6, 300))]  # two of each class
+    others = [*(f"other{i}.png" for i in range(1, 6)), *names[6:299]]
+    a = make_run(tmp_path / "a", answers(300), names=names)
+    b = make_run(tmp_path / "b", answers(299), names=["ant.png", *others], overrides={"depth": 6})
+    assert compare([a, b]).pairs[0].images == (293, 293)
 
 
 def test_runs_that_differ_in_the_seed_are_one_group(tmp_path: Path) -> None:

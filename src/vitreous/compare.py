@@ -1057,11 +1057,10 @@ def _chart(
     # The steep start of the curves would flatten their ends, so values of the first quarter may leave the frame.
     late = [y * factor for *_, line in curves for x, y in line if 4 * x >= line[-1][0]]
     y_marks = _round_marks(min(late), max(late), 5)
-    x_marks = _round_marks(0.0, max(x for *_, line in curves for x, _ in line), 5)
+    end = max(max(x for *_, line in curves for x, _ in line), 1e-9)
 
     def x_of(x: float) -> float:
-        share = (x - x_marks[0]) / (x_marks[-1] - x_marks[0])
-        return round(FRAME["left"] + (FRAME["right"] - FRAME["left"]) * share, 1)
+        return round(FRAME["left"] + (FRAME["right"] - FRAME["left"]) * x / end, 1)
 
     def y_of(y: float) -> float:
         share = (y - y_marks[0]) / (y_marks[-1] - y_marks[0])
@@ -1070,7 +1069,7 @@ def _chart(
     return {
         "title": title,
         "unit": unit,
-        "x": [(x_of(mark), f"{mark:g}") for mark in x_marks],
+        "x": [(x_of(mark), f"{mark:g}") for mark in _round_marks(0.0, end, 5) if mark <= end],
         "y": [(y_of(mark), f"{mark:g} %" if percent else f"{mark:g}") for mark in y_marks],
         "lines": [
             {

@@ -232,6 +232,9 @@ def test_runs_that_differ_in_the_seed_are_one_group(tmp_path: Path) -> None:
     assert both.groups[0].deviation == pytest.approx(deviation)
     assert both.sentences[0].startswith("insects-wide (3 seeds) is better than insects-deep (3 seeds) by ")
     assert any("of the images and of the seeds" in note for note in both.notes)
+    near = {"learning_rate": 0.00200000001}
+    other = make_run(tmp_path / "near", rng.random(2000) < 0.9, seed=4, overrides=near)
+    assert len(compare([*sorted(tmp_path.glob("insects-wide-*")), other]).groups) == 2
     only = compare(sorted(tmp_path.glob("insects-wide-*")))
     assert only.pairs == [] and "differ in the seed only" in only.sentences[0]
     assert "standard deviation" in text(only, 80)

@@ -369,7 +369,10 @@ def test_all_runs_are_listed_and_what_is_wrong_with_them(
     (make_run(tmp_path / "odd", answers(60)) / "summary.json").write_text(
         '{"val_acc": "x", "parameters": null}'
     )
-    numbers = '{"status": "finished", "val_acc": NaN, "test_acc": Infinity, "total_seconds": "x"}'
+    numbers = (
+        '{"status": "finished", "val_acc": NaN, "test_acc": Infinity, "total_seconds": "x", "parameters": 1'
+    )
+    numbers += "0" * 400 + "}"
     (make_run(tmp_path / "nan", answers(60)) / "summary.json").write_text(numbers)
     strange = '[resolved]\nimage_size = "x"\nstarted = 5\nfingerprint = 3\n[resolved.request]\ndata = [1]\n[budget]\n'
     (make_run(tmp_path / "strange", answers(60)) / "recipe.toml").write_text(strange)

@@ -545,7 +545,7 @@ def _notes(split: str, groups: Sequence[Group], pairs: Sequence[Pair]) -> list[s
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and abs(value) < 1e300  # neither NaN, infinite nor beyond a float
 
 
 def points(value: float, low: float, high: float) -> tuple[str, ...]:

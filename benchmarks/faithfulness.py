@@ -168,13 +168,12 @@ def area(bundle: Bundle, begin: Tensor, end: Tensor, ranks: Tensor, chosen: Tens
     model, grid = predictor(bundle.model), bundle.model.grid
     sizes = torch.tensor(np.diff(cell_edges(bundle.model)))
     changes = torch.linspace(0, grid * grid, min(STEPS, grid * grid) + 1).round().long()
-    probabilities = []
-    for changed in changes:
-        cells = (ranks < changed).unflatten(1, (grid, grid))
-        mask = cells.repeat_interleave(sizes, 1).repeat_interleave(sizes, 2)[:, None]
-        logits = model(torch.where(mask, end, begin)) / bundle.temperature
-        probabilities.append(logits.softmax(dim=1).gather(1, chosen[:, None]).squeeze(1))
-    return torch.trapezoid(torch.stack(probabilities, 1), changes / (grid * grid), dim=1).numpy()
+    cells = (ranks < changes[:, None, None]).unflatten(2, (grid, grid))  # [steps, B, G, G]
+    masks = cells.repeat_interleave(sizes, 2).repeat_interleave(sizes, 3)[:, :, None]
+    logits = model(torch.where(masks, end, begin).flatten(0, 1)) / bundle.temperature
+    chosen = chosen.repeat(len(changes))[:, None]
+    curve = logits.softmax(dim=1).gather(1, chosen).view(len(changes), -1)
+    return torch.trapezoid(curve, changes / (grid * grid), dim=0).numpy()
 
 
 def blurred(x: Tensor) -> Tensor:

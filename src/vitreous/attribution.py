@@ -53,19 +53,21 @@ def heat_map(
     method = AUTO if method == "auto" else method
     if method not in METHODS:
         raise unknown("method", method, ("auto", *METHODS))
-    x = network_input(bundle, pixels)
-    if classes is None:
-        classes = bundle.predict(pixels) if len(x) else np.zeros(0, np.int64)
-    classes = np.asarray(classes)
-    if classes.shape != (len(x),) or not np.isin(classes, np.arange(len(bundle.classes))).all():
-        raise VitreousError(
-            f"Heat maps need one class for each of the {len(x)} images, from 0 to {len(bundle.classes) - 1}."
-        )
-    if not len(x):
-        return np.zeros((0, bundle.model.grid, bundle.model.grid), np.float32)
-    chosen = torch.from_numpy(classes.astype(np.int64)).to(x.device)
-    with torch.inference_mode(False), torch.autocast(x.device.type, enabled=False):
-        return METHODS[method](bundle, x, chosen).detach().cpu().numpy()
+    with torch.inference_mode(False):
+        x = network_input(bundle, pixels)
+        if classes is None:
+            classes = bundle.predict(pixels) if len(x) else np.zeros(0, np.int64)
+        classes = np.asarray(classes)
+        if classes.shape != (len(x),) or not np.isin(classes, np.arange(len(bundle.classes))).all():
+            raise VitreousError(
+                f"Heat maps need one class for each of the {len(x)} images, "
+                f"from 0 to {len(bundle.classes) - 1}."
+            )
+        if not len(x):
+            return np.zeros((0, bundle.model.grid, bundle.model.grid), np.float32)
+        chosen = torch.from_numpy(classes.astype(np.int64)).to(x.device)
+        with torch.autocast(x.device.type, enabled=False):
+            return METHODS[method](bundle, x, chosen).detach().cpu().numpy()
 
 
 def network_input(bundle: Bundle, pixels: np.ndarray) -> Tensor:

@@ -41,7 +41,7 @@ from vitreous.run import Run
 from vitreous.statistics import Z
 
 FILLS = ("mean colour", "blur")
-STEPS = 24  # of a curve, or one for each cell where these are fewer
+STEPS = 12  # of a curve, or one for each cell where these are fewer
 BLUR = 1 / 8  # standard deviation of the Gaussian, as a share of the image's side
 IMAGES_AT_A_TIME = 20
 Maps = Callable[[Bundle, np.ndarray], np.ndarray]  # uint8 [B, S, S, 3] -> float [B, G, G]
@@ -128,7 +128,7 @@ def all_maps(seed: int) -> dict[str, Maps]:
 def measure(
     bundle: Bundle, pixels: np.ndarray, methods: dict[str, Maps]
 ) -> dict[str, dict[str, tuple[float, float]]]:
-    """Mean and half of its 95 % interval, by method: deletion, insertion and score for each fill, and the mean score."""
+    """Mean and half of its 95 % interval by method: deletion, insertion and score of each fill, and the mean score."""
     areas: dict[str, dict[str, list[np.ndarray]]] = {}
     starts = range(0, len(pixels), IMAGES_AT_A_TIME)
     for start in track(starts, len(starts), f"parts of {IMAGES_AT_A_TIME} images"):

@@ -76,6 +76,7 @@ def test_a_map_keeps_its_range_and_its_corners() -> None:
     assert abs(laid[5, -6]) < 0.05
 
 
+@pytest.mark.filterwarnings("ignore:Glyph")
 def test_colours_of_the_picture_follow_the_map(bundle: Bundle) -> None:
     map_ = np.zeros((4, 4), np.float32)
     map_[0, 0], map_[3, 3] = 0.5, -0.5

@@ -41,7 +41,7 @@ from vitreous.run import Run
 from vitreous.statistics import Z
 
 FILLS = ("mean colour", "blur")
-STEPS = 12  # of a curve, or one for each cell where these are fewer
+STEPS = 8  # of a curve, or one for each cell where these are fewer
 BLUR = 1 / 8  # standard deviation of the Gaussian, as a share of the image's side
 IMAGES_AT_A_TIME = 20
 Maps = Callable[[Bundle, np.ndarray], np.ndarray]  # uint8 [B, S, S, 3] -> float [B, G, G]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vitreous.bundle import Bundle, predictor, shallow_copy
@@ -43,7 +44,7 @@ def heat_map(
 
     Returns:
         float32 [B, G, G]. Positive cells speak for the class. The scale depends on the method:
-        "occlusion": the drop of the class's probability when the cell and its neighbours are covered, from -1 to 1.
+        "occlusion": the mean drop of the class's probability when a square with the cell in it is covered, from -1 to 1.
         "gradient": relevance for the class, from 0 to 1, the image's largest value.
         "attention", "rollout": shares of attention, from 0; an image's shares have the sum 1.
 
@@ -100,8 +101,11 @@ def occlusion(bundle: Bundle, x: Tensor, classes: Tensor) -> Tensor:
 
     For each cell (row, column) of the map, a copy of the image is covered from `edges[max(row - 1, 0)]` up to, but
     without, `edges[min(row + 2, G)]`, and the columns alike. So the square has 3 x 3 cells, fewer at the border of the
-    image. It gets the mean colour of the training images, which is 0 in the normalised input. The map's value is the
-    calibrated probability of the class for the whole image, minus that for the covered one.
+    image. It gets the mean colour of the training images, which is 0 in the normalised input. Its drop is the calibrated
+    probability of the class for the whole image, minus that for the covered one.
+
+    The map's value at a cell is the mean drop of all squares that cover the cell: those around itself and its up to
+    eight neighbours. That is more faithful than the drop of the one square around it (benchmarks/faithfulness.py).
 
     Args:
         x: normalised images, float32 [B, 3, S, S].
@@ -124,7 +128,10 @@ def occlusion(bundle: Bundle, x: Tensor, classes: Tensor) -> Tensor:
         image, cell = part // (grid * grid), part % (grid * grid)
         copies = torch.where(covered[cell, None], 0.0, x[image])
         drops.append(whole[image] - probability(copies, image))
-    return torch.cat(drops).view(len(x), grid, grid)
+    squares = torch.cat(drops).view(len(x), 1, grid, grid)
+    # Padding is left out of the means, as squares begin and end at the border of the image.
+    mean = F.avg_pool2d(squares, OCCLUDED_CELLS, 1, OCCLUDED_CELLS // 2, count_include_pad=False)
+    return mean.squeeze(1)
 
 
 def cover_masks(model: VisionTransformer) -> Tensor:

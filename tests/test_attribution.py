@@ -311,28 +311,34 @@ def test_what_cannot_be_explained_is_refused(
 
 @pytest.mark.parametrize("architecture", [PAPER, CONV], ids=["paper", "default"])
 def test_a_planted_shortcut_is_found(architecture: Architecture) -> None:
-    """A coloured mark in one corner, another for each image, gives the class away; the map's maximum finds it."""
+    """A coloured mark in one corner, another for each image, gives the class away; the map's maximum finds it.
+
+    Images of the last class have no mark. Otherwise the network could take one colour for "neither of the others", and
+    nothing in its images would speak for it.
+    """
     generator = np.random.default_rng(0)
     torch.manual_seed(0)
     colours = np.array([[255, 40, 40], [40, 255, 40], [40, 40, 255]])
 
     def draw(number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         images = generator.integers(60, 196, (number, 32, 32, 3)).astype(np.uint8)
-        labels, corners = generator.integers(0, 3, number), generator.integers(0, 2, (number, 2))
+        labels, corners = generator.integers(0, 4, number), generator.integers(0, 2, (number, 2))
         for image, label, (down, right) in zip(images, labels, corners, strict=True):
-            image[24 * down : 24 * down + 8, 24 * right : 24 * right + 8] = colours[label]
+            if label < 3:
+                image[24 * down : 24 * down + 8, 24 * right : 24 * right + 8] = colours[label]
         return images, labels, corners
 
     bundle = Bundle(
-        VisionTransformer(architecture, 32, 3),
-        ("red", "green", "blue"),
+        VisionTransformer(architecture, 32, 4),
+        ("red", "green", "blue", "no mark"),
         (0.5,) * 3,
         (0.25,) * 3,
         Preprocess(32),
     )
-    optimizer = torch.optim.AdamW(bundle.model.parameters(), lr=3e-3)
+    bundle.model.init_from_data(network_input(bundle, draw(64)[0]))
+    optimizer = torch.optim.AdamW(bundle.model.parameters(), lr=5e-3)
     bundle.model.train()
-    for _ in range(60):
+    for _ in range(80):
         images, labels, _ = draw(64)
         loss = nn.functional.cross_entropy(
             bundle.model(network_input(bundle, images)), torch.from_numpy(labels)
@@ -341,10 +347,10 @@ def test_a_planted_shortcut_is_found(architecture: Architecture) -> None:
         loss.backward()
         optimizer.step()
     bundle.model.eval()
-    images, labels, corners = draw(60)
+    images, labels, corners = draw(80)
     assert (bundle.predict(images) == labels).mean() > 0.95
+    images, corners = images[labels < 3], corners[labels < 3]
     maps, grid = heat_map(bundle, images), bundle.model.grid
-    best = np.stack(np.unravel_index(maps.reshape(60, -1).argmax(axis=1), (grid, grid)), axis=1)
-    found = ((best + 0.5) * 32 / grid >= 24) == (corners == 1)
-    outside = (((best + 0.5) * 32 / grid > 8) & ((best + 0.5) * 32 / grid < 24)).any(axis=1)
-    assert (found.all(axis=1) & ~outside).mean() >= 0.95
+    best = np.stack(np.unravel_index(maps.reshape(len(maps), -1).argmax(axis=1), (grid, grid)), axis=1)
+    in_mark = np.abs((best + 0.5) * 32 / grid - (24 * corners + 4)) <= 4  # the middle of the cell, in pixels
+    assert in_mark.all(axis=1).mean() >= 0.95

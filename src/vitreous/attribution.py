@@ -44,7 +44,8 @@ def heat_map(
 
     Returns:
         float32 [B, G, G]. Positive cells speak for the class. The scale depends on the method:
-        "occlusion": the mean drop of the class's probability when a square with the cell in it is covered, from -1 to 1.
+        "occlusion": the mean drop of the class's probability when a square that holds the cell is covered, from -1
+        to 1.
         "gradient": relevance for the class, from 0 to 1, the image's largest value.
         "attention", "rollout": shares of attention, from 0; an image's shares have the sum 1.
 
@@ -99,9 +100,9 @@ def cell_edges(model: VisionTransformer) -> list[int]:
 def occlusion(bundle: Bundle, x: Tensor, classes: Tensor) -> Tensor:
     """The drop of the class's probability when a square of the image is covered (Zeiler and Fergus, arXiv 1311.2901).
 
-    For each cell (row, column) of the map, a copy of the image is covered from `edges[max(row - 1, 0)]` up to, but
-    without, `edges[min(row + 2, G)]`, and the columns alike. So the square has 3 x 3 cells, fewer at the border of the
-    image. It gets the mean colour of the training images, which is 0 in the normalised input. Its drop is the calibrated
+    For each cell (row, column), a copy of the image is covered from `edges[max(row - 1, 0)]` up to, but without,
+    `edges[min(row + 2, G)]`, and the columns alike. So the square has 3 x 3 cells, fewer at the border of the image.
+    It gets the mean colour of the training images, which is 0 in the normalised input. Its drop is the calibrated
     probability of the class for the whole image, minus that for the covered one.
 
     The map's value at a cell is the mean drop of all squares that cover the cell: those around itself and its up to

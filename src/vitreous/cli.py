@@ -393,8 +393,8 @@ COMMANDS: dict[str, Command] = {
         },
         (
             "vitreous predict runs/cifar10-default-seed42-001 photo.jpg",
-            "vitreous predict runs/cifar10-default-seed42-001 path/to/images --csv > answers.csv",
-            "vitreous predict runs/cifar10-default-seed42-001 photos.zip --reject 0.9 --sort-into sorted",
+            "vitreous predict runs/cifar10-default-seed42-001 path/to/images --csv",
+            "vitreous predict runs/cifar10-default-seed42-001 photos.zip --reject 0.9",
         ),
     ),
     "report": Command(

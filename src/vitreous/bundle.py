@@ -210,16 +210,16 @@ def predictor(model: VisionTransformer) -> VisionTransformer:
     The copy shares weights and hooks with `model`. Each call gets its own copy, so several threads can predict while
     others train, export or change the model. Hooks are called with the copies of their modules.
     """
-    twin = _shallow_copy(model).eval()
+    twin = shallow_copy(model).eval()
     return twin if unsupported(model) else accelerate(twin)
 
 
-def _shallow_copy(module: Network) -> Network:
+def shallow_copy(module: Network) -> Network:
     """A module of the same structure with the same tensors. A deep copy would take too long for a single image."""
     twin = copy.copy(module)
     twin._parameters, twin._buffers = dict(module._parameters), dict(module._buffers)
     twin._modules = {
-        name: None if child is None else _shallow_copy(child) for name, child in module._modules.items()
+        name: None if child is None else shallow_copy(child) for name, child in module._modules.items()
     }
     return twin
 

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterable
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from vitreous.metrics import Figures
 
 WIDTH = 80  # of help pages
+UNLIMITED = 10_000
 
 
 def train(
@@ -105,10 +107,57 @@ def predict(
     )
 
 
+def explain(run: Path, images: Iterable[str] = (), **options: Any) -> int:
+    from vitreous import explain as explanations
+
+    return explanations.explain(run, list(images), **options)
+
+
 def report(run: Path, **options: Any) -> None:
     from vitreous import api
 
     print(f"report: {api.report(run, **options)}")
+
+
+def compare(
+    runs: list[Path], out: Path | None = None, split: str | None = None, as_json: bool = False
+) -> int:
+    from vitreous import compare as comparing
+
+    found = comparing.compare(runs, split)
+    for run, why in found.left_out:
+        print(f"left out: {run}: {why}", file=sys.stderr)
+    if out is not None or not as_json:  # first, since whoever reads standard output may stop reading
+        print(f"written: {comparing.write_page(found, out)}", file=sys.stderr)
+    print_record(comparing.to_json(found), as_json, lambda: comparing.text(found, terminal_width()))
+    return 3 if found.left_out else 0
+
+
+def runs(folder: Path = Path("runs"), as_json: bool = False) -> None:
+    from vitreous import compare as comparing
+
+    records = comparing.list_runs(folder)
+    if not records and not as_json:
+        print(f"{folder} holds no runs.", file=sys.stderr)
+        return
+    print_record(records, as_json, lambda: comparing.runs_text(records, terminal_width()))
+
+
+def terminal_width() -> int:
+    """Columns to print tables in; all that are needed where the output goes to a file or a program."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else UNLIMITED
+
+
+def export(run: Path, to: str = "", **options: Any) -> int:
+    from vitreous import export as exports
+
+    if not to:
+        raise VitreousError(f"Say what to export to: --to {listed(exports.TARGETS)}.")
+    written = exports.export(run, to, **options)
+    print(f"written: {written.folder}")
+    for note in written.notes:
+        print(note)
+    return 0 if written.proven else 3
 
 
 def data_fetch(name: str, **options: Any) -> None:
@@ -397,6 +446,52 @@ COMMANDS: dict[str, Command] = {
             "vitreous predict runs/cifar10-default-seed42-001 photos.zip --reject 0.9",
         ),
     ),
+    "explain": Command(
+        explain,
+        "draw which regions of an image matter to a trained network",
+        {
+            "arguments": (
+                argument("run", "a run folder, or a bundle", type=Path, metavar="RUN"),
+                argument("images", "image files", nargs="*", metavar="IMAGE …"),
+            ),
+            "what is drawn": (
+                argument(
+                    "--method",
+                    "auto, occlusion, attention, rollout or gradient (default: auto, the most faithful one)",
+                    metavar="NAME",
+                ),
+                argument(
+                    "--class",
+                    "the class to explain (default: the predicted one)",
+                    dest="class_name",
+                    metavar="CLASS",
+                ),
+                argument(
+                    "--layer", "with --method attention: one layer, from 1", type=whole_number, metavar="N"
+                ),
+                argument("--head", "with --layer: one head, from 1", type=whole_number, metavar="N"),
+                argument(
+                    "--network",
+                    "also draw what the network has learned: first filters, positions, reach of attention",
+                    action="store_true",
+                ),
+            ),
+            "output": (
+                argument(
+                    "--out",
+                    "folder to write to, or a PNG file for one image (default: explained)",
+                    type=Path,
+                    metavar="PATH",
+                ),
+            ),
+        },
+        (
+            "vitreous explain runs/cifar10-default-seed42-001 photo.jpg",
+            "vitreous explain runs/cifar10-default-seed42-001 photo.jpg --class cat --out cat.png",
+            "vitreous explain runs/cifar10-default-seed42-001 photo.jpg --method attention --layer 4",
+            "vitreous explain runs/cifar10-default-seed42-001 --network",
+        ),
+    ),
     "report": Command(
         report,
         "regenerate the report.html of a run",
@@ -411,6 +506,88 @@ COMMANDS: dict[str, Command] = {
             ),
         },
         ("vitreous report runs/cifar10-default-seed42-001",),
+    ),
+    "compare": Command(
+        compare,
+        "compare finished runs: which is better, and can the images tell?",
+        {
+            "arguments": (
+                argument(
+                    "runs", "run folders, or folders that hold runs", type=Path, nargs="+", metavar="RUN …"
+                ),
+            ),
+            "options": (
+                argument(
+                    "--split",
+                    "val or test (default: val where all runs have it)",
+                    metavar="SPLIT",
+                ),
+                argument(
+                    "--out",
+                    "page to write (default: compare.html, and none with --json)",
+                    type=Path,
+                    metavar="FILE.html",
+                ),
+                JSON,
+            ),
+        },
+        (
+            "vitreous compare runs/cifar10-*",
+            "vitreous compare runs/a runs/b --out a-b.html",
+            "vitreous compare runs --split test --json",
+        ),
+    ),
+    "runs": Command(
+        runs,
+        "list the runs of a folder with their accuracies",
+        {
+            "arguments": (
+                argument(
+                    "folder",
+                    "a folder that holds runs (default: runs)",
+                    type=Path,
+                    nargs="?",
+                    metavar="[DIR]",
+                ),
+            ),
+            "options": (JSON,),
+        },
+        ("vitreous runs", "vitreous runs path/to/runs --json"),
+    ),
+    "export": Command(
+        export,
+        "write a model for a browser, ONNX, timm or transformers",
+        {
+            "arguments": (
+                argument("run", "a run folder, or a bundle", type=Path, metavar="RUN"),
+                argument(
+                    "--to",
+                    "html (one page that predicts in a browser, offline), onnx, timm or transformers",
+                    metavar="TARGET",
+                ),
+            ),
+            "options": (
+                argument(
+                    "--out",
+                    "folder to write (default: exports/RUN-TARGET)",
+                    type=Path,
+                    metavar="DIR",
+                ),
+                argument(
+                    "--samples",
+                    "for html: validation images in the page for people to try, 0 for private data (default: 12)",
+                    type=whole_number,
+                    metavar="N",
+                ),
+                argument(
+                    "--int8", "for onnx: also a smaller model with weights of 8 bits", action="store_true"
+                ),
+            ),
+        },
+        (
+            "vitreous export runs/cifar10-default-seed42-001 --to html",
+            "vitreous export runs/cifar10-default-seed42-001 --to onnx --out cifar10",
+        ),
     ),
     "data fetch": Command(
         data_fetch,

@@ -3,10 +3,12 @@
 recipe.toml      the complete recipe; its [resolved] table holds data, machine, versions and every decision
 summary.json     the final metrics, flat
 metrics.csv      one row for each logged step or validation
-evaluation.json  metrics, per-class metrics and confusion matrix of the val and test splits
+evaluation.json  metrics, per-class metrics and confusion matrix of val and test; training images of each class
 predictions.npz  names, labels and logits of the val and test splits, so that nothing has to read test again
 test_reads.json  when the test split was read, and by which command
 mistakes.npz     the most confident mistakes on the test images (on validation where test stays unread)
+label_errors.npz the images of the most probable label errors of validation and test
+label-errors.csv all probable label errors by name, written with the report
 split.json       the images that were cut from training for validation and test
 copies.json      images of given splits that have copies in training, and copies with different labels; if there are any
 log.txt          every line that was printed, and the details that were not
@@ -189,7 +191,7 @@ class Run:
 
     @cached_property
     def evaluation(self) -> dict[str, Any]:
-        """Classes, and for "val" and "test" the metrics, per-class metrics and confusion matrix.
+        """Classes, `training_images` of each (not in older runs), and of "val" and "test" metrics and confusions.
 
         A metric that was not a number (a diverged run's loss) is left out.
         """
@@ -206,6 +208,17 @@ class Run:
         num_classes = len(self.evaluation["classes"])  # outside the try, whose errors blame mistakes.npz
         try:
             return _parse_mistakes(read_arrays(file), num_classes)
+        except FileNotFoundError:
+            raise unfinished(self.path, file.name) from None
+        except DAMAGE as error:
+            raise unreadable(file, error) from None
+
+    @cached_property
+    def suspect_images(self) -> dict[tuple[str, int], np.ndarray]:
+        """Images uint8 [H, W, 3] of the most probable label errors, by split and position in it."""
+        file = self.path / "label_errors.npz"
+        try:
+            return _parse_suspect_images(read_arrays(file))
         except FileNotFoundError:
             raise unfinished(self.path, file.name) from None
         except DAMAGE as error:
@@ -425,7 +438,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 # The errors that a damaged file of arrays can raise.
 DAMAGE = (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, MemoryError, VitreousError)
-DISPENSABLE = ("mistakes.npz", "metrics.csv", "copies.json")  # the report can be written without them
+DISPENSABLE = (
+    "mistakes.npz",
+    "label_errors.npz",
+    "metrics.csv",
+    "copies.json",
+)  # the report can be written without them
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -477,6 +495,9 @@ def _parse_evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise ValueError("its classes are not a list of names")
     num_classes = len(classes)
+    training = evaluation.get("training_images", [0] * num_classes)
+    if len(training) != num_classes or not all(map(_is_count, training)):
+        raise ValueError("its training images are not a number for each class")
     for split in {"val", "test"} & set(evaluation):
         entry = evaluation[split]
         confusion, rows = entry["confusion"], entry["per_class"]
@@ -521,9 +542,7 @@ def _is_fraction(value: Any) -> bool:
 
 def _parse_mistakes(arrays: Mapping[str, np.ndarray], num_classes: int) -> Mistakes:
     mistakes = Mistakes(*(arrays[name] for name in ("images", "label", "predicted", "confidence", "name")))
-    images = mistakes.images
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape[1:]:
-        raise ValueError("its images are not uint8 [K, H, W, 3]")
+    _check_images(mistakes.images)
     for name, array, kind in (
         ("label", mistakes.labels, "i"),
         ("predicted", mistakes.predicted, "i"),
@@ -538,6 +557,20 @@ def _parse_mistakes(arrays: Mapping[str, np.ndarray], num_classes: int) -> Mista
         if classes.min(initial=0) < 0 or classes.max(initial=0) >= num_classes:
             raise ValueError(f"a class is outside of 0 to {num_classes - 1}")
     return mistakes
+
+
+def _parse_suspect_images(arrays: Mapping[str, np.ndarray]) -> dict[tuple[str, int], np.ndarray]:
+    images, splits, positions = (arrays[name] for name in ("images", "split", "position"))
+    _check_images(images)
+    if splits.dtype.kind != "U" or positions.dtype.kind != "i" or not splits.ndim == positions.ndim == 1:
+        raise ValueError("its splits and positions have other types than a run writes")
+    keys = zip(splits.tolist(), positions.tolist(), strict=True)
+    return dict(zip(keys, images, strict=True))
+
+
+def _check_images(images: np.ndarray) -> None:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape[1:]:
+        raise ValueError("its images are not uint8 [K, H, W, 3]")
 
 
 def read_test_reads(path: Path) -> list[dict[str, Any]]:

@@ -565,9 +565,9 @@ def _heat_maps(run: Run, images: np.ndarray, predicted: np.ndarray) -> list[str]
         Nothing if the bundle is missing or damaged, or too slow for one map.
     """
     maps: list[str] = []
-    began = time.monotonic()
     try:
         bundle = run.bundle
+        began = time.monotonic()
         pixels = bundle.preprocess.batch(images)
         bundle.logits(pixels[:1])  # the first call is slower
         start = time.monotonic()

@@ -210,7 +210,11 @@ def overfitted(losses: Sequence[tuple[float, float]], stronger: str) -> Advice |
     # Single validations are noisy, and the lowest of many is low by chance. So means of neighbours are compared.
     values, width = np.array([loss for _, loss in losses]), max(len(losses) // 8, 2)
     means = np.convolve(values, np.full(width, 1 / width), mode="valid")
-    noise = float(np.std(np.diff(values)) / np.sqrt(2 * width))
+    changes = np.diff(values)
+    spread = 1.4826 * np.median(
+        np.abs(changes - np.median(changes))
+    )  # of the normal distribution with this median
+    noise = float(spread / np.sqrt(2 * width))
     lowest = int(means.argmin())
     if len(means) - 1 - lowest < width or means[-1] < LOSS_RISE * means[lowest]:
         return None

@@ -29,7 +29,7 @@ NOISY = (np.random.default_rng(1).normal(size=60) * 0.03).tolist()
 SHOWN: dict[str, Advice | None] = {
     "guessing": advice.no_better_than_guessing(55, 100, 0.5),
     "copies": advice.copies_across("test", 3, 100),
-    "conflict": advice.conflicting_copies(1),
+    "conflict": advice.conflicting_copies(4, 2000),
     "labels": advice.labels_contradicted({"validation": (12, 500), "test": (9, 500)}),
     "few": advice.few_images(ABC, [20, 900, 900], [10, 95, 95], [30, 100, 100]),
     "unequal": advice.unequal_classes([200, 900, 900], [50, 95, 95], [100, 100, 100]),
@@ -47,7 +47,8 @@ SHOWN: dict[str, Advice | None] = {
 HIDDEN: dict[str, Advice | None] = {
     "guessing": advice.no_better_than_guessing(75, 100, 0.5),
     "copies": advice.copies_across("test", 0, 100),
-    "conflict": advice.conflicting_copies(0),
+    "conflict": advice.conflicting_copies(0, 2000),
+    "a single conflict": advice.conflicting_copies(1, 60_000),
     "two labels of few images": advice.labels_contradicted({"test": (2, 500)}),
     "no images": advice.labels_contradicted({}),
     "few, but as good": advice.few_images(ABC, [20, 900, 900], [27, 95, 95], [30, 100, 100]),

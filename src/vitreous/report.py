@@ -314,8 +314,11 @@ def _advice(
     if headline in correct and "majority" in figures[headline]:
         found.append(advice.no_better_than_guessing(*correct[headline], figures[headline]["majority"]))
     for split in copies["splits"] if copies else []:
+        if split["split"] not in evaluation:  # it flatters no figure yet
+            continue
         found.append(advice.copies_across(split["title"], split["copies"], split["size"]))
-    found.append(advice.conflicting_copies(copies["conflicts"] if copies else 0))
+    all_images = sum(evaluation.get("training_images", [])) + sum(sizes.values())
+    found.append(advice.conflicting_copies(copies["conflicts"] if copies else 0, all_images))
     contradicted = {
         SPLITS[split]: (
             int(((each.label_probability < advice.CONTRADICTED) & (each.probability >= advice.SURE)).sum()),
@@ -344,7 +347,9 @@ def _advice(
         found.append(advice.still_rising(validations, sizes["val"], twice))
         found.append(advice.long_flat(validations, sizes["val"], half))
     if diagrams:
-        found.append(advice.poorly_calibrated(diagrams["bins"]))
+        found.append(
+            advice.poorly_calibrated(diagrams["bins"], "" if "val" in suspects else f"{again} --judge both")
+        )
     if headline in correct:
         share = recipe.get("data", {}).get("val_fraction", 0.5)
         cut = run.split.get("cut_from_train") if run.has("split.json") else None

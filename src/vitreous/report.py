@@ -570,6 +570,8 @@ def _heat_maps(run: Run, images: np.ndarray, predicted: np.ndarray) -> list[str]
         Nothing if the bundle is missing or damaged, or too slow for one map.
     """
     maps: list[str] = []
+    if not len(images):
+        return maps
     try:
         bundle = run.bundle
         began = time.monotonic()

@@ -50,12 +50,12 @@ MAY = {
         "advice", "attribution", "bundle", "calibration", "charts", "confusion", "label_errors", "metrics", "run",
         "statistics", "training.schedule",
     },
-    "predict": {"run", "bundle", "model", "coverage", "statistics", "preprocess", "data"},
+    "predict": {"run", "bundle", "statistics", "preprocess", "data", "machine"},
     "explain": {"run", "bundle", "model", "attribution", "preprocess", "data"},
     "export": {
         "run", "bundle", "model", "coverage", "statistics", "preprocess", "data", "evaluation", *PACKAGE_ROOM,
     },
-    "compare": {"run", "bundle", "metrics", "statistics", "recipe"},
+    "compare": {"run", "bundle", "metrics", "statistics", "recipe", "dial"},
     "dial": {"model.variants", "recipe"},
     "plan": {"dial", "data", "model", "native", "recipe", "request", "machine", "run", "training", *PACKAGE_ROOM},
     "evaluation": {

@@ -86,7 +86,6 @@ COMMANDS: dict[str, str] = {
     "resume": "write vitreous train --resume RUN",
     "repeat": "write vitreous train --repeat RUN",
     "predict": "in Python, write vitreous.load(RUN).predict(images)",
-    "export": "in Python, vitreous.load(RUN).model is a torch module that torch.onnx.export takes",
 }
 
 Keys = Mapping[str, Collection[str]]  # the keys of each section of a recipe

@@ -327,7 +327,7 @@ def _advice(
         for split, each in suspects.items()
     }
     found.append(advice.labels_contradicted(contradicted))
-    if headline in evaluation and "training_images" in evaluation:
+    if headline and headline in evaluation and "training_images" in evaluation:
         matrix = np.asarray(evaluation[headline]["confusion"])
         hits, support = np.diag(matrix).tolist(), matrix.sum(axis=1).tolist()
         training = evaluation["training_images"]
@@ -425,7 +425,12 @@ def _costs(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _confusion(classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> dict[str, Any]:
     """The matrix as a table, or as an image with a table for each group of confused classes; and the worst pairs."""
     counts = np.asarray(confusion)
-    entry = {"pairs": confusions(classes, confusion, MAX_PAIRS), "table": None, "image": None, "groups": []}
+    entry: dict[str, Any] = {
+        "pairs": confusions(classes, confusion, MAX_PAIRS),
+        "table": None,
+        "image": None,
+        "groups": [],
+    }
     if len(classes) <= MAX_MATRIX_CLASSES:
         return {**entry, "table": _matrix(classes, counts, list(range(len(classes))))}
     order, groups = groups_of(counts)

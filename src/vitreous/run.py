@@ -29,7 +29,7 @@ import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from io import BytesIO
@@ -52,7 +52,7 @@ from vitreous.files import (
 from vitreous.wording import count, percent
 
 if TYPE_CHECKING:
-    from vitreous.bundle import Bundle
+    from vitreous.bundle import Bundle, Prediction
     from vitreous.model.vit import VisionTransformer
 
 LONGEST_NAME = 80  # characters of a run folder's name
@@ -237,9 +237,7 @@ class Run:
     @cached_property
     def bundle(self) -> Bundle:
         """The trained model with its classes, preprocessing and calibration."""
-        from vitreous.bundle import load_bundle
-
-        return load_bundle(self.path / "bundle")
+        return open_bundle(self.path)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -254,13 +252,30 @@ class Run:
         """The most likely class of each image, int64 [N], as a position in `classes`.
 
         Args:
-            images: a path, a PIL image, an array, or a list of these, of any size. A single image gives N = 1.
+            images: a path, a PIL image, an array, or a list of these, of any size. A single image gives N = 1. Arrays
+                are uint8 from 0 to 255 or floats from 0 to 1: one image as [H, W] (grey) or [H, W, 3], many as
+                [N, H, W] or [N, H, W, 3].
+
+        Raises:
+            VitreousError: an image cannot be read, or an array could mean several things.
         """
         return self.bundle.predict(images)
 
     def predict_proba(self, images: Any) -> np.ndarray:
         """The probability of each class, float32 [N, C], calibrated on validation; images as for `predict`."""
         return self.bundle.predict_proba(images)
+
+    def embed(self, images: Any) -> np.ndarray:
+        """The pooled features of each image before the head, float32 [N, D]; images as for `predict`."""
+        return self.bundle.embed(images)
+
+    def classify(self, images: Any, top: int = 5, reject: float | None = None) -> list[Prediction]:
+        """The class of each image by name, with the `top` most likely ones; images as for `predict`.
+
+        Args:
+            reject: the label is "unknown" if its probability is below this, as in 0.9.
+        """
+        return self.bundle.classify(images, top, reject)
 
     def _json(self, name: str) -> dict[str, Any]:
         try:
@@ -274,10 +289,13 @@ class Run:
             raise unreadable(self.path / name, error) from None
 
 
-def load(path: Path | str) -> Run | Bundle:
+def load(path: Path | str, device: str = "cpu") -> Run | Bundle:
     """Opens a run folder as a `Run`, or a bundle folder as a `Bundle`.
 
-    Both have `predict`, `predict_proba`, `classes` and `model`.
+    Both have `predict`, `predict_proba`, `classify`, `embed`, `classes` and `model`.
+
+    Args:
+        device: where to put the model of a bundle.
 
     Raises:
         VitreousError: `path` is neither, or the bundle is damaged.
@@ -288,11 +306,37 @@ def load(path: Path | str) -> Run | Bundle:
     if (path / "config.json").exists():
         from vitreous.bundle import load_bundle
 
-        return load_bundle(path)
+        return load_bundle(path, device)
     raise VitreousError(
         f"{path} is neither a run folder (it has no recipe.toml) nor a bundle (it has no config.json); "
         "give a folder that `vitreous train` has written, or the bundle/ in it."
     )
+
+
+def open_bundle(path: Path | str, device: str = "cpu") -> Bundle:
+    """Opens the trained model of a run folder, or a bundle folder.
+
+    What earlier formats lack, the sizes of validation and test and the coverage, is counted from the run's predictions.
+
+    Args:
+        device: where to put the model.
+
+    Raises:
+        VitreousError: `path` is neither, or the bundle is missing or damaged.
+    """
+    run = load(path, device)
+    if not isinstance(run, Run):
+        return run
+    from vitreous.bundle import load_bundle, with_coverage
+
+    bundle = load_bundle(run.path / "bundle", device)
+    if bundle.coverage is None and not bundle.images and run.has("predictions.npz"):
+        sizes = {split: len(output.labels) for split, output in run.predictions.items()}
+        bundle = replace(bundle, images=sizes)
+        if "val" in run.predictions:
+            val = run.predictions["val"]
+            bundle = with_coverage(bundle, val.logits, val.labels)
+    return bundle
 
 
 def accuracies(summary: Mapping[str, Any]) -> list[str]:

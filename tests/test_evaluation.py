@@ -136,7 +136,7 @@ def test_the_temperature_is_that_of_validation_and_used_for_probabilities(run: R
 def test_probable_label_errors_keep_their_images_and_training_images_are_counted(run: Run) -> None:
     images, labels = blobs()
     trained = np.bincount(labels, minlength=len(run.classes))
-    expected = {}
+    expected: dict[tuple[str, int], np.ndarray] = {}
     for split, output in run.predictions.items():
         source = [int(name.rpartition(":")[2]) for name in output.names]
         trained = trained - np.bincount(output.labels, minlength=len(trained))

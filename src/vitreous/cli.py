@@ -102,9 +102,7 @@ def predict(
 
     if as_json and as_csv:
         raise VitreousError("Give one of --json and --csv.")
-    return predicting.predict(
-        model, paths, form="json" if as_json else "csv" if as_csv else "text", **options
-    )
+    return predicting.predict(model, paths, form="json" if as_json else "csv" if as_csv else "text", **options)
 
 
 def explain(run: Path, images: Iterable[str] = (), **options: Any) -> int:
@@ -400,9 +398,7 @@ COMMANDS: dict[str, Command] = {
                 ),
             ),
             "how it predicts": (
-                argument(
-                    "--top", "classes to name for each image (default: 5)", type=whole_number, metavar="N"
-                ),
+                argument("--top", "classes to name for each image (default: 5)", type=whole_number, metavar="N"),
                 argument(
                     "--reject",
                     'call an image "unknown" if its calibrated confidence is below this, as in 0.9',

@@ -37,9 +37,7 @@ from vitreous.run import open_bundle
 from vitreous.statistics import accuracy_text
 from vitreous.wording import count, printable
 
-FIRST_BATCH = (
-    16  # images; each batch is twice as large as the one before, so that the first answers come at once
-)
+FIRST_BATCH = 16  # images; each batch is twice as large as the one before, so that the first answers come at once
 FORMS = ("text", "json", "csv")
 PATH_WIDTH = 60  # columns of a path in the table, at most
 PAIRS = 5  # confusions that are shown
@@ -114,9 +112,7 @@ def predict(
     threshold = None if reject is None else threshold_text(bundle, reject)
     with ExitStack() as stack:
         found = stack.enter_context(find_images(_from_standard_input(paths)))
-        features = (
-            stack.enter_context(_Embeddings(Path(path_of(embeddings)))) if embeddings is not None else None
-        )
+        features = stack.enter_context(_Embeddings(Path(path_of(embeddings)))) if embeddings is not None else None
         copies = _Copies(Path(path_of(sort_into)), bundle.classes, found) if sort_into is not None else None
         for note in found.notes:
             print(printable(note), file=sys.stderr)
@@ -135,9 +131,7 @@ def predict(
             print(f"{printable(path)}: {printable(reason)}", file=sys.stderr)
         if not summary.images:
             files = count(len(summary.failures), "file")
-            raise VitreousError(
-                f"None of {files} could be read; give PNG or JPEG images, or a folder or zip of them."
-            )
+            raise VitreousError(f"None of {files} could be read; give PNG or JPEG images, or a folder or zip of them.")
         if features:
             features.finish()
     talk = sys.stdout if form == "text" else sys.stderr
@@ -155,11 +149,7 @@ def threshold_text(bundle: Bundle, threshold: float) -> str:
     accepted, correct = bundle.check_reject(threshold)
     assert bundle.coverage is not None
     images = bundle.coverage.images
-    right = (
-        f"of those, {accuracy_text(correct, accepted)} were right"
-        if accepted
-        else "so none tells how many are right"
-    )
+    right = f"of those, {accuracy_text(correct, accepted)} were right" if accepted else "so none tells how many are right"
     return (
         f"On {count(images, 'validation image')}, a confidence of at least {threshold:g} accepted "
         f"{accuracy_text(accepted, images)}; {right}."
@@ -186,9 +176,7 @@ def _answers(
         yield Answer(None, path, error=reason)
     class_of = _folder_classes(bundle.classes)
     size = bundle.preprocess.size
-    read = read_all(
-        found.images, lambda file: file.read(), partial(_pixels, bundle.preprocess), size * size * 3
-    )
+    read = read_all(found.images, lambda file: file.read(), partial(_pixels, bundle.preprocess), size * size * 3)
     for batch in _growing_batches(read):
         good = [result for _, result in batch if isinstance(result, np.ndarray)]
         probabilities = np.empty((0, len(bundle.classes)), np.float32)
@@ -238,9 +226,7 @@ def _probabilities(bundle: Bundle, pixels: np.ndarray, tta: bool, features: _Emb
         pooled = bundle.embed(pixels)
         features.write(pooled)
         device = next(bundle.model.parameters()).device
-        probabilities = bundle.calibrated(
-            bundle.model.head(torch.from_numpy(pooled).to(device)).cpu()
-        ).numpy()
+        probabilities = bundle.calibrated(bundle.model.head(torch.from_numpy(pooled).to(device)).cpu()).numpy()
     else:
         probabilities = bundle.predict_proba(pixels)
     if tta:
@@ -292,10 +278,7 @@ class Summary:
         """The summary as lines of text; `threshold` is what `threshold_text` says."""
         seconds = max(time.monotonic() - self.start, 1e-9)
         failed = f", {count(len(self.failures), 'file')} could not be read" if self.failures else ""
-        lines = [
-            "",
-            f"{count(self.images, 'image')} in {seconds:.1f} s ({rate(self.images / seconds)}/s){failed}",
-        ]
+        lines = ["", f"{count(self.images, 'image')} in {seconds:.1f} s ({rate(self.images / seconds)}/s){failed}"]
         if threshold:
             unknown_images = self.images - self.accepted
             lines.append(f"{unknown_images:,} of {count(self.images, 'image')} are unknown. {threshold}")
@@ -331,9 +314,7 @@ class Summary:
 
 # ---- output
 
-Writer = Callable[
-    [Iterable[Answer]], Iterator[Answer]
-]  # writes answers to standard output and passes them on
+Writer = Callable[[Iterable[Answer]], Iterator[Answer]]  # writes answers to standard output and passes them on
 
 
 def _writer(form: str, found: Found, classes: Sequence[str], all_probabilities: bool) -> Writer:
@@ -425,9 +406,7 @@ class _Embeddings:
 
     def __init__(self, path: Path) -> None:
         if path.suffix != ".npy":
-            raise VitreousError(
-                f"The embeddings are written as numpy reads them, so {path} must end in .npy."
-            )
+            raise VitreousError(f"The embeddings are written as numpy reads them, so {path} must end in .npy.")
         self.path, self.names_path = path, path.with_suffix(".names.json")
         for file in (self.path, self.names_path):
             if file.exists():
@@ -472,9 +451,7 @@ class _Copies:
         self.root, self.copied = root, 0
         for folder in found.folders:
             if root.resolve().is_relative_to(folder.resolve()):
-                raise VitreousError(
-                    f"{root} is inside {folder}, whose images are read; give a folder elsewhere."
-                )
+                raise VitreousError(f"{root} is inside {folder}, whose images are read; give a folder elsewhere.")
         try:
             if root.exists() and (not root.is_dir() or any(root.iterdir())):
                 raise VitreousError(f"{root} is not an empty folder; give a new one.")
@@ -487,9 +464,7 @@ class _Copies:
 
     def add(self, file: ImageFile, label: str) -> None:
         """Copies a file; raises `VitreousError` if it can no longer be read, or cannot be written."""
-        name = _free_name(
-            safe_name(re.split(r"[\\/]" if os.name == "nt" else "/", file.path)[-1]), self.taken[label]
-        )
+        name = _free_name(safe_name(re.split(r"[\\/]" if os.name == "nt" else "/", file.path)[-1]), self.taken[label])
         target = self.root / self.folders[label] / name
         try:
             content = file.read()

@@ -91,9 +91,7 @@ def _find(word: str, found: Found, stack: ExitStack) -> None:
             else:
                 _find_in_folder(Path(match), found)
         files = [file for file in files if not Path(file).is_dir()]
-        for name in _images_among(
-            files, lambda name, limit=None: read_file(Path(name), limit), {}, "", found
-        ):
+        for name in _images_among(files, lambda name, limit=None: read_file(Path(name), limit), {}, "", found):
             found.images.append(_single(Path(name)))
 
 
@@ -143,16 +141,12 @@ def _images_among(
     for name, problem in sorted(problems.items()):
         found.failed.append((os.path.join(root, name), BadImage(*problem).text))
     passed_over = [
-        PassedOver(kind, tuple(names)).text
-        for kind, names in sorted(files.by_kind.items())
-        if names and kind != LITTER
+        PassedOver(kind, tuple(names)).text for kind, names in sorted(files.by_kind.items()) if names and kind != LITTER
     ]
     usable = sorted((name for name, problem in files.images.items() if not problem), key=natural_key)
     if not usable and not problems and root:
         holds = f"; it holds {series(passed_over)}" if passed_over else ""
         raise BadImage(f"contains no images{holds}")
     if passed_over:
-        found.notes.append(
-            f"{text_of(root) or 'The pattern'} holds {series(passed_over)} that were passed over."
-        )
+        found.notes.append(f"{text_of(root) or 'The pattern'} holds {series(passed_over)} that were passed over.")
     return usable

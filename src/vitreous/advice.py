@@ -19,6 +19,7 @@ FEW_IMAGES = 100  # training images of a class
 UNEQUAL = 3.0  # times as many training images
 CONTRADICTED, SURE = 0.02, 0.9  # probabilities of the label and of the predicted class
 CONTRADICTIONS = 0.005  # share of images with such labels
+CONFLICTS = 0.001  # share of images with copies that have another label
 RISING_SINCE, FLAT_SINCE = 0.8, 0.5  # shares of the run
 ENOUGH_VALIDATIONS = 4
 LOSS_RISE = 1.1  # times the lowest validation loss
@@ -67,13 +68,13 @@ def copies_across(split: str, copies: int, images: int) -> Advice | None:
     )
 
 
-def conflicting_copies(images: int) -> Advice | None:
-    """Copies of one image have different labels."""
-    if not images:
+def conflicting_copies(conflicts: int, images: int) -> Advice | None:
+    """Copies of one image have different labels, and they are more than a curiosity among all `images`."""
+    if not conflicts or conflicts < CONFLICTS * images:
         return None
-    have = "image has a copy" if images == 1 else "images have copies"
+    have = "image has a copy" if conflicts == 1 else "images have copies"
     return Advice(
-        f"{images:,} {have} with another label, so at least one label of each pair is wrong.",
+        f"{conflicts:,} {have} with another label, so at least one label of each pair is wrong.",
         "Look at them under Copies, and correct or remove them.",
         "vitreous data check DATA --all",
     )
@@ -210,7 +211,11 @@ def overfitted(losses: Sequence[tuple[float, float]], stronger: str) -> Advice |
     # Single validations are noisy, and the lowest of many is low by chance. So means of neighbours are compared.
     values, width = np.array([loss for _, loss in losses]), max(len(losses) // 8, 2)
     means = np.convolve(values, np.full(width, 1 / width), mode="valid")
-    noise = float(np.std(np.diff(values)) / np.sqrt(2 * width))
+    changes = np.diff(values)
+    spread = 1.4826 * np.median(
+        np.abs(changes - np.median(changes))
+    )  # of the normal distribution with this median
+    noise = float(spread / np.sqrt(2 * width))
     lowest = int(means.argmin())
     if len(means) - 1 - lowest < width or means[-1] < LOSS_RISE * means[lowest]:
         return None
@@ -224,15 +229,24 @@ def overfitted(losses: Sequence[tuple[float, float]], stronger: str) -> Advice |
     )
 
 
-def poorly_calibrated(bins: Sequence[Bin]) -> Advice | None:
-    """The calibration error after the temperature is large, and larger than chance explains."""
+def poorly_calibrated(bins: Sequence[Bin], hold_out: str = "") -> Advice | None:
+    """The calibration error after the temperature is large, and larger than chance explains.
+
+    Args:
+        hold_out: the command that trains with validation held out; "" if it was, so that thresholds were counted.
+    """
     error = calibration_error(bins)
     if error < MISCALIBRATED or error <= error_by_chance(bins):
         return None
     sure = sum(each.correct - each.images * each.confidence for each in bins) < 0
+    shows = (
+        f"Confidence and accuracy differ by {100 * error:.0f} points on average. The network is too "
+        f"{'sure' if sure else 'careful'}."
+    )
+    if hold_out:
+        return Advice(shows, "Hold out validation images, on which confidences can be calibrated.", hold_out)
     return Advice(
-        f"Confidence and accuracy differ by {100 * error:.0f} points on average, so a confidence of 90 % is not 90 % "
-        f"correct. The network is too {'sure' if sure else 'careful'}.",
+        shows,
         "Accept predictions by a threshold whose accuracy was counted, not by the confidence itself.",
         "vitreous predict RUN IMAGES --reject 0.9",
     )

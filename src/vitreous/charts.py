@@ -121,7 +121,7 @@ def _learning_rate(rows: Sequence[Mapping[str, float]]) -> tuple[Callable[[float
     peaks = {name: max(value for _, value in points) for name, points in rates.items()}
     if len(rates) == 2 and all(peaks.values()):
         shares = [[(step, value / peaks[name]) for step, value in points] for name, points in rates.items()]
-        if np.shape(shares[0]) == np.shape(shares[1]) and np.allclose(*shares, rtol=1e-3, atol=1e-6):
+        if len(shares[0]) == len(shares[1]) and np.allclose(shares[0], shares[1], rtol=1e-3, atol=1e-6):
             texts: dict[float, str] = {
                 step: f"AdamW {short(value)}, Muon {short(muon)}"
                 for (step, value), (_, muon) in zip(rates["AdamW"], rates["Muon"], strict=True)

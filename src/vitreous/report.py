@@ -314,8 +314,11 @@ def _advice(
     if headline in correct and "majority" in figures[headline]:
         found.append(advice.no_better_than_guessing(*correct[headline], figures[headline]["majority"]))
     for split in copies["splits"] if copies else []:
+        if split["split"] not in evaluation:  # it flatters no figure yet
+            continue
         found.append(advice.copies_across(split["title"], split["copies"], split["size"]))
-    found.append(advice.conflicting_copies(copies["conflicts"] if copies else 0))
+    all_images = sum(evaluation.get("training_images", [])) + sum(sizes.values())
+    found.append(advice.conflicting_copies(copies["conflicts"] if copies else 0, all_images))
     contradicted = {
         SPLITS[split]: (
             int(((each.label_probability < advice.CONTRADICTED) & (each.probability >= advice.SURE)).sum()),
@@ -324,7 +327,7 @@ def _advice(
         for split, each in suspects.items()
     }
     found.append(advice.labels_contradicted(contradicted))
-    if headline in evaluation and "training_images" in evaluation:
+    if headline and headline in evaluation and "training_images" in evaluation:
         matrix = np.asarray(evaluation[headline]["confusion"])
         hits, support = np.diag(matrix).tolist(), matrix.sum(axis=1).tolist()
         training = evaluation["training_images"]
@@ -344,7 +347,9 @@ def _advice(
         found.append(advice.still_rising(validations, sizes["val"], twice))
         found.append(advice.long_flat(validations, sizes["val"], half))
     if diagrams:
-        found.append(advice.poorly_calibrated(diagrams["bins"]))
+        found.append(
+            advice.poorly_calibrated(diagrams["bins"], "" if "val" in suspects else f"{again} --judge both")
+        )
     if headline in correct:
         share = recipe.get("data", {}).get("val_fraction", 0.5)
         cut = run.split.get("cut_from_train") if run.has("split.json") else None
@@ -420,7 +425,12 @@ def _costs(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _confusion(classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> dict[str, Any]:
     """The matrix as a table, or as an image with a table for each group of confused classes; and the worst pairs."""
     counts = np.asarray(confusion)
-    entry = {"pairs": confusions(classes, confusion, MAX_PAIRS), "table": None, "image": None, "groups": []}
+    entry: dict[str, Any] = {
+        "pairs": confusions(classes, confusion, MAX_PAIRS),
+        "table": None,
+        "image": None,
+        "groups": [],
+    }
     if len(classes) <= MAX_MATRIX_CLASSES:
         return {**entry, "table": _matrix(classes, counts, list(range(len(classes))))}
     order, groups = groups_of(counts)
@@ -567,9 +577,9 @@ def _heat_maps(run: Run, images: np.ndarray, predicted: np.ndarray) -> list[str]
     maps: list[str] = []
     if not len(images):
         return maps
-    began = time.monotonic()
     try:
         bundle = run.bundle
+        began = time.monotonic()
         pixels = bundle.preprocess.batch(images)
         bundle.logits(pixels[:1])  # the first call is slower
         start = time.monotonic()

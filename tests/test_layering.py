@@ -53,7 +53,8 @@ MAY = {
     "predict": {"run", "bundle", "statistics", "preprocess", "data", "machine"},
     "explain": {"run", "bundle", "model", "attribution", "preprocess", "depth", "data"},
     "export": {
-        "run", "bundle", "model", "coverage", "statistics", "preprocess", "data", "evaluation", *PACKAGE_ROOM,
+        "run", "bundle", "model", "coverage", "statistics", "preprocess", "data", "evaluation",
+        "depth", *PACKAGE_ROOM,
     },
     "compare": {"run", "bundle", "metrics", "statistics", "recipe", "dial"},
     "dial": {"model.variants", "recipe"},

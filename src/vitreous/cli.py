@@ -579,6 +579,7 @@ COMMANDS: dict[str, Command] = {
                     type=whole_number,
                     metavar="N",
                 ),
+                argument("--data", "where the data of the run are now, if they have moved", metavar="PATH"),
                 argument(
                     "--int8", "for onnx: also a smaller model with weights of 8 bits", action="store_true"
                 ),

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -114,7 +114,13 @@ class Exported(NamedTuple):
 
 
 def export(
-    path: Path | str, to: str, out: Path | str | None = None, *, samples: int = 12, int8: bool = False
+    path: Path | str,
+    to: str,
+    out: Path | str | None = None,
+    *,
+    samples: int = 12,
+    int8: bool = False,
+    data: Any = None,
 ) -> Exported:
     """Exports a trained model, and proves that the export answers as the model does.
 
@@ -152,18 +158,18 @@ def export(
     notes: list[str] = []
     material = Material(bundle, run)
     if to == "html" and run is not None and samples:
-        material = Material(bundle, run, *_samples(run, bundle, samples, notes))
+        material = Material(bundle, run, *_samples(run, bundle, samples, notes, data))
     with _new_folder(folder) as temporary:
         target.write(material, temporary)
         if missing := target.missing():
             result = proof.unproven(target, to, missing)
         else:
-            result = proof.prove(target, to, bundle, temporary, *_run_files(run, notes))
+            result = proof.prove(target, to, bundle, temporary, *_run_files(run, notes, data))
         proof.write(result, temporary / "proof.json")
         if int8:
             from vitreous.export.onnx import write_int8
 
-            notes.append(write_int8(temporary, _open(run, "val", notes) if run else None))
+            notes.append(write_int8(temporary, _open(run, "val", notes, data) if run else None))
         card.write(material, target, to, result, notes, temporary / "README.md")
     if to == "html":
         notes.append(f"The page contains {count(len(material.samples), 'image')} of the data.")
@@ -198,10 +204,10 @@ def _new_folder(folder: Path) -> Iterator[Path]:
                 place.rmdir()
 
 
-def _open(run: Run, split: str, notes: list[str]) -> tuple[ImageStore, Split] | None:
+def _open(run: Run, split: str, notes: list[str], data: Any) -> tuple[ImageStore, Split] | None:
     """A split of a run's data; None, with a note, if the data cannot be opened."""
     try:
-        return open_split(run, split)
+        return open_split(run, split, data=data)
     except VitreousError as error:
         notes.append(f"The {_title(split)} images could not be used: {error}")
         return None
@@ -211,7 +217,7 @@ def _title(split: str) -> str:
     return "validation" if split == "val" else split
 
 
-def _run_files(run: Run | None, notes: list[str]) -> tuple[Iterator[Picture], int]:
+def _run_files(run: Run | None, notes: list[str], data: Any) -> tuple[Iterator[Picture], int]:
     """The run's test images as files, or those of validation if test is unread, and how many they are.
 
     Labels are not used, so this is no evaluation on test.
@@ -224,7 +230,7 @@ def _run_files(run: Run | None, notes: list[str]) -> tuple[Iterator[Picture], in
         )
         return iter(()), 0
     split = "test" if has_read_test(run) else "val"
-    opened = _open(run, split, notes)
+    opened = _open(run, split, notes, data)
     if opened is None:
         return iter(()), 0
     store, part = opened
@@ -239,10 +245,10 @@ def _run_files(run: Run | None, notes: list[str]) -> tuple[Iterator[Picture], in
 
 
 def _samples(
-    run: Run, bundle: Bundle, most: int, notes: list[str]
+    run: Run, bundle: Bundle, most: int, notes: list[str], data: Any
 ) -> tuple[tuple[Picture, ...], tuple[int, ...]]:
     """Validation images, at most so many: first one of each class, then a second of each, and so on."""
-    opened = _open(run, "val", notes)
+    opened = _open(run, "val", notes, data)
     if opened is None:
         return (), ()
     store, part = opened

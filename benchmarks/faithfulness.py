@@ -77,7 +77,7 @@ def main() -> None:
                 replace=args.replace,
             )
     if args.fill_page:
-        fill(HERE.parent / "docs" / "using.md", "faithfulness", table())
+        fill(HERE.parent / "docs" / "using.md", "faithfulness", table(), "faithfulness.py")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -193,13 +193,21 @@ def mean_and_half(values: np.ndarray) -> tuple[float, float]:
 
 
 def table() -> list[str]:
-    """The score of each method (rows) for each record (columns)."""
+    """The scores of each method (rows) with each way to cover, for each record (columns)."""
     records = load("faithfulness")
-    heads = [f"{record['arm']}, {sum(record['images'].values())} images" for record in records]
-    lines = [" | ".join(["| method", *heads]) + " |", "|---|" + "---|" * len(records)]
+    heads = [
+        f"{record['arm']}, {sum(record['images'].values())} images: {way}"
+        for record in records
+        for way in FILLS
+    ]
+    lines = [f"| {' | '.join(['method', *heads])} |", "|---|" + "---|" * len(heads)]
     for name in records[0]["figures"]:
-        cells = ["{:.3f} ± {:.3f}".format(*record["figures"][name]["score"]) for record in records]
-        lines.append(" | ".join([f"| {name}", *cells]) + " |")
+        cells = [
+            "{:.3f} ± {:.3f}".format(*record["figures"][name][f"score, {way}"])
+            for record in records
+            for way in FILLS
+        ]
+        lines.append(f"| {' | '.join([name, *cells])} |")
     return lines
 
 

@@ -61,7 +61,7 @@ STYLE = {
 }
 # What a map's colours mean; in the sentences, the explained class takes the place of {}.
 SCALES = {
-    "occlusion": "change of the probability when covered, in points",
+    "occlusion": "mean change of the probability when covered, in points",
     "gradient": "relevance, in percent of the largest here",
     "attention": "attention, 1 × if it were spread evenly",
     "rollout": "attention, 1 × if it were spread evenly",
@@ -322,10 +322,8 @@ def draw(
         signed = method == "occlusion"
         limit = float(np.abs(found.map).max()) or 1.0
         if signed and limit < FAINT:
-            sentence = (
-                f"No region of this size decides for {name}: covering one changes its probability by at most "
-            )
-            sentence += f"{100 * limit:.1f} points."
+            sentence = f"No region decides: covering one changes the probability of {name} by at most "
+            sentence += f"{100 * limit:.1f} points on average."
             limit = FAINT
         if layer is not None:
             sentence = "This part of the network attends to orange regions."

@@ -61,7 +61,7 @@ def main() -> None:
                 f"faithfulness-{args.record}",
                 study="faithfulness",
                 arm=args.title or args.record,
-                command=this_command("faithfulness.py"),
+                command=this_command("faithfulness.py").replace(str(args.run), f"runs/{args.run.name}"),
                 data=run.bundle.data.get("name"),
                 seed=args.seed,
                 path="native, float32",

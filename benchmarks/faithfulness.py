@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -96,10 +97,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 def images_of(run: Run, number: int, seed: int = 0) -> tuple[np.ndarray, dict[str, int]]:
     """Images that the run was not trained on, uint8 [N, S, S, 3], and how many of each split."""
-    parts, counts = [], {}
+    parts: list[np.ndarray] = []
+    counts: dict[str, int] = {}
     for name in ("val", "test"):
         split = open_split(run, name)[1]
-        missing = number - sum(map(len, parts))
+        missing = number - sum(counts.values())
         if missing > 0:
             chosen = np.sort(np.random.default_rng(seed).permutation(len(split))[:missing])
             parts.append(np.asarray(split.images)[chosen])
@@ -119,7 +121,7 @@ def all_maps(seed: int) -> dict[str, Maps]:
         return np.broadcast_to(map_, shape(bundle, pixels))
 
     return {
-        **{name: (lambda b, p, name=name: heat_map(b, p, method=name)) for name in METHODS},
+        **{name: partial(heat_map, method=name) for name in METHODS},
         "centre": centre,
         "random": lambda bundle, pixels: generator.random(shape(bundle, pixels)),
     }

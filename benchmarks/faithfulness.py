@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ def main() -> None:
                 f"faithfulness-{args.record}",
                 study="faithfulness",
                 arm=args.title or args.record,
-                command=this_command("faithfulness.py"),
+                command=this_command("faithfulness.py").replace(str(args.run), f"runs/{args.run.name}"),
                 data=run.bundle.data.get("name"),
                 seed=args.seed,
                 path="native, float32",
@@ -77,7 +78,7 @@ def main() -> None:
                 replace=args.replace,
             )
     if args.fill_page:
-        fill(HERE.parent / "docs" / "using.md", "faithfulness", table())
+        fill(HERE.parent / "docs" / "using.md", "faithfulness", table(), "faithfulness.py")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -96,10 +97,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 def images_of(run: Run, number: int, seed: int = 0) -> tuple[np.ndarray, dict[str, int]]:
     """Images that the run was not trained on, uint8 [N, S, S, 3], and how many of each split."""
-    parts, counts = [], {}
+    parts: list[np.ndarray] = []
+    counts: dict[str, int] = {}
     for name in ("val", "test"):
         split = open_split(run, name)[1]
-        missing = number - sum(map(len, parts))
+        missing = number - sum(counts.values())
         if missing > 0:
             chosen = np.sort(np.random.default_rng(seed).permutation(len(split))[:missing])
             parts.append(np.asarray(split.images)[chosen])
@@ -119,7 +121,7 @@ def all_maps(seed: int) -> dict[str, Maps]:
         return np.broadcast_to(map_, shape(bundle, pixels))
 
     return {
-        **{name: (lambda b, p, name=name: heat_map(b, p, method=name)) for name in METHODS},
+        **{name: partial(heat_map, method=name) for name in METHODS},
         "centre": centre,
         "random": lambda bundle, pixels: generator.random(shape(bundle, pixels)),
     }
@@ -193,13 +195,21 @@ def mean_and_half(values: np.ndarray) -> tuple[float, float]:
 
 
 def table() -> list[str]:
-    """The score of each method (rows) for each record (columns)."""
+    """The scores of each method (rows) with each way to cover, for each record (columns)."""
     records = load("faithfulness")
-    heads = [f"{record['arm']}, {sum(record['images'].values())} images" for record in records]
-    lines = [" | ".join(["| method", *heads]) + " |", "|---|" + "---|" * len(records)]
+    heads = [
+        f"{record['arm']}, {sum(record['images'].values())} images: {way}"
+        for record in records
+        for way in FILLS
+    ]
+    lines = [f"| {' | '.join(['method', *heads])} |", "|---|" + "---|" * len(heads)]
     for name in records[0]["figures"]:
-        cells = ["{:.3f} ± {:.3f}".format(*record["figures"][name]["score"]) for record in records]
-        lines.append(" | ".join([f"| {name}", *cells]) + " |")
+        cells = [
+            "{:.3f} ± {:.3f}".format(*record["figures"][name][f"score, {way}"])
+            for record in records
+            for way in FILLS
+        ]
+        lines.append(f"| {' | '.join([name, *cells])} |")
     return lines
 
 

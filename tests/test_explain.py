@@ -219,7 +219,7 @@ def test_the_stems_filters_are_its_first_two_layers_near_zero() -> None:
     x = torch.zeros(1, 3, 4, 4, requires_grad=True)
     found = []
     for channel in range(8):
-        first = stem.stages[0].conv(torch.nn.functional.gelu(stem.whiten(x)))  # type: ignore[union-attr, operator]
+        first = stem.stages[0].conv(torch.nn.functional.gelu(stem.whiten(x)))  # type: ignore[union-attr, operator, index]
         (slope,) = torch.autograd.grad(first[0, channel, 1, 1], x)  # sees all 4 x 4 pixels
         found.append(slope[0].permute(1, 2, 0).numpy())
     found.sort(key=lambda picture: -np.linalg.norm(picture))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -189,7 +190,7 @@ def traced(model: VisionTransformer, x: Tensor) -> Trace:
     tokens = twin.norm(tokens)
     weights = pooling_weights(twin, tokens)
     logits = twin.head((weights[:, None] @ tokens).squeeze(1))
-    return Trace([block.attn.kept for block in twin.blocks], weights, logits)
+    return Trace([cast(_TracedAttention, block.attn).kept for block in twin.blocks], weights, logits)
 
 
 def pooling_weights(model: VisionTransformer, tokens: Tensor) -> Tensor:

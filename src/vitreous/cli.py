@@ -487,9 +487,9 @@ COMMANDS: dict[str, Command] = {
         },
         (
             "vitreous explain runs/cifar10-default-seed42-001 photo.jpg",
-            "vitreous explain runs/cifar10-default-seed42-001 photo.jpg --class cat --out cat.png",
-            "vitreous explain runs/cifar10-default-seed42-001 photo.jpg --method attention --layer 4",
-            "vitreous explain runs/cifar10-default-seed42-001 --network",
+            "vitreous explain runs/my-run photo.jpg --class cat --out cat.png",
+            "vitreous explain runs/my-run photo.jpg --method attention --layer 4",
+            "vitreous explain runs/my-run --network",
         ),
     ),
     "report": Command(

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import matplotlib
 import numpy as np
@@ -34,7 +34,7 @@ from vitreous.data.decode import read_image
 from vitreous.depth import origin_of
 from vitreous.errors import VitreousError, unknown
 from vitreous.files import atomic_write, path_of
-from vitreous.model.stem import ConvStem
+from vitreous.model.stem import ConvStage, ConvStem
 from vitreous.preprocess import Preprocess, cut_off
 from vitreous.progress import track
 from vitreous.run import open_bundle
@@ -50,7 +50,7 @@ INK, GREY, FOR, AGAINST = "#1f2328", "#6b7280", "#e66100", "#1a5fd0"  # orange a
 FAINT = 0.1  # the strongest colour stands for at least so much probability, so that small changes look small
 OPAQUE = 0.85  # of the strongest colour over the image
 FILTERS = 28  # that are drawn, as in figure 7 of the paper
-STYLE = {
+STYLE: Any = {
     "text.parse_math": False,  # names may hold dollar signs
     "font.size": 10,
     "text.color": INK,
@@ -61,7 +61,7 @@ STYLE = {
 }
 # What a map's colours mean; in the sentences, the explained class takes the place of {}.
 SCALES = {
-    "occlusion": "change of the probability when covered, in points",
+    "occlusion": "mean change of the probability when covered, in points",
     "gradient": "relevance, in percent of the largest here",
     "attention": "attention, 1 × if it were spread evenly",
     "rollout": "attention, 1 × if it were spread evenly",
@@ -312,20 +312,19 @@ def draw(
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11, 4.6), facecolor="white")
         if found.heads is None:
-            top = figure
+            top = cast(Any, figure)
         else:
             extra = 0.65 + found.heads.shape[1] * 10.5 / max(found.heads.shape[0], 8)
             figure.set_size_inches(11, 4.6 + extra)
-            top, bottom = figure.subfigures(2, 1, height_ratios=[4.6, extra])
+            parts: Any = figure.subfigures(2, 1, height_ratios=[4.6, extra])
+            top, bottom = parts
         top.text(0.02, 0.945, short(found.name, 70), size=13, weight="bold", va="center")
         sentence = SENTENCES[method].format(name)
         signed = method == "occlusion"
         limit = float(np.abs(found.map).max()) or 1.0
         if signed and limit < FAINT:
-            sentence = (
-                f"No region of this size decides for {name}: covering one changes its probability by at most "
-            )
-            sentence += f"{100 * limit:.1f} points."
+            sentence = f"No region decides: covering one changes the probability of {name} by at most "
+            sentence += f"{100 * limit:.1f} points on average."
             limit = FAINT
         if layer is not None:
             sentence = "This part of the network attends to orange regions."
@@ -424,7 +423,7 @@ def draw_network(bundle: Bundle, pixels: np.ndarray | None) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(13 if pixels is not None else 9.5, 5.2), facecolor="white")
         widths = [1, 1.15, 0.95] if pixels is not None else [1, 1.15]
-        parts = figure.subfigures(1, len(widths), width_ratios=widths)
+        parts: Any = figure.subfigures(1, len(widths), width_ratios=widths)
         filters, title = first_filters(bundle)
         part_title(parts[0], title)
         columns = 7
@@ -491,7 +490,10 @@ def first_filters(bundle: Bundle) -> tuple[list[np.ndarray], str]:
     stem = bundle.model.patch_embed
     with torch.no_grad():
         if isinstance(stem, ConvStem):
-            whitening, first = stem.whiten.weight, stem.stages[0].conv.weight  # [24, 3, 2, 2], [C, 24, 3, 3]
+            whitening, first = (
+                stem.whiten.weight,
+                cast("ConvStage", stem.stages[0]).conv.weight,
+            )  # [24, 3, 2, 2], [C, 24, 3, 3]
             # Near 0, GELU halves its input, so both layers together are one 4 x 4 filter.
             together = torch.nn.functional.conv_transpose2d(first, whitening) / 2  # [C, 3, 4, 4]
             order = together.flatten(1).norm(dim=1).argsort(descending=True, stable=True)

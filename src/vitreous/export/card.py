@@ -10,13 +10,15 @@ from typing import Any
 
 from vitreous.bundle import Bundle
 from vitreous.data.named import DOWNLOADED_NAMES
-from vitreous.export import Target
+from vitreous.export import Material, Target
 from vitreous.export.proof import Proof
 from vitreous.files import atomic_write
+from vitreous.run import Run
 from vitreous.statistics import accuracy_text
 from vitreous.wording import count, percent, printable, shortened
 
 SHOWN_CLASSES = 100
+TITLES = {"train": "training", "val": "validation", "test": "test"}
 FITTED = {
     "crop": "its central square is taken",
     "pad": "bars are added beside it",
@@ -24,9 +26,11 @@ FITTED = {
 }
 
 
-def write(bundle: Bundle, target: Target, to: str, proof: Proof, notes: Sequence[str], path: Path) -> None:
+def write(
+    material: Material, target: Target, to: str, proof: Proof, notes: Sequence[str], path: Path
+) -> None:
     """Writes the card. Names of classes come from strangers and are escaped."""
-    sections = (_front(bundle, target, to), *_sections(bundle, target, proof, notes))
+    sections = (_front(material.bundle, target, to), *_sections(material, target, proof, notes))
     atomic_write(path, "\n\n".join(sections) + "\n")
 
 
@@ -57,7 +61,8 @@ def _front(bundle: Bundle, target: Target, to: str) -> str:
     return "\n".join(("---", *lines, "---"))
 
 
-def _sections(bundle: Bundle, target: Target, proof: Proof, notes: Sequence[str]) -> Iterator[str]:
+def _sections(material: Material, target: Target, proof: Proof, notes: Sequence[str]) -> Iterator[str]:
+    bundle = material.bundle
     data = bundle.data.get("name")
     yield f"# Image classifier{f' trained on {_plain(data)}' if data else ''}"
     yield (
@@ -69,7 +74,7 @@ def _sections(bundle: Bundle, target: Target, proof: Proof, notes: Sequence[str]
         yield f"## Use\n\n```python\n{target.usage.strip()}\n```"
     yield "## Proof\n\n" + " ".join((*proof.sentences(), *notes))
     yield "## Figures\n\n" + "\n".join(f"- {line}" for line in _figures(bundle))
-    yield "## Limits\n\n" + "\n".join(f"- {line}" for line in _limits(bundle))
+    yield "## Limits\n\n" + "\n".join(f"- {line}" for line in _limits(bundle, material.run))
     yield "## Data\n\n" + "\n".join(f"- {line}" for line in _data(bundle))
     yield (
         "## Licence\n\nNone is stated here. The owner of the model and its data chooses one and adds it as `license:` "
@@ -104,11 +109,18 @@ def _figures(bundle: Bundle) -> Iterator[str]:
         yield f"Probabilities are calibrated on validation with the temperature {bundle.temperature:.3f}."
 
 
-def _limits(bundle: Bundle) -> Iterator[str]:
+def _limits(bundle: Bundle, run: Run | None) -> Iterator[str]:
     for confusion in bundle.confused:
         yield (
             f"{confusion.images:,} of {count(confusion.total, 'image')} of {_plain(confusion.true)} were taken for "
             f"{_plain(confusion.predicted)}."
+        )
+    copied = {(leak["split"], leak["name"]) for leak in run.copies.get("leaks", ())} if run else set()
+    for split in sorted({split for split, _ in copied}):
+        number = sum(each == split for each, _ in copied)
+        yield (
+            f"{count(number, f'{TITLES[split]} image')} of the data are copies or near-copies of others that the "
+            "model was trained or chosen on, so the figures may flatter it."
         )
     yield (
         "It answers with one of its classes for every image. An image that shows none of them gets one too, often with "
@@ -130,9 +142,8 @@ def _data(bundle: Bundle) -> Iterator[str]:
         yield f"Name: {_plain(name)}"
     if fingerprint := bundle.data.get("fingerprint"):
         yield f"Fingerprint (SHA-256 of classes, labels and pixels): `{_plain(fingerprint)}`"
-    titles = {"train": "training", "val": "validation", "test": "test"}
     if bundle.images:
-        sizes = [f"{images:,} {titles.get(split, _plain(split))}" for split, images in bundle.images.items()]
+        sizes = [f"{images:,} {TITLES.get(split, _plain(split))}" for split, images in bundle.images.items()]
         yield f"Images: {', '.join(sizes)}"
     yield f"Classes: {shortened([_plain(name) for name in bundle.classes], SHOWN_CLASSES)}"
 

@@ -27,10 +27,13 @@ from torch import Tensor, nn
 import vitreous
 from vitreous.bundle import Bundle
 from vitreous.data.normalize import normalize, to_float
+from vitreous.data.store import Split
 from vitreous.errors import VitreousError
 from vitreous.export import Answers, Material, Picture, Target
+from vitreous.preprocess import EVAL_BATCH
 
 NETWORK_BOUND = 2e-4
+INT8_POINTS = 1  # of accuracy on validation that the 8-bit model may lose
 # The modules that read images, and what they import.
 READING = (
     *("__init__", "errors", "wording", "request", "depth", "profiles", "preprocess"),
@@ -44,15 +47,16 @@ sys.path.insert(0, folder)
 import numpy as np
 import predict
 model = predict.Model()
-pixels, probabilities = [], []
-for path in open(files, encoding="utf-8").read().split("\\n"):
+paths = open(files, encoding="utf-8").read().split("\\n")
+pixels, known = np.zeros((len(paths), model.size, model.size, 3), np.uint8), np.zeros(len(paths), bool)
+for i, path in enumerate(paths):
     try:
-        pixels.append(model.pixels(path))
-        probabilities.append(model.probabilities(pixels[-1][None])[0])
+        pixels[i] = model.pixels(path)
+        known[i] = True
     except predict.BadImage:
-        pixels.append(np.zeros((model.size, model.size, 3), np.uint8))
-        probabilities.append(np.full(len(model.classes), np.nan, np.float32))
-np.savez(out, pixels=np.stack(pixels), probabilities=np.stack(probabilities))
+        pass
+parts = [model.probabilities(pixels[start : start + 64]) for start in range(0, len(paths), 64)]
+np.savez(out, pixels=pixels, probabilities=np.where(known[:, None], np.concatenate(parts), np.nan))
 print(model.runtime)
 """
 USAGE = """
@@ -137,6 +141,54 @@ def _quiet() -> Any:
             yield
     finally:
         logging.disable(level)
+
+
+def write_int8(folder: Path, validation: tuple[Any, Split] | None) -> str:
+    """Writes model-int8.onnx, whose matrix products take weights of 8 bits, and measures what it loses.
+
+    Only matrix products change: on CIFAR-10, quantized convolutions change ten times as many answers (docs/log.md).
+
+    Returns:
+        A sentence with both accuracies on validation.
+
+    Raises:
+        VitreousError: it loses more than `INT8_POINTS`, or onnxruntime is not installed.
+    """
+    if missing():
+        raise VitreousError(f"--int8 needs onnxruntime; install it with: {missing()}")
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with _quiet():
+        quantize_dynamic(
+            folder / "model.onnx",
+            folder / "model-int8.onnx",
+            op_types_to_quantize=["MatMul", "Gemm"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+        )
+    if validation is None:
+        return "model-int8.onnx is not measured, because there are no validation images."
+    part = validation[1]
+    names = ("model.onnx", "model-int8.onnx")
+    whole, small = (_correct(folder / name, part) for name in names)
+    if whole - small > INT8_POINTS / 100 * len(part):
+        raise VitreousError(
+            f"With 8-bit weights the model loses {100 * (whole - small) / len(part):.1f} points of accuracy on "
+            f"validation, more than {INT8_POINTS}; export without --int8."
+        )
+    return f"model-int8.onnx classifies {small:,} of {len(part):,} validation images correctly, model.onnx {whole:,}."
+
+
+def _correct(path: Path, part: Split) -> int:
+    """How many images of a split a model classifies correctly."""
+    from onnxruntime import InferenceSession
+
+    session, correct = InferenceSession(path, providers=["CPUExecutionProvider"]), 0
+    for start in range(0, len(part), EVAL_BATCH):
+        batch = slice(start, start + EVAL_BATCH)
+        probabilities = session.run(None, {"images": np.asarray(part.images[batch])})[0]
+        correct += int((probabilities.argmax(axis=1) == part.labels[batch]).sum())
+    return correct
 
 
 def answer(folder: Path, pictures: Sequence[Picture]) -> Answers:

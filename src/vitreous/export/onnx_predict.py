@@ -22,6 +22,7 @@ import PIL  # noqa: E402
 from vitreous.data.decode import read_image  # noqa: E402
 from vitreous.errors import VitreousError as BadImage  # noqa: E402
 from vitreous.preprocess import Preprocess  # noqa: E402
+from vitreous.wording import printable  # noqa: E402
 
 
 class Model:
@@ -57,7 +58,10 @@ def main(paths: list[str]) -> int:
             print(error, file=sys.stderr)
             failed = True
             continue
-        print(f"{path}\t{model.classes[probabilities.argmax()]}\t{probabilities.max():.4f}")
+        name = printable(
+            model.classes[probabilities.argmax()]
+        )  # a model from a stranger cannot steer a terminal
+        print(f"{printable(path)}\t{name}\t{probabilities.max():.4f}")
     return 3 if failed else 0
 
 

@@ -168,9 +168,9 @@ def test_the_heat_map_is_the_one_of_explain(arithmetic: Chromium) -> None:
     assert np.ptp(maps[chosen]) > 0.01
     network_in(arithmetic, bundle, True)
     ask = f"heatMap(network, 30, {pixels_in(pixels)}, {chosen}, async (cell) => cell !== LAST)"
-    found = arithmetic.run(ask.replace("LAST", "-1") + ".then((map) => Array.from(map))")
+    found = arithmetic.run(ask.replace("LAST", "-1") + ".then(({ map }) => Array.from(map))")
     np.testing.assert_allclose(np.reshape(found, maps[chosen].shape), maps[chosen], atol=1e-4)
-    assert arithmetic.run(ask.replace("LAST", "3")) is None
+    assert arithmetic.run(ask.replace("LAST", "3")) == {"map": None}
 
 
 @chromium_is_here

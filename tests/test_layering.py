@@ -29,7 +29,7 @@ MAY = {
     "metrics": set(),
     "statistics": set(),
     "coverage": set(),
-    "attribution": {"bundle", "model", "data.normalize"},
+    "attribution": {"bundle", "model", "native", "data.normalize"},
     "request": set(),
     "machine": {"native.build", "request"},
     "depth": set(),
@@ -43,7 +43,7 @@ MAY = {
     "training": {"model", "native", "data", "metrics", "recipe", "machine", "run"},
     "report": {"run", "bundle", "model", "metrics", "statistics", "coverage", "attribution"},
     "predict": {"run", "bundle", "model", "coverage", "statistics", "preprocess", "data"},
-    "explain": {"run", "bundle", "model", "attribution", "preprocess", "data"},
+    "explain": {"run", "bundle", "model", "attribution", "preprocess", "depth", "data"},
     "export": {
         "run", "bundle", "model", "coverage", "statistics", "preprocess", "data", "evaluation", *PACKAGE_ROOM,
     },

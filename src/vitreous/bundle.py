@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from vitreous.coverage import Coverage, parse_coverage
+from vitreous.coverage import Coverage, coverage_of, parse_coverage
 from vitreous.data.decode import read_image
 from vitreous.data.normalize import normalize, to_float
 from vitreous.errors import VitreousError
@@ -112,7 +112,11 @@ class Bundle:
 
     def predict_proba(self, images: Any) -> np.ndarray:
         """The probability of each class, float32 [N, C], calibrated by the temperature; images as for `logits`."""
-        return (self.logits(images) / self.temperature).softmax(dim=1).numpy()
+        return self.calibrated(self.logits(images)).numpy()
+
+    def calibrated(self, logits: Tensor) -> Tensor:
+        """The probabilities float32 [N, C] of logits [N, C]."""
+        return (logits / self.temperature).softmax(dim=1)
 
 
 def predictor(model: VisionTransformer) -> VisionTransformer:
@@ -121,18 +125,29 @@ def predictor(model: VisionTransformer) -> VisionTransformer:
     The copy shares weights and hooks with `model`. Each call gets its own copy, so several threads can predict while
     others train, export or change the model. Hooks are called with the copies of their modules.
     """
-    twin = _shallow_copy(model).eval()
+    twin = shallow_copy(model).eval()
     return twin if unsupported(model) else accelerate(twin)
 
 
-def _shallow_copy(module: Network) -> Network:
+def shallow_copy(module: Network) -> Network:
     """A module of the same structure with the same tensors. A deep copy would take too long for a single image."""
     twin = copy.copy(module)
     twin._parameters, twin._buffers = dict(module._parameters), dict(module._buffers)
     twin._modules = {
-        name: None if child is None else _shallow_copy(child) for name, child in module._modules.items()
+        name: None if child is None else shallow_copy(child) for name, child in module._modules.items()
     }
     return twin
+
+
+def with_coverage(bundle: Bundle, logits: np.ndarray, labels: np.ndarray) -> Bundle:
+    """The bundle with the coverage of its validation logits float32 [N, C] and true classes int64 [N].
+
+    It stays without one if a logit is not finite, as after a divergence.
+    """
+    probabilities = bundle.calibrated(torch.from_numpy(logits))
+    if not len(labels) or not probabilities.isfinite().all():
+        return bundle
+    return dataclasses.replace(bundle, coverage=coverage_of(probabilities.numpy(), labels))
 
 
 def save_bundle(bundle: Bundle, path: Path) -> None:

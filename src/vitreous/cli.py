@@ -93,6 +93,12 @@ def figures_table(title: str, figures: Figures) -> str:
     return "\n".join(lines)
 
 
+def explain(run: Path, images: Iterable[str] = (), **options: Any) -> int:
+    from vitreous import explain as explanations
+
+    return explanations.explain(run, list(images), **options)
+
+
 def report(run: Path, **options: Any) -> None:
     from vitreous import api
 
@@ -337,6 +343,52 @@ COMMANDS: dict[str, Command] = {
             "vitreous evaluate runs/cifar10-default-seed42-001 --data path/to/images",
         ),
     ),
+    "explain": Command(
+        explain,
+        "draw which regions of an image matter to a trained network",
+        {
+            "arguments": (
+                argument("run", "a run folder, or a bundle", type=Path, metavar="RUN"),
+                argument("images", "image files", nargs="*", metavar="IMAGE …"),
+            ),
+            "what is drawn": (
+                argument(
+                    "--method",
+                    "auto, occlusion, attention, rollout or gradient (default: auto, the most faithful one)",
+                    metavar="NAME",
+                ),
+                argument(
+                    "--class",
+                    "the class to explain (default: the predicted one)",
+                    dest="class_name",
+                    metavar="CLASS",
+                ),
+                argument(
+                    "--layer", "with --method attention: one layer, from 1", type=whole_number, metavar="N"
+                ),
+                argument("--head", "with --layer: one head, from 1", type=whole_number, metavar="N"),
+                argument(
+                    "--network",
+                    "also draw what the network has learned: first filters, positions, reach of attention",
+                    action="store_true",
+                ),
+            ),
+            "output": (
+                argument(
+                    "--out",
+                    "folder to write to, or a PNG file for one image (default: explained)",
+                    type=Path,
+                    metavar="PATH",
+                ),
+            ),
+        },
+        (
+            "vitreous explain runs/cifar10-default-seed42-001 photo.jpg",
+            "vitreous explain runs/my-run photo.jpg --class cat --out cat.png",
+            "vitreous explain runs/my-run photo.jpg --method attention --layer 4",
+            "vitreous explain runs/my-run --network",
+        ),
+    ),
     "report": Command(
         report,
         "regenerate the report.html of a run",
@@ -533,10 +585,15 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(words: list[str] | None = None) -> int:
+<<<<<<< HEAD
     """Runs one command; returns its exit status.
 
     0 fine, 1 a check found something, 2 refused, 3 partly done (such as an export that is not proven), 130 Ctrl-C.
     """
+=======
+    """Runs one command; returns its exit status: 0, 1 (a check found something), 2 (refused), 3 (partly done)
+    or 130 (Ctrl-C)."""
+>>>>>>> w-explain
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # class names may not fit the terminal
     try:

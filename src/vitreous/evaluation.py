@@ -15,8 +15,7 @@ import torch
 
 from vitreous import machine as machines
 from vitreous import run as runs
-from vitreous.bundle import Bundle, Confusion, load_bundle, write_config
-from vitreous.coverage import coverage_of
+from vitreous.bundle import Bundle, Confusion, load_bundle, with_coverage, write_config
 from vitreous.data.labels import UnknownClasses
 from vitreous.data.named import DATASETS, downloaded
 from vitreous.data.objects import name_of
@@ -73,11 +72,6 @@ def final_figures(
     else:
         temperature = 1.0
         say("Probabilities are not calibrated (temperature: 1), because no validation images were held back.")
-    coverage = None
-    if "val" in predictions:
-        calibrated_val = torch.from_numpy(predictions["val"].logits / np.float32(temperature)).softmax(dim=1)
-        if calibrated_val.isfinite().all():  # not after a divergence
-            coverage = coverage_of(calibrated_val.numpy(), predictions["val"].labels)
     named_figures: dict[str, float] = {}
     evaluation: dict[str, Any] = {"classes": bundle.classes}
     for stage, output in predictions.items():
@@ -101,8 +95,9 @@ def final_figures(
             **{stage: len(output.labels) for stage, output in predictions.items()},
         },
         confused=confusions(bundle.classes, evaluation[last]["confusion"]),
-        coverage=coverage,
     )
+    if "val" in predictions:
+        known = with_coverage(known, predictions["val"].logits, predictions["val"].labels)
     write_config(known, path / "bundle")
     return {**named_figures, "temperature": temperature}
 

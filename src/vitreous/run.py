@@ -224,9 +224,7 @@ class Run:
     @cached_property
     def bundle(self) -> Bundle:
         """The trained model with its classes, preprocessing and calibration."""
-        from vitreous.bundle import load_bundle
-
-        return load_bundle(self.path / "bundle")
+        return open_bundle(self.path)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -261,10 +259,13 @@ class Run:
             raise unreadable(self.path / name, error) from None
 
 
-def load(path: Path | str) -> Run | Bundle:
+def load(path: Path | str, device: str = "cpu") -> Run | Bundle:
     """Opens a run folder as a `Run`, or a bundle folder as a `Bundle`.
 
     Both have `predict`, `predict_proba`, `classes` and `model`.
+
+    Args:
+        device: where to put the model of a bundle.
 
     Raises:
         VitreousError: `path` is neither, or the bundle is damaged.
@@ -275,11 +276,35 @@ def load(path: Path | str) -> Run | Bundle:
     if (path / "config.json").exists():
         from vitreous.bundle import load_bundle
 
-        return load_bundle(path)
+        return load_bundle(path, device)
     raise VitreousError(
         f"{path} is neither a run folder (it has no recipe.toml) nor a bundle (it has no config.json); "
         "give a folder that `vitreous train` has written, or the bundle/ in it."
     )
+
+
+def open_bundle(path: Path | str, device: str = "cpu") -> Bundle:
+    """Opens the trained model of a run folder, or a bundle folder.
+
+    The coverage that earlier formats lack is counted from the run's predictions on validation.
+
+    Args:
+        device: where to put the model.
+
+    Raises:
+        VitreousError: `path` is neither, or the bundle is missing or damaged.
+    """
+    run = load(path, device)
+    if not isinstance(run, Run):
+        return run
+    from vitreous.bundle import load_bundle, with_coverage
+
+    bundle = load_bundle(run.path / "bundle", device)
+    if bundle.coverage is None and not bundle.images and run.has("predictions.npz"):
+        val = run.predictions.get("val")
+        if val is not None:
+            return with_coverage(bundle, val.logits, val.labels)
+    return bundle
 
 
 def accuracies(summary: Mapping[str, Any]) -> list[str]:

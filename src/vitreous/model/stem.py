@@ -75,7 +75,8 @@ class Whitening(nn.Module):
         super().__init__()
         self.register_buffer("weight", torch.empty(24, 3, 2, 2))
         nn.init.orthogonal_(self.weight[:12])
-        self.weight[12:] = -self.weight[:12]
+        self.weight[12:] = self.weight[:12]
+        self.weight[12:].mul_(-1)  # in place: on the meta device, a negation would load torch's compiler
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.weight)

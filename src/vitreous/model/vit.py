@@ -249,13 +249,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self._heads(x)
-        x = F.scaled_dot_product_attention(q, k, v) if self.path == "fused" else _weights(q, k) @ v
+        x = F.scaled_dot_product_attention(q, k, v) if self.path == "fused" else attention_weights(q, k) @ v
         return self.proj(x.transpose(1, 2).flatten(2))  # [B, H, N, K] -> [B, N, D]
 
     def weights(self, x: Tensor) -> Tensor:
         """How much each token (row) attends to each token (column), [B, H, N, N]."""
         q, k, _ = self._heads(x)
-        return _weights(q, k)
+        return attention_weights(q, k)
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1))  # [B, N, 3, H, K]
@@ -263,7 +263,7 @@ class Attention(nn.Module):
         return self.q_norm(q), self.k_norm(k), v
 
 
-def _weights(q: Tensor, k: Tensor) -> Tensor:
+def attention_weights(q: Tensor, k: Tensor) -> Tensor:
     return ((q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)).softmax(dim=-1)  # [B, H, N, N]
 
 

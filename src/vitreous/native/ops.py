@@ -1,7 +1,8 @@
 """The native kernels as torch operators: types, output shapes for tracing, and gradients.
 
 Each forward operator has a second output, `kept`: what its backward operator needs. The kernels compute the same as
-the modules in `model/vit.py` and `model/stem.py`, and the tests compare the two.
+the modules in `model/vit.py` and `model/stem.py`, and the tests compare the two. Where no gradients are enabled, the
+kernels are called without an operator: the first call of one loads torch's compiler, which takes over a second.
 
 Letters in the shape comments: B batch, S image side, N tokens, D embed_dim, H heads, K = D / H, M mlp_dim, G tokens
 along a side, C channels.
@@ -54,11 +55,11 @@ def encode(
     if keys is None:
         rate = 0.0
     keep = torch.is_grad_enabled()
-    return _encode(x, tensors, keys, float(rate), out_tokens, num_heads, float(eps), bf16, keep)[0]
+    run = _encode if keep else _run_encode
+    return run(x, tensors, keys, float(rate), out_tokens, num_heads, float(eps), bf16, keep)[0]
 
 
-@torch.library.custom_op("vitreous::encode", mutates_args=(), device_types="cpu")
-def _encode(
+def _run_encode(
     x: Tensor,
     weights: list[Tensor],
     keys: Tensor | None,
@@ -84,6 +85,9 @@ def _encode(
     )
     call("encoder", _dtype(bf16), tensors, sizes, (eps, 1 / (1 - rate)))
     return out, kept
+
+
+_encode = torch.library.custom_op("vitreous::encode", _run_encode, mutates_args=(), device_types="cpu")
 
 
 def _encode_outputs(
@@ -173,17 +177,20 @@ def pool(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, query: Tensor, eps: 
 
     Raises: like `encode`.
     """
-    return _pool(x, norm_weight, norm_bias, query, float(eps), bf16)[0]
+    run = _pool if torch.is_grad_enabled() else _run_pool
+    return run(x, norm_weight, norm_bias, query, float(eps), bf16)[0]
 
 
-@torch.library.custom_op("vitreous::pool", mutates_args=(), device_types="cpu")
-def _pool(
+def _run_pool(
     x: Tensor, norm_weight: Tensor, norm_bias: Tensor, query: Tensor, eps: float, bf16: bool
 ) -> tuple[Tensor, Tensor]:
     out, kept = _pool_outputs(x)
     weights = [_contiguous(w) for w in (norm_weight, norm_bias, query)]
     call("pool", _dtype(bf16), [x.contiguous(), out, kept, *weights], x.shape, (eps,))
     return out, kept
+
+
+_pool = torch.library.custom_op("vitreous::pool", _run_pool, mutates_args=(), device_types="cpu")
 
 
 def _pool_outputs(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -244,11 +251,11 @@ def stem(x: Tensor, position: Tensor | None, weights: Sequence[Tensor], eps: flo
 
     Raises: like `encode`.
     """
-    return _stem(x, position, list(weights), float(eps), bf16)[0]
+    run = _stem if torch.is_grad_enabled() else _run_stem
+    return run(x, position, list(weights), float(eps), bf16)[0]
 
 
-@torch.library.custom_op("vitreous::stem", mutates_args=(), device_types="cpu")
-def _stem(
+def _run_stem(
     x: Tensor, position: Tensor | None, weights: list[Tensor], eps: float, bf16: bool
 ) -> tuple[Tensor, Tensor]:
     out, kept = _stem_outputs(x, weights, bf16)
@@ -258,6 +265,9 @@ def _stem(
     tensors = (memory, out, kept, _contiguous(position), *map(_contiguous, weights))
     call("stem", _dtype(bf16), tensors, (*_stem_sizes(len(x), x.shape[2], weights), *x.stride()), (eps,))
     return out, kept
+
+
+_stem = torch.library.custom_op("vitreous::stem", _run_stem, mutates_args=(), device_types="cpu")
 
 
 def _stem_outputs(x: Tensor, weights: list[Tensor], bf16: bool) -> tuple[Tensor, Tensor]:

@@ -237,22 +237,31 @@ function makeNetwork(model, bytes, simd = true) {
 }
 
 /**
- * How much each cell of a picture speaks for a class: the drop of its probability when the cell and its neighbours are
- * covered, as attribution.occlusion of vitreous computes it.
+ * How much each cell of a picture speaks for a class: the mean drop of its probability when a square of 3 x 3 cells with
+ * the cell in it is covered, as attribution.occlusion of vitreous computes it.
  * @param step is awaited before each cell with the number of cells that are done; false stops.
- * @returns Float32Array [G, G] of numbers from -1 to 1, or null if it was stopped.
+ * @returns map, Float32Array [G, G] of numbers from -1 to 1, and largest, the largest drop by a single square; map is
+ *   null if it was stopped.
  */
 async function heatMap(network, size, pixels, chosen, step) {
-  const G = network.grid, map = new Float32Array(G * G);
+  const G = network.grid, drops = new Float32Array(G * G); // of the square around each cell
   const edge = (i) => Math.floor((2 * Math.min(Math.max(i, 0), G) * size + G) / (2 * G));
   const whole = network.probabilities(pixels)[chosen];
   for (let cell = 0; cell < G * G; cell++) {
-    if ((await step(cell)) === false) return null;
+    if ((await step(cell)) === false) return { map: null };
     const row = Math.floor(cell / G), column = cell % G;
     const cover = [edge(row - 1), edge(row + 2), edge(column - 1), edge(column + 2)];
-    map[cell] = whole - network.probabilities(pixels, cover)[chosen];
+    drops[cell] = whole - network.probabilities(pixels, cover)[chosen];
   }
-  return map;
+  const map = drops.map((_, cell) => {
+    const row = Math.floor(cell / G), column = cell % G;
+    let sum = 0, squares = 0;
+    for (let r = Math.max(row - 1, 0); r < Math.min(row + 2, G); r++) {
+      for (let c = Math.max(column - 1, 0); c < Math.min(column + 2, G); c++, squares++) sum += drops[r * G + c];
+    }
+    return sum / squares;
+  });
+  return { map, largest: Math.max(...drops) };
 }
 
 function sharedMemory(floats) {

@@ -174,17 +174,17 @@ async function toggleMap() {
   element("map").setAttribute("aria-pressed", "true");
   element("map").textContent = "Hide what mattered";
   explained.textContent = "Covering one part after another …";
-  const { map } = await network.ask(
+  const { map, largest } = await network.ask(
     { task: "heat", pixels, chosen, size: data.settings.size },
     (done) => (explained.textContent = `Covering one part after another … ${percent(done)}`),
   );
   if (!map || shown !== current || element("map").getAttribute("aria-pressed") !== "true") return;
   drawMap(map);
-  const most = Math.max(...map), before = probabilities[chosen];
+  const before = probabilities[chosen];
   explained.textContent =
-    most > 0.005
+    largest > 0.005
       ? `Orange parts speak for “${classes[chosen]}”, blue parts against it. With the strongest part covered, its ` +
-        `probability falls from ${percent(before)} to ${percent(before - most)}.`
+        `probability falls from ${percent(before)} to ${percent(Math.max(0, before - largest))}.`
       : `No single part decides: whatever is covered, “${classes[chosen]}” loses less than 1 %.`;
   element("heat").setAttribute("aria-label", explained.textContent);
 }

@@ -16,30 +16,29 @@ class Unusable extends Error {}
 async function readPicture(blob, settings) {
   if (blob.size === 0) throw new Unusable("The file is empty.");
   if (blob.size > LARGEST_BYTES) throw new Unusable("The file has more than 256 MiB.");
-  const [head, tail] = await Promise.all([bytesOf(blob.slice(0, 64)), bytesOf(blob.slice(-64))]);
-  const kind = kindOf(head);
+  const bytes = new Uint8Array(await blob.arrayBuffer()), kind = kindOf(bytes);
   if (!kind) throw new Unusable("This is not a picture, or a kind of picture that browsers do not know.");
-  if (isCutShort(kind, head, tail, blob.size)) throw new Unusable(`The file is incomplete: its end as ${kind} is missing.`);
-  if (settings.valueRange && kind === "PNG" && head[24] === 16) {
+  if (isCutShort(kind, bytes)) throw new Unusable(`The file is incomplete: its end as ${kind} is missing.`);
+  if (settings.valueRange && kind === "PNG" && bytes[24] === 16) {
     throw new Unusable(
       "This picture has 16 bits a channel. The model reads such pictures on a scale of its own, but a browser does not " +
         "give their values; use vitreous predict.",
     );
   }
-  const upright = kind === "PNG" || kind === "WebP" ? await withoutOrientation(blob, kind) : { blob, turn: 1 };
-  const bitmap = await turned(await decode(upright.blob, kind, settings.profiles), upright.turn);
+  const { turn, parts } = kind === "PNG" || kind === "WebP" ? withoutOrientation(bytes, kind) : { turn: 1, parts: [bytes] };
+  const [width, height] = kind === "PNG" ? sizeOfPng(bytes) : await sizeOf(blob, kind);
+  if (width * height > LARGEST_PIXELS) {
+    throw new Unusable(`The picture has ${width} × ${height} pixels, more than 64 million.`);
+  }
+  const bitmap = await turned(await decode(new Blob(parts), kind, settings.profiles), turn);
   const box = keptBox(bitmap.width, bitmap.height, settings.fit);
   const rgb = readBox(bitmap, box, settings.ground);
   return { pixels: fitPixels(rgb, box[2] - box[0], box[3] - box[1], settings), bitmap };
 }
 
-async function bytesOf(blob) {
-  return new Uint8Array(await blob.arrayBuffer());
-}
-
 /** The format by the first bytes; "" for what is no picture. */
-function kindOf(head) {
-  const text = String.fromCharCode(...head.subarray(0, 32));
+function kindOf(bytes) {
+  const text = String.fromCharCode(...bytes.subarray(0, 32));
   if (text.startsWith("\x89PNG\r\n\x1a\n")) return "PNG";
   if (text.startsWith("\xff\xd8\xff")) return "JPEG";
   if (text.startsWith("RIFF") && text.slice(8, 12) === "WEBP") return "WebP";
@@ -53,35 +52,35 @@ function kindOf(head) {
 }
 
 /** Whether the mark is missing that ends a complete file. Browsers would show the part that there is. */
-function isCutShort(kind, head, tail, size) {
-  const text = String.fromCharCode(...tail), length = new DataView(head.buffer);
+function isCutShort(kind, bytes) {
+  const text = String.fromCharCode(...bytes.subarray(-64)), view = new DataView(bytes.buffer), size = bytes.length;
   if (kind === "PNG") return !text.includes("IEND");
   if (kind === "JPEG") return !text.includes("\xff\xd9");
   if (kind === "GIF") return !/;\0*$/.test(text);
-  if (kind === "WebP") return size < 8 + length.getUint32(4, true);
-  if (kind === "BMP") return size < length.getUint32(2, true);
+  if (kind === "WebP") return size < 8 + view.getUint32(4, true);
+  if (kind === "BMP") return size < view.getUint32(2, true);
   return false;
 }
 
 /**
- * A PNG or WebP file without its EXIF data, and the orientation that they state, from 1 (upright) to 8. Browsers turn
- * JPEG files by it, but they do not agree about these.
+ * The parts of a PNG or WebP file without its EXIF data, and the orientation that they state, from 1 (upright) to 8.
+ * Browsers turn JPEG files by it, but they do not agree about these.
  */
-async function withoutOrientation(blob, kind) {
-  const bytes = await bytesOf(blob), view = new DataView(bytes.buffer), png = kind === "PNG";
+function withoutOrientation(bytes, kind) {
+  const view = new DataView(bytes.buffer), png = kind === "PNG";
   for (let at = png ? 8 : 12; at + 8 <= bytes.length; ) {
     const length = view.getUint32(png ? at : at + 4, !png);
     const name = String.fromCharCode(...bytes.subarray(png ? at + 4 : at, png ? at + 8 : at + 4));
     const end = at + 8 + length + (png ? 4 : length % 2); // a checksum, or padding to an even length
     if (name === "eXIf" || name === "EXIF") {
       const turn = orientationOf(bytes.slice(at + 8, at + 8 + length));
-      if (png) return { blob: new Blob([bytes.subarray(0, at), bytes.subarray(end)]), turn };
+      if (png) return { turn, parts: [bytes.subarray(0, at), bytes.subarray(end)] };
       bytes[at] = "X".charCodeAt(0); // readers of WebP pass over chunks that they do not know
-      return { blob: new Blob([bytes]), turn };
+      return { turn, parts: [bytes] };
     }
     at = end;
   }
-  return { blob, turn: 1 };
+  return { turn: 1, parts: [bytes] };
 }
 
 /** The orientation in EXIF data; 1 where they are damaged. */
@@ -117,29 +116,40 @@ async function turned(bitmap, turn) {
   return createImageBitmap(canvas);
 }
 
-/** The picture as an ImageBitmap, upright if it is a JPEG. Its size is checked before its pixels are decoded. */
-async function decode(blob, kind, profiles) {
-  const unreadable = () => new Unusable(`This browser cannot read the file as ${kind}. Save it as PNG or JPEG, or repair it.`);
+/** Width and height by the header alone, so that a huge picture is never decoded. */
+function sizeOfPng(bytes) {
+  const view = new DataView(bytes.buffer);
+  return [view.getUint32(16), view.getUint32(20)];
+}
+
+/** The same for other formats, by an image element, which decodes no pixels until it is drawn. */
+async function sizeOf(blob, kind) {
   const image = new Image(), url = URL.createObjectURL(blob);
   try {
     await new Promise((resolve, reject) => {
       image.onload = resolve;
-      image.onerror = () => reject(unreadable());
+      image.onerror = () => reject(unreadable(kind));
       image.src = url;
     });
   } finally {
     URL.revokeObjectURL(url);
   }
-  if (image.naturalWidth * image.naturalHeight > LARGEST_PIXELS) {
-    throw new Unusable(`The picture has ${image.naturalWidth} × ${image.naturalHeight} pixels, more than 64 million.`);
-  }
+  return [image.naturalWidth, image.naturalHeight];
+}
+
+function unreadable(kind) {
+  return new Unusable(`This browser cannot read the file as ${kind}. Save it as PNG or JPEG, or repair it.`);
+}
+
+/** The picture as an ImageBitmap, upright if it is a JPEG. */
+async function decode(blob, kind, profiles) {
   try {
     return await createImageBitmap(blob, {
       imageOrientation: "from-image",
       colorSpaceConversion: profiles === "ignored" ? "none" : "default",
     });
   } catch {
-    throw unreadable();
+    throw unreadable(kind);
   }
 }
 

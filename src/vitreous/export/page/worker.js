@@ -16,14 +16,14 @@ async function work(message, reply) {
   } else if (message.task === "heat") {
     const number = ++latestMap; // a later request, or none, ends this one
     let rested = performance.now();
-    const map = await heatMap(network, message.size, message.pixels, message.chosen, async (done) => {
+    const result = await heatMap(network, message.size, message.pixels, message.chosen, async (done) => {
       if (performance.now() - rested < SLICE) return true;
       reply({ done: done / network.grid ** 2 });
       await new Promise((resolve) => setTimeout(resolve));
       rested = performance.now();
       return number === latestMap;
     });
-    reply({ map });
+    reply(result);
   } else if (message.task === "stop") {
     latestMap++;
     reply({});

@@ -1,6 +1,10 @@
 """Exports a run and measures its proof and, for ONNX, the speed and size of the model and of its 8-bit form.
 
+    vitreous train cifar10 --minutes 5 --out runs/cifar10-default-seed42-001
     python benchmarks/exports.py runs/cifar10-default-seed42-001 --to onnx --record
+    vitreous train cifar10 variant=vit-xs4 embed_dim=96 num_heads=3 mlp_dim=192 depth=4 --steps 150 \\
+        --out runs/cifar10-plain
+    python benchmarks/exports.py runs/cifar10-plain --to timm --record
 
 The two ONNX models take turns, and the fastest of several rounds counts, since other programs only slow a round down.
 """

@@ -199,7 +199,16 @@ def test_classes_in_another_order_are_the_same(tmp_path: Path) -> None:
         tmp_path / "b", answers(99), classes=("bee", "cow", "ant"),
         names=[names[i] for i in (np.arange(99) // 3 * 3 + (np.arange(99) + 1) % 3)],
     )  # fmt: skip
-    assert compare([a, b]).pairs[0].images == (99, 99)
+    (pair,) = compare([a, b]).pairs
+    assert pair.paired and pair.images == (99, 99)
+
+
+def test_an_image_whose_name_is_not_its_own_is_left_out(tmp_path: Path) -> None:
+    names = [*["ant.png"] * 6, *(f"{i}.png" for i in range(6, 300))]  # two of each class
+    others = [*(f"other{i}.png" for i in range(1, 6)), *names[6:299]]
+    a = make_run(tmp_path / "a", answers(300), names=names)
+    b = make_run(tmp_path / "b", answers(299), names=["ant.png", *others], overrides={"depth": 6})
+    assert compare([a, b]).pairs[0].images == (293, 293)
 
 
 def test_runs_that_differ_in_the_seed_are_one_group(tmp_path: Path) -> None:
@@ -223,6 +232,9 @@ def test_runs_that_differ_in_the_seed_are_one_group(tmp_path: Path) -> None:
     assert both.groups[0].deviation == pytest.approx(deviation)
     assert both.sentences[0].startswith("insects-wide (3 seeds) is better than insects-deep (3 seeds) by ")
     assert any("of the images and of the seeds" in note for note in both.notes)
+    near = {"learning_rate": 0.00200000001}
+    other = make_run(tmp_path / "near", rng.random(2000) < 0.9, seed=4, overrides=near)
+    assert len(compare([*sorted(tmp_path.glob("insects-wide-*")), other]).groups) == 2
     only = compare(sorted(tmp_path.glob("insects-wide-*")))
     assert only.pairs == [] and "differ in the seed only" in only.sentences[0]
     assert "standard deviation" in text(only, 80)
@@ -357,7 +369,10 @@ def test_all_runs_are_listed_and_what_is_wrong_with_them(
     (make_run(tmp_path / "odd", answers(60)) / "summary.json").write_text(
         '{"val_acc": "x", "parameters": null}'
     )
-    numbers = '{"status": "finished", "val_acc": NaN, "test_acc": Infinity, "total_seconds": "x"}'
+    numbers = (
+        '{"status": "finished", "val_acc": NaN, "test_acc": Infinity, "total_seconds": "x", "parameters": 1'
+    )
+    numbers += "0" * 400 + "}"
     (make_run(tmp_path / "nan", answers(60)) / "summary.json").write_text(numbers)
     strange = '[resolved]\nimage_size = "x"\nstarted = 5\nfingerprint = 3\n[resolved.request]\ndata = [1]\n[budget]\n'
     (make_run(tmp_path / "strange", answers(60)) / "recipe.toml").write_text(strange)

@@ -34,7 +34,7 @@ MAY = {
     "confusion": {"bundle"},
     "advice": {"calibration", "statistics"},
     "charts": {"calibration", "statistics"},
-    "attribution": {"bundle", "model", "data.normalize"},
+    "attribution": {"bundle", "model", "native", "data.normalize"},
     "request": set(),
     "machine": {"native.build", "request"},
     "depth": set(),
@@ -51,7 +51,7 @@ MAY = {
         "statistics", "training.schedule",
     },
     "predict": {"run", "bundle", "statistics", "preprocess", "data", "machine"},
-    "explain": {"run", "bundle", "model", "attribution", "preprocess", "data"},
+    "explain": {"run", "bundle", "model", "attribution", "preprocess", "depth", "data"},
     "export": {
         "run", "bundle", "model", "coverage", "statistics", "preprocess", "data", "evaluation", *PACKAGE_ROOM,
     },

@@ -196,7 +196,7 @@ class Bundle:
                 "with --judge both or --judge val, or leave out the threshold."
             )
         raise VitreousError(
-            "The training of this model diverged, so its confidence means nothing; train anew with a lower learning rate."
+            "The training of this model diverged, so its confidence means nothing; train anew."
         )
 
     def calibrated(self, logits: Tensor) -> Tensor:

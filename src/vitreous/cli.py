@@ -102,7 +102,9 @@ def predict(
 
     if as_json and as_csv:
         raise VitreousError("Give one of --json and --csv.")
-    return predicting.predict(model, paths, form="json" if as_json else "csv" if as_csv else "text", **options)
+    return predicting.predict(
+        model, paths, form="json" if as_json else "csv" if as_csv else "text", **options
+    )
 
 
 def explain(run: Path, images: Iterable[str] = (), **options: Any) -> int:
@@ -398,7 +400,9 @@ COMMANDS: dict[str, Command] = {
                 ),
             ),
             "how it predicts": (
-                argument("--top", "classes to name for each image (default: 5)", type=whole_number, metavar="N"),
+                argument(
+                    "--top", "classes to name for each image (default: 5)", type=whole_number, metavar="N"
+                ),
                 argument(
                     "--reject",
                     'call an image "unknown" if its calibrated confidence is below this, as in 0.9',
@@ -438,8 +442,8 @@ COMMANDS: dict[str, Command] = {
         },
         (
             "vitreous predict runs/cifar10-default-seed42-001 photo.jpg",
-            "vitreous predict runs/cifar10-default-seed42-001 path/to/images --csv > answers.csv",
-            "vitreous predict runs/cifar10-default-seed42-001 photos.zip --reject 0.9 --sort-into sorted",
+            "vitreous predict runs/cifar10-default-seed42-001 path/to/images --csv",
+            "vitreous predict runs/cifar10-default-seed42-001 photos.zip --reject 0.9",
         ),
     ),
     "explain": Command(

@@ -85,11 +85,8 @@ class Group:
 
     @cached_property
     def correct(self) -> np.ndarray:
-        """bool [R, N] on the images that all its runs have."""
-        keys = self.runs[0].keys
-        if not all(np.array_equal(run.keys, keys) for run in self.runs):
-            keys = _shared_keys(self.runs)
-        return _on_shared(self.runs, keys)
+        """bool [R, N]; its runs were evaluated on the same images."""
+        return np.stack([run.correct for run in self.runs])
 
     @property
     def accuracy(self) -> float:
@@ -351,8 +348,9 @@ def _judged(
     )
 
 
-# What is not compared: names of machines and measurements, and what `seed` and `data` say.
+# Of the machine: what can change the bits of a run, and no measurement.
 MACHINE = ("name", "device", "threads", "precision", "backend", "attention", "compile", "capability")
+# Of the request: what other settings say already, and what does not change the training.
 UNCOMPARED = ("data", "data_dir", "seed", "device", "precision", "backend", "logger", "judge")
 
 
@@ -360,7 +358,7 @@ def _settings(tables: Mapping[str, Any]) -> dict[str, str]:
     """Everything that a run records and that may explain a difference, as text by name."""
     resolved = _table(tables, "resolved")
     request, machine, versions = (_table(resolved, name) for name in ("request", "machine", "versions"))
-    settings = {"data": request.get("data"), "fingerprint": str(resolved.get("fingerprint", ""))[:12]}
+    settings = {"data": request.get("data"), "fingerprint": str(resolved.get("fingerprint", ""))[:12] or None}
     settings |= {"image size": resolved.get("image_size"), "recipe": tables.get("name")}
     settings |= {
         f"{section}.{key}": value
@@ -395,7 +393,7 @@ def _table(tables: Any, name: str) -> Mapping[str, Any]:
 def _budget(tables: Mapping[str, Any]) -> str | None:
     for unit, amount in _table(tables, "budget").items():
         if isinstance(amount, int | float):
-            shown = scientific(amount) if unit == "flops" else f"{amount:g}"
+            shown = scientific(amount, 12) if unit == "flops" else f"{amount:.12g}"
             return f"{shown} {unit[:-1] if amount == 1 and unit != 'flops' else unit}"
     return None
 
@@ -404,7 +402,7 @@ def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:g}"
+        return f"{value:.12g}"  # runs whose settings read alike are taken for equal
     if isinstance(value, list | tuple):
         return ", ".join(map(_plain, value)) or "none"
     return str(value)
@@ -418,7 +416,10 @@ def _groups(runs: Sequence[Judged]) -> list[Group]:
     members: dict[tuple[Any, ...], list[Judged]] = {}
     for run in runs:
         # The fingerprint says which data these are, wherever they are.
-        same = tuple(sorted((k, v) for k, v in run.settings.items() if k not in ("seed", "data")))
+        settings = sorted(
+            (name, value) for name, value in run.settings.items() if name not in ("seed", "data")
+        )
+        same = (run.keys.tobytes(), *settings)
         repeats = sum(run.seed == other.seed for key in members if key[1:] == same for other in members[key])
         alone = run.path if run.seed is None or "fingerprint" not in run.settings else repeats
         members.setdefault((alone, *same), []).append(run)
@@ -544,7 +545,7 @@ def _notes(split: str, groups: Sequence[Group], pairs: Sequence[Pair]) -> list[s
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and abs(value) < 1e300  # neither NaN, infinite nor beyond a float
 
 
 def points(value: float, low: float, high: float) -> tuple[str, ...]:
@@ -1057,11 +1058,10 @@ def _chart(
     # The steep start of the curves would flatten their ends, so values of the first quarter may leave the frame.
     late = [y * factor for *_, line in curves for x, y in line if 4 * x >= line[-1][0]]
     y_marks = _round_marks(min(late), max(late), 5)
-    x_marks = _round_marks(0.0, max(x for *_, line in curves for x, _ in line), 5)
+    end = max(max(x for *_, line in curves for x, _ in line), 1e-9)
 
     def x_of(x: float) -> float:
-        share = (x - x_marks[0]) / (x_marks[-1] - x_marks[0])
-        return round(FRAME["left"] + (FRAME["right"] - FRAME["left"]) * share, 1)
+        return round(FRAME["left"] + (FRAME["right"] - FRAME["left"]) * x / end, 1)
 
     def y_of(y: float) -> float:
         share = (y - y_marks[0]) / (y_marks[-1] - y_marks[0])
@@ -1070,7 +1070,7 @@ def _chart(
     return {
         "title": title,
         "unit": unit,
-        "x": [(x_of(mark), f"{mark:g}") for mark in x_marks],
+        "x": [(x_of(mark), f"{mark:g}") for mark in _round_marks(0.0, end, 5) if mark <= end],
         "y": [(y_of(mark), f"{mark:g} %" if percent else f"{mark:g}") for mark in y_marks],
         "lines": [
             {

@@ -231,6 +231,7 @@ def evaluate(
         VitreousError: the run or split does not exist, the run's data have changed, the test split is unread, or
             other data have classes that the run does not know.
     """
+    _check_split(split)
     run = run if isinstance(run, Run) else Run(run)
     device = machines.resolve_device(_recorded(run)["device"] if device == "auto" else device)
     bundle = load_bundle(run.path / "bundle", device)
@@ -263,8 +264,7 @@ def open_split(
     Raises:
         VitreousError: see `evaluate`.
     """
-    if split not in ("val", "test"):
-        raise unknown("split", split, ("val", "test"))
+    _check_split(split)
     recorded = _recorded(run)
     request, fingerprint = recorded["request"], recorded["fingerprint"]
     place = data_dir or request.get("data_dir")
@@ -292,6 +292,11 @@ def open_split(
         store = grouped(store, request["group_by"])
     fraction, seed = run.recipe.data.val_fraction, run.recipe.data.split_seed
     return store, getattr(resolve_splits(store, fraction, seed, recorded=run.split), split)
+
+
+def _check_split(split: str) -> None:
+    if split not in ("val", "test"):
+        raise unknown("split", split, ("val", "test"))
 
 
 def _recorded(run: Run) -> dict[str, Any]:

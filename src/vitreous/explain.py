@@ -6,6 +6,7 @@ Letters: S image side in pixels, G cells of a map along a side, L layers, H head
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,7 @@ LONGEST = 26  # characters of a class name, and of others
 SHOWN = 640  # pixels: larger images are shrunk to this width or height
 SMALLEST = 320  # pixels: smaller images are enlarged by whole numbers to at least this width or height
 INK, GREY, FOR, AGAINST = "#1f2328", "#6b7280", "#e66100", "#1a5fd0"  # orange and blue suit the colour-blind
+FAINT = 0.1  # the strongest colour stands for at least so much probability, so that small changes look small
 OPAQUE = 0.85  # of the strongest colour over the image
 FILTERS = 28  # that are drawn, as in figure 7 of the paper
 STYLE = {
@@ -317,6 +319,14 @@ def draw(
             top, bottom = figure.subfigures(2, 1, height_ratios=[4.6, extra])
         top.text(0.02, 0.945, short(found.name, 70), size=13, weight="bold", va="center")
         sentence = SENTENCES[method].format(name)
+        signed = method == "occlusion"
+        limit = float(np.abs(found.map).max()) or 1.0
+        if signed and limit < FAINT:
+            sentence = (
+                f"No region of this size decides for {name}: covering one changes its probability by at most "
+            )
+            sentence += f"{100 * limit:.1f} points."
+            limit = FAINT
         if layer is not None:
             sentence = "This part of the network attends to orange regions."
         top.text(0.02, 0.875, f"Method {title}. {sentence}", size=10, color=GREY, va="center")
@@ -326,8 +336,6 @@ def draw(
         bare(left)
 
         middle = top.add_axes((0.36, 0.19, 0.325, 0.62), anchor="N")
-        signed = method == "occlusion"
-        limit = float(np.abs(found.map).max()) or 1.0
         drawn = overlay(middle, found.image, found.map, bundle.preprocess, limit, signed)
         bar = top.colorbar(drawn, cax=top.add_axes((0.40, 0.125, 0.245, 0.025)), orientation="horizontal")
         bar.ax.set_facecolor("#d0d0d0")
@@ -527,8 +535,10 @@ def target_of(out: Path | str | None, pictures: int) -> tuple[Path, Path | None]
         raise VitreousError(f"{path} would be a PNG; give a name that ends in .png, or a folder.")
     if pictures > 1:
         raise VitreousError(f"{path} is one file, but there are {pictures} pictures to write; give a folder.")
-    if path.exists() and software_of(path) is None:
-        raise VitreousError(f"{path} exists and is not a PNG, so it is not replaced; give another name.")
+    if path.exists() and not is_own(path):
+        raise VitreousError(
+            f"{path} exists and is not a picture of vitreous explain, so it is not replaced; give another name."
+        )
     return path.parent, path
 
 
@@ -537,23 +547,19 @@ def free_name(folder: Path, stem: str, taken: set[Path]) -> Path:
     number = 1
     while True:
         path = folder / f"{stem}{f'-{number}' if number > 1 else ''}.png"
-        if (
-            path not in taken
-            and not path.is_symlink()
-            and (not path.exists() or software_of(path) == SOFTWARE)
-        ):
+        if path not in taken and not path.is_symlink() and (not path.exists() or is_own(path)):
             taken.add(path)
             return path
         number += 1
 
 
-def software_of(path: Path) -> str | None:
-    """The program that a PNG says it is from, "" if it says none; None for other files."""
+def is_own(path: Path) -> bool:
+    """Whether a file is a PNG that this command wrote."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            return str(image.info.get("Software", ""))
+            return image.info.get("Software") == SOFTWARE
     except (OSError, ValueError, SyntaxError):  # Pillow raises the last two on damaged files
-        return None
+        return False
 
 
 def write_picture(figure: Figure, path: Path) -> None:
@@ -561,6 +567,8 @@ def write_picture(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure)
 
     def write(file: BinaryIO) -> None:
-        figure.savefig(file, format="png", dpi=110, metadata={"Software": SOFTWARE})
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # they are drawn as boxes
+            figure.savefig(file, format="png", dpi=110, metadata={"Software": SOFTWARE})
 
     atomic_write(path, write)

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TextIO
@@ -33,11 +33,13 @@ from vitreous.files import atomic_write, path_of, write_failure
 from vitreous.machine import resolve_device
 from vitreous.preprocess import EVAL_BATCH, Preprocess
 from vitreous.progress import rate, track
-from vitreous.run import open_bundle
+from vitreous.run import Run, open_bundle
 from vitreous.statistics import accuracy_text
 from vitreous.wording import count, printable
 
-FIRST_BATCH = 16  # images; each batch is twice as large as the one before, so that the first answers come at once
+FIRST_BATCH = (
+    16  # images; each batch is twice as large as the one before, so that the first answers come at once
+)
 FORMS = ("text", "json", "csv")
 PATH_WIDTH = 60  # columns of a path in the table, at most
 PAIRS = 5  # confusions that are shown
@@ -112,9 +114,11 @@ def predict(
     threshold = None if reject is None else threshold_text(bundle, reject)
     with ExitStack() as stack:
         found = stack.enter_context(find_images(_from_standard_input(paths)))
-        features = stack.enter_context(_Embeddings(Path(path_of(embeddings)))) if embeddings is not None else None
+        features = (
+            stack.enter_context(_Embeddings(Path(path_of(embeddings)))) if embeddings is not None else None
+        )
         copies = _Copies(Path(path_of(sort_into)), bundle.classes, found) if sort_into is not None else None
-        for note in found.notes:
+        for note in (*found.notes, *_training_note(model, found)):
             print(printable(note), file=sys.stderr)
         summary = Summary(bundle.classes, accepts=reject is not None)
         write = _writer(form, found, bundle.classes, all_probabilities)
@@ -131,7 +135,9 @@ def predict(
             print(f"{printable(path)}: {printable(reason)}", file=sys.stderr)
         if not summary.images:
             files = count(len(summary.failures), "file")
-            raise VitreousError(f"None of {files} could be read; give PNG or JPEG images, or a folder or zip of them.")
+            raise VitreousError(
+                f"None of {files} could be read; give PNG or JPEG images, or a folder or zip of them."
+            )
         if features:
             features.finish()
     talk = sys.stdout if form == "text" else sys.stderr
@@ -149,11 +155,30 @@ def threshold_text(bundle: Bundle, threshold: float) -> str:
     accepted, correct = bundle.check_reject(threshold)
     assert bundle.coverage is not None
     images = bundle.coverage.images
-    right = f"of those, {accuracy_text(correct, accepted)} were right" if accepted else "so none tells how many are right"
+    right = (
+        f"of those, {accuracy_text(correct, accepted)} were right"
+        if accepted
+        else "so none tells how many are right"
+    )
     return (
         f"On {count(images, 'validation image')}, a confidence of at least {threshold:g} accepted "
         f"{accuracy_text(accepted, images)}; {right}."
     )
+
+
+def _training_note(model: Path | str, found: Found) -> list[str]:
+    """A warning if the images are those of the run itself: on what it was trained on, it is right more often."""
+    run = Run(model)
+    if not run.has("recipe.toml"):
+        return []
+    data = run.tables.get("resolved", {}).get("request", {}).get("data", "")
+    places = [place.resolve() for place in found.places]
+    if any(place.is_relative_to(data) or Path(data).is_relative_to(place) for place in places if data):
+        return [
+            f"{data} holds the data of this run, most of which it was trained on; vitreous evaluate {run.path} tells "
+            "its accuracy on the test split alone."
+        ]
+    return []
 
 
 def _from_standard_input(words: Iterable[str]) -> Iterator[str]:
@@ -176,7 +201,9 @@ def _answers(
         yield Answer(None, path, error=reason)
     class_of = _folder_classes(bundle.classes)
     size = bundle.preprocess.size
-    read = read_all(found.images, lambda file: file.read(), partial(_pixels, bundle.preprocess), size * size * 3)
+    read = read_all(
+        found.images, lambda file: file.read(), partial(_pixels, bundle.preprocess), size * size * 3
+    )
     for batch in _growing_batches(read):
         good = [result for _, result in batch if isinstance(result, np.ndarray)]
         probabilities = np.empty((0, len(bundle.classes)), np.float32)
@@ -226,7 +253,9 @@ def _probabilities(bundle: Bundle, pixels: np.ndarray, tta: bool, features: _Emb
         pooled = bundle.embed(pixels)
         features.write(pooled)
         device = next(bundle.model.parameters()).device
-        probabilities = bundle.calibrated(bundle.model.head(torch.from_numpy(pooled).to(device)).cpu()).numpy()
+        probabilities = bundle.calibrated(
+            bundle.model.head(torch.from_numpy(pooled).to(device)).cpu()
+        ).numpy()
     else:
         probabilities = bundle.predict_proba(pixels)
     if tta:
@@ -278,7 +307,10 @@ class Summary:
         """The summary as lines of text; `threshold` is what `threshold_text` says."""
         seconds = max(time.monotonic() - self.start, 1e-9)
         failed = f", {count(len(self.failures), 'file')} could not be read" if self.failures else ""
-        lines = ["", f"{count(self.images, 'image')} in {seconds:.1f} s ({rate(self.images / seconds)}/s){failed}"]
+        lines = [
+            "",
+            f"{count(self.images, 'image')} in {seconds:.1f} s ({rate(self.images / seconds)}/s){failed}",
+        ]
         if threshold:
             unknown_images = self.images - self.accepted
             lines.append(f"{unknown_images:,} of {count(self.images, 'image')} are unknown. {threshold}")
@@ -314,7 +346,9 @@ class Summary:
 
 # ---- output
 
-Writer = Callable[[Iterable[Answer]], Iterator[Answer]]  # writes answers to standard output and passes them on
+Writer = Callable[
+    [Iterable[Answer]], Iterator[Answer]
+]  # writes answers to standard output and passes them on
 
 
 def _writer(form: str, found: Found, classes: Sequence[str], all_probabilities: bool) -> Writer:
@@ -336,14 +370,14 @@ def _write_table(answers: Iterable[Answer], path_width: int, class_width: int) -
             label, probability, top = answer.prediction
             others = top if label != top[0][0] else top[1:]
             rest = ", ".join(f"{printable(name)} {_percent(p)}" for name, p in others)
-            line = f"{printable(answer.path):{path_width}}  {printable(label):{class_width}}  {_percent(probability):>7}"
-            print(f"{line}  {rest}".rstrip())
+            columns = f"{printable(answer.path):{path_width}}", f"{printable(label):{class_width}}"
+            print("  ".join((*columns, f"{_percent(probability):>7}", rest)).rstrip())
         yield answer
 
 
 def _percent(probability: float) -> str:
     """A probability in percent; never "100.0 %", since no network is certain."""
-    return ">99.9 %" if 0.9995 <= probability else f"{100 * probability:.1f} %"
+    return ">99.9 %" if probability >= 0.9995 else f"{100 * probability:.1f} %"
 
 
 def _write_json(answers: Iterable[Answer], classes: Sequence[str]) -> Iterator[Answer]:
@@ -406,7 +440,9 @@ class _Embeddings:
 
     def __init__(self, path: Path) -> None:
         if path.suffix != ".npy":
-            raise VitreousError(f"The embeddings are written as numpy reads them, so {path} must end in .npy.")
+            raise VitreousError(
+                f"The embeddings are written as numpy reads them, so {path} must end in .npy."
+            )
         self.path, self.names_path = path, path.with_suffix(".names.json")
         for file in (self.path, self.names_path):
             if file.exists():
@@ -417,19 +453,21 @@ class _Embeddings:
     def __enter__(self) -> _Embeddings:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.scratch = tempfile.TemporaryFile(dir=self.path.parent)  # noqa: SIM115 (closed by `__exit__`)
+            self.scratch = tempfile.TemporaryFile(dir=self.path.parent)
         except OSError as error:
             raise write_failure(self.path, error) from error
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.scratch.close()
+        with suppress(OSError):  # of a full disk; the failure was raised before
+            self.scratch.close()
 
     def write(self, features: np.ndarray) -> None:
         """Adds float32 [B, D]."""
         self.width = features.shape[1]
         try:
             self.scratch.write(np.ascontiguousarray(features, "<f4").data)
+            self.scratch.flush()
         except OSError as error:
             raise write_failure(self.path, error) from error
 
@@ -449,9 +487,11 @@ class _Copies:
 
     def __init__(self, root: Path, classes: Sequence[str], found: Found) -> None:
         self.root, self.copied = root, 0
-        for folder in found.folders:
+        for folder in found.places:
             if root.resolve().is_relative_to(folder.resolve()):
-                raise VitreousError(f"{root} is inside {folder}, whose images are read; give a folder elsewhere.")
+                raise VitreousError(
+                    f"{root} is inside {folder}, whose images are read; give a folder elsewhere."
+                )
         try:
             if root.exists() and (not root.is_dir() or any(root.iterdir())):
                 raise VitreousError(f"{root} is not an empty folder; give a new one.")
@@ -464,7 +504,9 @@ class _Copies:
 
     def add(self, file: ImageFile, label: str) -> None:
         """Copies a file; raises `VitreousError` if it can no longer be read, or cannot be written."""
-        name = _free_name(safe_name(re.split(r"[\\/]" if os.name == "nt" else "/", file.path)[-1]), self.taken[label])
+        name = _free_name(
+            safe_name(re.split(r"[\\/]" if os.name == "nt" else "/", file.path)[-1]), self.taken[label]
+        )
         target = self.root / self.folders[label] / name
         try:
             content = file.read()
@@ -506,7 +548,7 @@ def _cut(name: str, most: int) -> str:
 
 def _free_name(name: str, taken: set[str]) -> str:
     """`name`, or with a number behind it if that is `taken` in any letter case; it is then taken too."""
-    stem, dot, suffix = name.rpartition(".")
+    stem, _, suffix = name.rpartition(".")
     stem, end = (stem, f".{suffix}") if stem else (name, "")
     free, number = name, 1
     while free.casefold() in taken:

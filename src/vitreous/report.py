@@ -572,7 +572,7 @@ def _heat_maps(run: Run, images: np.ndarray, predicted: np.ndarray) -> list[str]
     """What speaks for the wrong class in the first images, as data: URIs; as many as `HEAT_SECONDS` allow.
 
     Returns:
-        Nothing if the bundle is missing or damaged, or too slow for one map.
+        Nothing if there are no images, or if the bundle is missing or damaged, or too slow for one map.
     """
     maps: list[str] = []
     if not len(images):

@@ -237,7 +237,7 @@ class Run:
     @cached_property
     def bundle(self) -> Bundle:
         """The trained model with its classes, preprocessing and calibration."""
-        return open_bundle(self.path)
+        return _bundle_of(self)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -324,9 +324,11 @@ def open_bundle(path: Path | str, device: str = "cpu") -> Bundle:
     Raises:
         VitreousError: `path` is neither, or the bundle is missing or damaged.
     """
-    run = load(path, device)
-    if not isinstance(run, Run):
-        return run
+    model = load(path, device)
+    return _bundle_of(model, device) if isinstance(model, Run) else model
+
+
+def _bundle_of(run: Run, device: str = "cpu") -> Bundle:
     from vitreous.bundle import load_bundle, with_coverage
 
     bundle = load_bundle(run.path / "bundle", device)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,13 +41,13 @@ class Found:
     Attributes:
         images: in the order of the paths; those of a folder or zip in natural order ("2" before "10").
         failed: path and reason of what is no image that can be used, known without decoding any.
-        folders: the folders that were listed.
+        places: the folders and zips that were searched.
         notes: sentences about what was passed over.
     """
 
     images: list[ImageFile] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
-    folders: list[Path] = field(default_factory=list)
+    places: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -81,7 +82,7 @@ def _find(word: str, found: Found, stack: ExitStack) -> None:
     elif os.path.lexists(path) or not glob.has_magic(word):
         found.images.append(_single(path))
     else:
-        matches = sorted(glob.glob(str(path), recursive=True), key=natural_key)
+        matches = sorted(glob.glob(str(path), recursive=True), key=natural_key)  # noqa: PTH207 (of any path, absolute too)
         if not matches:
             raise BadImage("no file matches this pattern")
         files = []
@@ -91,18 +92,19 @@ def _find(word: str, found: Found, stack: ExitStack) -> None:
             else:
                 _find_in_folder(Path(match), found)
         files = [file for file in files if not Path(file).is_dir()]
-        for name in _images_among(files, lambda name, limit=None: read_file(Path(name), limit), {}, "", found):
+        for name in _images_among(
+            files, lambda name, limit=None: read_file(Path(name), limit), {}, "", found
+        ):
             found.images.append(_single(Path(name)))
 
 
 def _single(path: Path) -> ImageFile:
-    parent = os.path.basename(os.path.dirname(os.path.abspath(path)))
-    return ImageFile(str(path), parent, lambda: read_file(path))
+    return ImageFile(str(path), path.absolute().parent.name, partial(read_file, path))
 
 
 def _find_in_folder(root: Path, found: Found) -> None:
     listing = list_folder(root)
-    found.folders.append(root)
+    found.places.append(root)
     found.notes.extend(listing.notes)
     own_name = root.resolve().name
 
@@ -112,19 +114,20 @@ def _find_in_folder(root: Path, found: Found) -> None:
     names = _images_among([*listing.files, *listing.litter], read, listing.unusable, str(root), found)
     for name in names:
         folders = f"{own_name}/{name.rpartition('/')[0]}".rstrip("/")
-        found.images.append(ImageFile(os.path.join(root, name), folders, lambda name=name: read(name)))
+        found.images.append(ImageFile(str(root / name), folders, partial(read, name)))
 
 
 def _find_in_zip(path: Path, found: Found, stack: ExitStack) -> None:
     archive = stack.enter_context(open_zip(path))
     members, _ = list_zip(archive)
+    found.places.append(path)
 
     def read(name: str, limit: int | None = None, /) -> bytes:
         return read_member(archive, members[name], limit)
 
     for name in _images_among(members, read, {}, str(path), found):
         folders = f"{path.stem}/{name.rpartition('/')[0]}".rstrip("/")
-        found.images.append(ImageFile(os.path.join(path, name), folders, lambda name=name: read(name)))
+        found.images.append(ImageFile(str(path / name), folders, partial(read, name)))
 
 
 def _images_among(
@@ -139,14 +142,18 @@ def _images_among(
     problems = {problem.name: (problem.reason, problem.detail) for problem in files.problems}
     problems |= {name: problem for name, problem in files.images.items() if problem}
     for name, problem in sorted(problems.items()):
-        found.failed.append((os.path.join(root, name), BadImage(*problem).text))
+        found.failed.append((str(Path(root, name)), BadImage(*problem).text))
     passed_over = [
-        PassedOver(kind, tuple(names)).text for kind, names in sorted(files.by_kind.items()) if names and kind != LITTER
+        PassedOver(kind, tuple(names)).text
+        for kind, names in sorted(files.by_kind.items())
+        if names and kind != LITTER
     ]
     usable = sorted((name for name, problem in files.images.items() if not problem), key=natural_key)
     if not usable and not problems and root:
         holds = f"; it holds {series(passed_over)}" if passed_over else ""
         raise BadImage(f"contains no images{holds}")
     if passed_over:
-        found.notes.append(f"{text_of(root) or 'The pattern'} holds {series(passed_over)} that were passed over.")
+        found.notes.append(
+            f"{text_of(root) or 'The pattern'} holds {series(passed_over)} that were passed over."
+        )
     return usable

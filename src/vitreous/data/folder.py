@@ -23,7 +23,10 @@ from vitreous.wording import count
 
 WORKERS = min(4, os.cpu_count() or 1)
 MAX_LINKS = 100_000  # links to folders that are followed
+PROBE = 2  # files that are read before it is decided whether threads help
 GROUP = 16  # images that a thread decodes at a time, or fewer if they are large
+GROUP_BYTES = 256 * 1024  # of the files of such a group, about
+AHEAD = 4 * WORKERS * GROUP  # images that are decoded before the first of them is needed
 IN_FLIGHT = 64 * 2**20  # bytes of decoded images that wait for their turn, at most
 SMALL = 3000  # bytes of a file, on average: of 32 by 32 pixels as PNG, or 64 by 64 as JPEG
 T = TypeVar("T")
@@ -289,13 +292,13 @@ def read_all(
                 results.append(bad)
         return results, size
 
-    ahead = 4 * WORKERS  # groups that are submitted before the first one is taken
-    at_once = max(1, min(GROUP, IN_FLIGHT // (ahead * max(1, result_bytes))))
-    start, length, use_threads = 0, GROUP, False
+    most = min(AHEAD, IN_FLIGHT // max(1, result_bytes))  # results that wait at any time
+    start, length, at_once, use_threads = 0, PROBE, 1, False
     with ThreadPoolExecutor(WORKERS) as pool:
         while start < len(entries):
             batch = entries[start : start + length]
             groups = [batch[first : first + at_once] for first in range(0, len(batch), at_once)]
+            ahead = max(WORKERS, most // at_once)
             outcomes = _map_ahead(pool, results_of, groups, ahead) if use_threads else map(results_of, groups)
             total = 0
             for group, (results, size) in zip(groups, outcomes, strict=True):
@@ -303,6 +306,9 @@ def read_all(
                 yield from zip(group, results, strict=True)
             start += length
             length, use_threads = GROUP * 8 * WORKERS, total > SMALL * len(batch)
+            # Large files one by one, so that all threads end at the same time.
+            fits = min(GROUP, GROUP_BYTES * len(batch) // max(1, total), most // WORKERS)
+            at_once = max(1, fits)
 
 
 def _map_ahead(

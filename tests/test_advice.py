@@ -62,7 +62,7 @@ HIDDEN: dict[str, Advice | None] = {
     "still moving": advice.long_flat(curve([0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8]), 1000, ""),
     "flat at the end": advice.long_flat(curve([0.2, 0.3, 0.4, 0.5, 0.7, 0.8, 0.8, 0.8]), 1000, ""),
     "falling loss": advice.overfitted(curve([1.0, 0.8, 0.7, 0.6, 0.5, 0.45, 0.44]), ""),
-    "noisy loss": advice.overfitted(curve([0.5 + n for n in NOISY]), ""),
+    "noisy loss": advice.overfitted(curve([0.5 + 4 * n for n in NOISY]), ""),
     "calibrated": advice.poorly_calibrated(calibrated_bins(4000, 1.0)),
     "few images to calibrate": advice.poorly_calibrated(calibrated_bins(60, 1.0)),
     "test like validation": advice.worse_on_test((90, 100), (85, 100)),

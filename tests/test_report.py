@@ -596,7 +596,10 @@ def test_an_earlier_run_without_predictions_has_neither_label_errors_nor_reliabi
     assert "Most confident mistakes" in text and not (run / "label-errors.csv").exists()
 
 
-def test_heat_maps_lie_over_the_mistakes_if_there_is_a_network(tmp_path: Path) -> None:
+def test_heat_maps_lie_over_the_mistakes_if_there_is_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitreous.report.HEAT_SECONDS", 1e9)
     run = make_run(tmp_path / "run")
     assert not report(run).all("img", "heat")
     tiny = Architecture(embed_dim=16, num_heads=2, mlp_dim=16, depth=1, patch_size=8, stem="linear")
@@ -610,6 +613,9 @@ def test_heat_maps_lie_over_the_mistakes_if_there_is_a_network(tmp_path: Path) -
     assert len(maps) == 24 and {heat.shape for heat in maps} == {(4, 4, 4)}
     assert all(heat[..., 3].max() > 0 for heat in maps)
     assert "speaks for the wrong class: covering it lowers that probability" in page.text
+    monkeypatch.setattr("vitreous.report.HEAT_SECONDS", 0.0)
+    assert not report(run).all("img", "heat")
+    monkeypatch.setattr("vitreous.report.HEAT_SECONDS", 1e9)
     (run / "bundle" / "config.json").write_text("{}")  # damaged: the report does without
     assert not report(run).all("img", "heat")
 

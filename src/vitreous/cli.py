@@ -738,7 +738,7 @@ class Parser(argparse.ArgumentParser):
 def main(words: list[str] | None = None) -> int:
     """Runs one command; returns its exit status.
 
-    0 fine, 1 a check found something, 2 refused, 3 partly done (some files failed, or an export is unproven), 130 Ctrl-C.
+    0 fine, 1 a check found something, 2 refused, 3 partly done (files failed, an export is unproven), 130 Ctrl-C.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # class names may not fit the terminal

@@ -204,7 +204,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
                 place.rmdir()
 
 
-def _open(run: Run, split: str, notes: list[str], data: Any) -> tuple[ImageStore, Split] | None:
+def _open(run: Run, split: str, notes: list[str], data: Any = None) -> tuple[ImageStore, Split] | None:
     """A split of a run's data; None, with a note, if the data cannot be opened."""
     try:
         return open_split(run, split, data=data)
@@ -217,7 +217,7 @@ def _title(split: str) -> str:
     return "validation" if split == "val" else split
 
 
-def _run_files(run: Run | None, notes: list[str], data: Any) -> tuple[Iterator[Picture], int]:
+def _run_files(run: Run | None, notes: list[str], data: Any = None) -> tuple[Iterator[Picture], int]:
     """The run's test images as files, or those of validation if test is unread, and how many they are.
 
     Labels are not used, so this is no evaluation on test.
@@ -245,7 +245,7 @@ def _run_files(run: Run | None, notes: list[str], data: Any) -> tuple[Iterator[P
 
 
 def _samples(
-    run: Run, bundle: Bundle, most: int, notes: list[str], data: Any
+    run: Run, bundle: Bundle, most: int, notes: list[str], data: Any = None
 ) -> tuple[tuple[Picture, ...], tuple[int, ...]]:
     """Validation images, at most so many: first one of each class, then a second of each, and so on."""
     opened = _open(run, "val", notes, data)

@@ -585,15 +585,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(words: list[str] | None = None) -> int:
-<<<<<<< HEAD
     """Runs one command; returns its exit status.
 
     0 fine, 1 a check found something, 2 refused, 3 partly done (such as an export that is not proven), 130 Ctrl-C.
     """
-=======
-    """Runs one command; returns its exit status: 0, 1 (a check found something), 2 (refused), 3 (partly done)
-    or 130 (Ctrl-C)."""
->>>>>>> w-explain
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # class names may not fit the terminal
     try:

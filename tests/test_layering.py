@@ -45,7 +45,7 @@ MAY = {
     "predict": {"run", "bundle", "model", "coverage", "statistics", "preprocess", "data"},
     "explain": {"run", "bundle", "model", "attribution", "preprocess", "depth", "data"},
     "export": {
-        "run", "bundle", "model", "coverage", "statistics", "preprocess", "data", "evaluation", *PACKAGE_ROOM,
+        "run", "bundle", "depth", "model", "coverage", "statistics", "preprocess", "data", "evaluation", *PACKAGE_ROOM,
     },
     "compare": {"run", "bundle", "metrics", "statistics", "recipe"},
     "dial": {"model.variants", "recipe"},

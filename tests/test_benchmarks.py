@@ -362,6 +362,7 @@ def test_every_command_is_one_that_its_script_understands() -> None:
     assert scripts == {
         "accuracy",
         "faithfulness",
+        "exports",
         "fits",
         "golden",
         "pairs",
@@ -505,3 +506,16 @@ def test_import_speed_runs(tmp_path: Path) -> None:
     assert summary["files"] == 40 and all(summary["seconds"].values()) and summary["import_over_base"] > 0
     assert sum(summary["import_parts"].values()) > 0 and summary["peak_memory_mb"]["import"] > 10
     assert [file.name for file in tmp_path.iterdir()] == ["files"]
+
+
+def test_predict_speed_runs_and_pairs_the_repeats(tmp_path: Path) -> None:
+    predict_speed = importlib.import_module("predict_speed")
+    predict_speed.make_files(tmp_path / "small", 3, (32, 32))
+    bundle = predict_speed.make_bundle(tmp_path / "bundle", 32)
+    for mode in predict_speed.MODES:
+        assert predict_speed.measure(mode, tmp_path / "small", bundle) > 0
+    results = {f"{name} {mode}": [2.0, 3.0] for name in predict_speed.FOLDERS for mode in predict_speed.MODES}
+    results |= {"first": [1.0, 2.0], "small predict": [1.0, 6.0]}
+    figures = predict_speed.summarize(results)
+    assert figures["small_over_decode"] == {"median": 1.25, "smallest": 0.5, "largest": 2.0}
+    assert figures["first_answer_seconds"]["median"] == 1.5

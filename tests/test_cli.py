@@ -369,7 +369,7 @@ def test_every_mistake_is_a_sentence(
         ("data show c --seed 3", "see vitreous data show --help."),
         ("evaluate x --lr 3", "see vitreous evaluate --help."),
         ("evaluate x --batch-size 3", "see vitreous evaluate --help."),
-        ("exports runs/x", "see vitreous --help."),
+        ("exports runs/x", "did you mean 'export'?"),
         ("train c --device gpu", "choose from auto, cpu, cuda, mps."),
     ],
 )  # fmt: skip

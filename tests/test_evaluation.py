@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -20,6 +21,7 @@ from vitreous.bundle import load_bundle
 from vitreous.data.arrays import from_arrays
 from vitreous.errors import VitreousError
 from vitreous.evaluation import TEMPERATURES, fit_temperature
+from vitreous.label_errors import find_suspects
 from vitreous.run import Run
 
 SETTINGS: dict[str, Any] = {"device": "cpu", "precision": "32", "overrides": dict(TINY)}
@@ -129,6 +131,24 @@ def test_the_temperature_is_that_of_validation_and_used_for_probabilities(run: R
         probabilities = softmax(output.logits / temperature, axis=1)
         wrong = probabilities.argmax(axis=1) != output.labels
         assert mistakes["confidence"][0] == pytest.approx(probabilities[wrong].max(), rel=1e-5)
+
+
+def test_probable_label_errors_keep_their_images_and_training_images_are_counted(run: Run) -> None:
+    images, labels = blobs()
+    trained = np.bincount(labels, minlength=len(run.classes))
+    expected: dict[tuple[str, int], np.ndarray] = {}
+    for split, output in run.predictions.items():
+        source = [int(name.rpartition(":")[2]) for name in output.names]
+        trained = trained - np.bincount(output.labels, minlength=len(trained))
+        probabilities = softmax(output.logits.astype(np.float64) / run.summary["temperature"], axis=1)
+        found = find_suspects(output.labels, probabilities).positions[:24]
+        expected |= {(split, int(place)): images[source[place]] for place in found}
+    assert run.evaluation["training_images"] == trained.tolist()
+    assert expected and run.suspect_images.keys() == expected.keys()
+    for key, image in expected.items():
+        np.testing.assert_array_equal(run.suspect_images[key], image)
+    with (run.path / "label-errors.csv").open(newline="") as file:
+        assert {row["split"] for row in csv.DictReader(file)} == {split for split, _ in expected}
 
 
 def test_a_bundle_knows_its_data_its_baseline_and_its_figures(run: Run) -> None:

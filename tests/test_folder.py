@@ -677,10 +677,10 @@ def test_threads_read_files_that_are_worth_it_and_the_order_stays(size: int, thr
     entries = [Entry(f"a/{i}.png", "train", "a", str(i)) for i in range(1000)]
     seen: set[str] = set()
 
-    def read(location: str) -> bytes:
-        if location == "7":
+    def read(entry: Entry) -> bytes:
+        if entry.location == "7":
             raise BadImage("truncated")
-        return location.encode().ljust(size)
+        return entry.location.encode().ljust(size)
 
     def work(data: bytes) -> int:
         seen.add(threading.current_thread().name)
@@ -709,7 +709,7 @@ def test_large_results_do_not_pile_up() -> None:
         return int(data)
 
     order = []
-    for _, result in read_all(entries, lambda name: name.encode().ljust(10_000), work, size):
+    for _, result in read_all(entries, lambda entry: entry.location.encode().ljust(10_000), work, size):
         with lock:
             taken += 1
         order.append(result)
@@ -727,4 +727,4 @@ def test_an_error_in_a_thread_ends_the_reading() -> None:
         return int(data)
 
     with pytest.raises(RuntimeError, match="a bug"):
-        list(read_all(entries, lambda name: name.encode().ljust(10_000), work))
+        list(read_all(entries, lambda entry: entry.location.encode().ljust(10_000), work))

@@ -19,10 +19,17 @@ import pytest
 import torch
 from PIL import Image
 
+from vitreous.bundle import Bundle, save_bundle
+from vitreous.charts import pick, round_marks, thin
 from vitreous.errors import VitreousError
 from vitreous.metrics import Figures, SplitMetrics
-from vitreous.report import _command, _round_marks, _thin, write_report
-from vitreous.run import note_test_read
+from vitreous.model.variants import Architecture
+from vitreous.model.vit import VisionTransformer
+from vitreous.preprocess import Preprocess
+from vitreous.recipe import load
+from vitreous.report import CARDS, TWINS, _command, _grid, write_report
+from vitreous.run import Predictions, note_test_read, write_predictions, write_recipe
+from vitreous.statistics import interval
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 HUNDRED = tuple(f"kind {i:02}" for i in range(100))
@@ -59,15 +66,20 @@ skip_bad = true
 """
 
 
-def figures_of(num_classes: int, strength: float, seed: int) -> Figures:
-    """Figures of a classifier with favourite confusions, over unequal classes."""
+def predictions_of(num_classes: int, strength: float, seed: int) -> Predictions:
+    """Predictions of a classifier with favourite confusions, over unequal classes."""
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(num_classes), rng.integers(60, 110, num_classes))
     logits = rng.normal(size=(len(labels), num_classes))
     logits[np.arange(len(labels)), labels] += strength + rng.normal(size=num_classes)[labels]
     logits[np.arange(len(labels)), rng.permutation(num_classes)[labels]] += strength / 2
-    metrics = SplitMetrics(num_classes)
-    metrics.update(torch.tensor(logits), torch.tensor(labels))
+    names = np.array([f"split{seed}/image{i:05}.png" for i in range(len(labels))])
+    return Predictions(names, labels, logits.astype(np.float32))
+
+
+def figures_of(predictions: Predictions) -> Figures:
+    metrics = SplitMetrics(predictions.logits.shape[1])
+    metrics.update(torch.tensor(predictions.logits), torch.tensor(predictions.labels))
     return metrics.compute()
 
 
@@ -77,7 +89,11 @@ def make_run(path: Path, classes: tuple[str, ...] = CIFAR10, rows: int = 60) -> 
     (path / "recipe.toml").write_text(RECIPE, encoding="utf-8")
 
     strength = 2.0 + np.log(len(classes)) / 2
-    val, test = (figures_of(len(classes), strength, seed) for seed in (1, 2))
+    outputs = {
+        split: predictions_of(len(classes), strength, seed) for seed, split in ((1, "val"), (2, "test"))
+    }
+    write_predictions(path / "predictions.npz", outputs)
+    val, test = map(figures_of, outputs.values())
     summary = {
         **val.named("val"),
         **test.named("test"),
@@ -164,8 +180,8 @@ def test_a_finished_run_shows_its_figures(tmp_path: Path) -> None:
     page = report(run)
     test = json.loads((run / "evaluation.json").read_text())["test"]
     for key in ("acc", "majority", "cat_f1", "ece"):
-        assert f"{100 * test['figures'][key]:.2f}" in page.text
-    assert f"{test['figures']['loss']:.4f}" in page.text
+        assert f"{100 * test['figures'][key]:.0f}\u202f%" in page.text  # fewer than 1,000 images
+    assert f"{test['figures']['loss']:.3f}" in page.text
     assert "no test metrics" not in page.text
     for expected in (
         "cifar10",
@@ -194,6 +210,8 @@ def test_mistakes_are_the_pictures_themselves(tmp_path: Path) -> None:
     stored = np.load(run / "mistakes.npz")
     shown = page.all("img")
     assert len(shown) == len(stored["images"])
+    for name in stored["name"]:
+        assert str(name) in page.text
     for picture, image, true, predicted in zip(
         shown, stored["images"], stored["label"], stored["predicted"], strict=True
     ):
@@ -206,12 +224,20 @@ def test_many_classes_become_a_picture_and_a_list(tmp_path: Path) -> None:
     page = report(run)
     confusion = np.array(json.loads((run / "evaluation.json").read_text())["test"]["confusion"])
     alpha = np.array(decode(page.all("img", "map")[0]["src"]))[..., 3]
-    assert np.array_equal(alpha > 0, confusion > 0)
+    assert np.array_equal(np.sort((alpha > 0).sum(axis=1)), np.sort((confusion > 0).sum(axis=1)))
+    assert (alpha > 0).sum() == (confusion > 0).sum() and (np.diag(alpha) > 0).sum() == (
+        np.diag(confusion) > 0
+    ).sum()
     wrong = confusion * (1 - np.eye(100, dtype=int))
     true, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
     first = page.text.partition("percent of the true class.")[2].split(")")[0]
     assert " ".join(first.split()).startswith(f"{HUNDRED[true]} → {HUNDRED[predicted]}{wrong.max()} ")
-    assert not page.all("table", "matrix")
+    cells = [title for name, a in page.elements if name == "td" and (title := a.get("title"))]
+    assert cells  # of the groups
+    for title in cells:
+        pair, _, number = title.rpartition(": ")
+        i, j = (HUNDRED.index(name) for name in pair.split(" → "))
+        assert int(number) == confusion[i, j]
     assert "Top-5 accuracy" in page.text
 
 
@@ -221,7 +247,7 @@ def test_it_needs_nothing_from_anywhere(tmp_path: Path) -> None:
     for name, attributes in page.elements:
         assert name not in ("script", "iframe", "object", "embed", "base")
         for key in ("src", "href", "srcset", "action", "xlink:href"):
-            assert (attributes.get(key) or "data:").startswith("data:")
+            assert (attributes.get(key) or "data:").startswith(("data:", "#"))
     policy = next(a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
     assert (policy or "").startswith("default-src 'none'")
     html = (run / "report.html").read_text(encoding="utf-8")
@@ -260,6 +286,8 @@ def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
     assert {key for _, a in page.elements for key in a} == {key for _, a in plain.elements for key in a}
     for name in HOSTILE:
         assert name.encode(errors="replace").decode() in page.text
+    rows = list(csv.reader((run / "label-errors.csv").open(encoding="utf-8", newline="")))
+    assert len({len(row) for row in rows}) == 1
     assert (
         "<i>my data</i>" in page.text
         and '<i>my "data"</i>' in page.text
@@ -284,7 +312,7 @@ def test_curves_run_from_start_to_end(tmp_path: Path, rows: int) -> None:
 def test_a_long_curve_keeps_its_mean_and_its_end() -> None:
     values = np.random.default_rng(0).normal(size=1000)
     points = [(float(i), float(value)) for i, value in enumerate(values)]
-    thinned = _thin(points)
+    thinned = thin(points)
     assert len(thinned) == 100 and thinned[-1] == points[-1]
     assert [value for _, value in thinned[:-1]] == pytest.approx(values[:990].reshape(99, 10).mean(axis=1))
 
@@ -300,12 +328,12 @@ def test_a_long_curve_keeps_its_mean_and_its_end() -> None:
     ],
 )
 def test_axis_marks_are_round_and_reach_the_top(high: float, marks: list[float]) -> None:
-    assert _round_marks(high, 5) == pytest.approx(marks)
+    assert round_marks(high, 5) == pytest.approx(marks)
 
 
 def test_an_interrupted_run_says_that_it_has_no_test_figures(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    for name in ("evaluation.json", "summary.json", "mistakes.npz"):
+    for name in ("evaluation.json", "summary.json", "mistakes.npz", "predictions.npz"):
         (run / name).unlink()
     text = (run / "metrics.csv").read_text()
     (run / "metrics.csv").write_text(text + "976,5.51,27")  # killed while writing
@@ -314,7 +342,7 @@ def test_an_interrupted_run_says_that_it_has_no_test_figures(tmp_path: Path) -> 
     assert f"vitreous train --resume {run}" in page.text
     assert "Validation accuracy" in page.text and "Test accuracy" not in page.text
     last = [row for row in csv.DictReader(io.StringIO(text)) if row["val_acc"]][-1]
-    assert f"{100 * float(last['val_acc']):.2f}" in page.text
+    assert f"{100 * float(last['val_acc']):.1f}" in page.text
 
 
 def test_a_run_that_hardly_began_still_has_a_page(tmp_path: Path) -> None:
@@ -348,7 +376,7 @@ def test_calibration_and_the_reads_of_test_are_shown(tmp_path: Path, count: int,
     text = report(run).text
     assert f"The test split was read {words}." in text
     assert "temperature of 1.23, fitted on validation" in text
-    assert "1.23\u202f%" in text and "4.56\u202f%" in text
+    assert "1\u202f%" in text and "5\u202f%" in text
 
 
 def test_a_test_split_that_was_left_unread_is_said_to_be(tmp_path: Path) -> None:
@@ -386,6 +414,15 @@ def spoil_matrix(run: Path) -> None:
     (run / "evaluation.json").write_text(json.dumps(evaluation))
 
 
+def spoil_suspects(run: Path, **changed: Any) -> None:
+    arrays = {
+        "images": np.zeros((2, 8, 8, 3), np.uint8),
+        "split": np.array(["val", "test"]),
+        "position": np.arange(2),
+    }
+    np.savez(run / "label_errors.npz", **(arrays | changed))
+
+
 def spoil_mistakes(run: Path, **changed: Any) -> None:
     np.savez(run / "mistakes.npz", **(dict(np.load(run / "mistakes.npz")) | changed))
 
@@ -411,6 +448,13 @@ SPOILERS = {
         lambda run: (run / "metrics.csv").write_bytes(b"\xff\xfe\n"),
     ],
     "test_reads.json": [lambda run: (run / "test_reads.json").write_text("{}")],
+    "label_errors.npz": [
+        lambda run: (run / "label_errors.npz").write_bytes(b"PK no zip"),
+        lambda run: spoil_suspects(run, images=np.zeros((2, 8, 8, 3))),
+        lambda run: spoil_suspects(run, position=np.zeros(2)),
+        lambda run: spoil_suspects(run, split=np.array(["val"])),
+        lambda run: spoil_suspects(run, split=np.array([print] * 2, dtype=object)),
+    ],
     "mistakes.npz": [
         lambda run: (run / "mistakes.npz").write_bytes(b"PK no zip"),
         lambda run: spoil_mistakes(run, name=np.array([print] * 24, dtype=object)),  # would need pickle
@@ -480,3 +524,160 @@ def test_the_command_repeats_the_run() -> None:
         "vitreous", "train", "--repeat", "my run",
     ]  # fmt: skip
     assert _command(Path("r"), {"data": "arrays"}).startswith("vitreous.repeat('r', (images, labels))")
+
+
+@pytest.mark.parametrize("choices", [CARDS, TWINS])
+def test_no_row_of_cards_holds_a_single_one(choices: dict[str, tuple[int, ...]]) -> None:
+    for cards in range(2, 60):
+        shown, *columns = _grid(cards, **choices)
+        assert cards - 1 <= shown <= cards
+        assert all(shown <= each or shown % each != 1 for each in columns)
+    assert _grid(1, **choices).shown == 1 and _grid(0, **choices).shown == 0
+
+
+def test_the_first_screen_says_how_good_and_where_it_fails(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    text = re.sub("[ \n]+", " ", report(run).text)
+    matrix = np.array(json.loads((run / "evaluation.json").read_text())["test"]["confusion"])
+    images, right = matrix.sum(), np.trace(matrix)
+    low, high = interval(int(right), int(images))
+    assert f"{100 * low:.0f} to {100 * high:.0f}\u202f% is the 95\u00a0% interval on {images} images." in text
+    assert f"{images - right} of {images} test images are classified wrongly." in text
+    wrong = matrix - np.diag(np.diag(matrix))
+    for place in np.argsort(-wrong, axis=None, kind="stable")[:3]:
+        i, j = np.unravel_index(place, wrong.shape)
+        assert f"{CIFAR10[i]} → {CIFAR10[j]}{wrong[i, j]} of {matrix[i].sum()}" in text
+    weakest = int((np.diag(matrix) / matrix.sum(axis=1)).argmin())
+    assert (
+        f"{CIFAR10[weakest]}: {matrix[weakest, weakest]} of {matrix[weakest].sum()} images recognised."
+        in text
+    )
+
+
+def test_planted_label_errors_are_listed_with_their_images(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    rng = np.random.default_rng(3)
+    labels = np.repeat(np.arange(10), 60)
+    logits = rng.normal(size=(600, 10)).astype(np.float32)
+    logits[np.arange(600), labels] += 9
+    planted = rng.choice(600, 12, replace=False)
+    names = np.array([f"=folder/{i}.png" for i in range(600)])
+    given = labels.copy()
+    given[planted] = (given[planted] + 1 + rng.integers(0, 9, 12)) % 10
+    outputs = {split: Predictions(names, given, logits) for split in ("val", "test")}
+    write_predictions(run / "predictions.npz", outputs)
+    images = rng.integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
+    np.savez(run / "label_errors.npz", images=images, split=np.array(["val"] * 12), position=planted)
+
+    page = report(run)
+    rows = list(csv.DictReader((run / "label-errors.csv").open(encoding="utf-8", newline="")))
+    for split in ("val", "test"):
+        found = [row for row in rows if row["split"] == split]
+        assert {row["name"] for row in found} == {
+            f"'=folder/{i}.png" for i in planted
+        }  # no formula for a spreadsheet
+        for row in found:
+            place = int(row["name"].split("/")[1].removesuffix(".png"))
+            assert row["label"] == CIFAR10[given[place]] and row["predicted"] == CIFAR10[labels[place]]
+    alts = [img["alt"] for img in page.all("img")]
+    drawn = [
+        np.array(decode(img["src"])) for img in page.all("img") if (img["alt"] or "").startswith("labelled")
+    ]
+    assert sorted(image.tobytes() for image in drawn) == sorted(image.tobytes() for image in images)
+    assert f"labelled {CIFAR10[given[planted[0]]]}, predicted {CIFAR10[labels[planted[0]]]}" in alts
+    assert "sure of another class than the label" in page.text
+
+
+def test_an_earlier_run_without_predictions_has_neither_label_errors_nor_reliability(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "predictions.npz").unlink()
+    text = report(run).text
+    assert "Probable label errors" not in text and "Reliability" not in text
+    assert "Most confident mistakes" in text and not (run / "label-errors.csv").exists()
+
+
+def test_heat_maps_lie_over_the_mistakes_if_there_is_a_network(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert not report(run).all("img", "heat")
+    tiny = Architecture(embed_dim=16, num_heads=2, mlp_dim=16, depth=1, patch_size=8, stem="linear")
+    torch.manual_seed(0)
+    model = VisionTransformer(tiny, 32, 10).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    save_bundle(Bundle(model, CIFAR10, (0.5,) * 3, (0.25,) * 3, Preprocess(32)), run / "bundle")
+    page = report(run)
+    maps = [np.array(decode(img["src"])) for img in page.all("img", "heat")]
+    assert len(maps) == 24 and {heat.shape for heat in maps} == {(4, 4, 4)}
+    assert all(heat[..., 3].max() > 0 for heat in maps)
+    assert "speaks for the wrong class: covering it lowers that probability" in page.text
+    (run / "bundle" / "config.json").write_text("{}")  # damaged: the report does without
+    assert not report(run).all("img", "heat")
+
+
+def test_learning_rates_are_drawn_as_they_were(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    steps = np.arange(1, 976)
+    share = np.minimum(steps / 97, (975 - steps + 1) / 878)
+    rows = [
+        f"{step},{step / 175},{step / 4},{2e-3 * s},{2e-2 * s}" for step, s in zip(steps, share, strict=True)
+    ]
+    (run / "metrics.csv").write_text(
+        "step,epoch,seconds,learning_rate,muon_learning_rate\n" + "\n".join(rows) + "\n"
+    )
+    resolved = {"image_size": 32, "timeline": {"fits": [[0, 975]]}, "request": {"data": "cifar10"}}
+    write_recipe(run, load("default"), resolved)  # its images are smaller for the first 66 %
+    page = report(run)
+    (curve,) = page.all("polyline")  # one, since both have the same shape
+    points = [tuple(map(float, point.split(","))) for point in (curve["points"] or "").split()]
+    for x, y in points:  # on the schedule's own line, at its peak, and down to nearly 0
+        step = (x - 52) / 292 * 975
+        exact = min(step / 97, (975 - step + 1) / 878)
+        assert (176 - y) / 162 == pytest.approx(exact, abs=0.02)
+    assert min(y for _, y in points) == pytest.approx(14, abs=0.2) and points[-1][1] == pytest.approx(
+        176, abs=0.5
+    )
+    assert "AdamW 0.002, Muon 0.02" in page.text
+    (mark,) = page.all("line", "mark")
+    assert float(mark["x1"] or 0) == pytest.approx(52 + 292 * 0.66, abs=0.5)
+    assert "32 px" in page.text
+
+
+def test_picked_points_are_points_of_the_curve() -> None:
+    points = [(float(i), float(-abs(i - 333))) for i in range(5000)]
+    chosen = pick(points)
+    assert len(chosen) <= 100 and set(chosen) <= set(points)
+    assert {points[0], points[333], points[-1]} <= set(chosen)
+
+
+LONG = tuple(
+    f"<b>a rather long name of class {i:03} of a collection & its many friends</b>" for i in range(200)
+)
+
+
+def test_many_classes_with_long_names_stay_small(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", LONG)
+    assert write_report(run).stat().st_size < 2_000_000
+    assert LONG[7] in report(run).text
+
+
+def overflow(page: Path, width: int, folder: Path) -> tuple[int, int]:
+    """The width of a page's content and of its window, which is `width` pixels wide, in a frame of another page."""
+    frame = folder / f"frame{width}.html"
+    frame.write_text(
+        f"<body style='margin:0'><iframe id=f src='{page.name}' style='border:0;width:{width}px;height:900px'></iframe>"
+        "<script>onload = () => { const d = document.getElementById('f').contentDocument.documentElement;"
+        "document.title = 'measured ' + d.scrollWidth + ' ' + d.clientWidth; }</script>"
+    )
+    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--dump-dom"]
+    command += ["--allow-file-access-from-files", f"--user-data-dir={folder / 'profile'}", frame.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    content, window = re.findall(r"measured (\d+) (\d+)", done.stdout)[0]
+    return int(content), int(window)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+@pytest.mark.parametrize("classes", [CIFAR10, LONG], ids=["10", "200"])
+def test_a_phone_scrolls_up_and_down_only(tmp_path: Path, classes: tuple[str, ...]) -> None:
+    page = write_report(make_run(tmp_path / "run", classes))
+    content, window = overflow(page, 390, page.parent)
+    assert content <= window and 370 <= window <= 390  # without its scroll bar

@@ -648,7 +648,7 @@ def test_small_data_get_smaller_batches(
 def test_a_run_may_leave_test_unread(arrays: Arrays, tiny: dict[str, Any], tmp_path: Path) -> None:
     run = vitreous.train(arrays, steps=3, judge="val", out=tmp_path / "run", **tiny)
     assert "val_acc" in run.summary and not [key for key in run.summary if key.startswith("test_")]
-    assert set(run.evaluation) == {"classes", "val"}
+    assert set(run.evaluation) == {"classes", "training_images", "val"}
     report = (run.path / "report.html").read_text()
     assert "Validation accuracy" in report and "was stopped before its end" not in report
 

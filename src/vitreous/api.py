@@ -381,7 +381,8 @@ def _train(
             runs.write_json(path / "summary.json", summary)
             if interrupted:
                 raise KeyboardInterrupt
-            conclude(summary, plan, write_report(path), say)
+            conclude(summary, plan, path, say)
+            say(f"report: {write_report(path)}")  # after the figures, since its heat maps take seconds
     return Run(path)
 
 
@@ -675,10 +676,10 @@ def summarize(plan: Plan, keeper: BudgetKeeper, steps: int, interrupted: bool) -
     }
 
 
-def conclude(summary: Mapping[str, Any], plan: Plan, report: Path, say: Say) -> None:
-    """Reports the result in a sentence, its cost in a line, and the place of the report."""
+def conclude(summary: Mapping[str, Any], plan: Plan, path: Path, say: Say) -> None:
+    """Reports the result of the run in `path` in a sentence, and its cost in a line."""
     split = "test" if "test_acc" in summary else "val"
-    leaks = Run(report.parent).copies.get("leaks", [])
+    leaks = Run(path).copies.get("leaks", [])
     copied = len({leak["name"] for leak in leaks if leak["split"] == "test"})
     say(describe_result(summary, len(plan.data.splits.val), len(plan.data.splits.test), copied))
     say(
@@ -695,7 +696,6 @@ def conclude(summary: Mapping[str, Any], plan: Plan, report: Path, say: Say) -> 
         f"{scientific(summary['train_flops'], 3)} FLOPs, "
         f"{summary['images_per_second']:,.0f} images/s, {duration(summary['total_seconds'])} in all"
     )
-    say(f"report: {report}")
 
 
 def describe_result(summary: Mapping[str, Any], val_images: int, test_images: int, copied: int = 0) -> str:

@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from vitreous.coverage import Coverage, coverage_of, parse_coverage
+from vitreous.coverage import Coverage, check_threshold, coverage_of, parse_coverage
 from vitreous.data.decode import read_image
 from vitreous.data.normalize import normalize, to_float
 from vitreous.errors import VitreousError
@@ -38,6 +38,7 @@ LARGEST, MOST_LAYERS = 2**20, 1024
 Network = TypeVar("Network", bound=nn.Module)
 # What formats before 4 do not record.
 UNRECORDED: Mapping[str, Any] = {"images": {}, "confused": [], "coverage": None}
+UNKNOWN = "unknown"  # the label of an image whose class is too uncertain
 KINDS: dict[str, type | tuple[type, ...]] = {"int": int, "float": (int, float), "bool": bool, "str": str}
 
 
@@ -48,6 +49,18 @@ class Confusion(NamedTuple):
     predicted: str
     images: int
     total: int
+
+
+class Prediction(NamedTuple):
+    """What a model says about an image.
+
+    `label` is the name of the most likely class, or "unknown" if its `probability` is below the threshold that was
+    asked for. `top` holds the most likely classes as (name, probability), the most likely first.
+    """
+
+    label: str
+    probability: float
+    top: tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
@@ -82,13 +95,14 @@ class Bundle:
     confused: tuple[Confusion, ...] = ()
     coverage: Coverage | None = None
 
-    @torch.no_grad()
     def logits(self, images: Any) -> Tensor:
         """The logits of one image or many, computed in float32.
 
         Args:
-            images: a path, the bytes of a file, a PIL image, an array or tensor, or a list of these, of any size
-                (see `Preprocess.batch`).
+            images: a path, the bytes of a file, a PIL image, an array or tensor, or a list of these, of any size.
+                Arrays of one image are [H, W] (grey), [H, W, 3] or [H, W, 4] (the last channel is opacity), of many
+                [N, H, W] or [N, H, W, 3]. Their values are uint8 from 0 to 255, or floats from 0 to 1; more kinds are
+                listed at `Preprocess.batch`.
 
         Returns:
             float32 [N, C] on the CPU; one image gives N = 1.
@@ -96,9 +110,22 @@ class Bundle:
         Raises:
             VitreousError: an image cannot be read, or an array could mean several things.
         """
-        device = next(self.model.parameters()).device
-        parts = [torch.empty(0, len(self.classes))]
+        return self._outputs(predictor(self.model), images, len(self.classes))
+
+    def embed(self, images: Any) -> np.ndarray:
+        """The pooled features of each image, which the head turns into logits: float32 [N, D]; images as for `logits`.
+
+        D is the `embed_dim` of the model's architecture.
+        """
         model = predictor(self.model)
+        model.head = nn.Identity()
+        return self._outputs(model, images, self.model.architecture.embed_dim).numpy()
+
+    @torch.no_grad()
+    def _outputs(self, model: VisionTransformer, images: Any, width: int) -> Tensor:
+        """What `model`, a copy of the own one, computes for images: float32 [N, width] on the CPU."""
+        device = next(self.model.parameters()).device
+        parts = [torch.empty(0, width)]
         with torch.autocast(device.type, enabled=False):
             for batch in self.preprocess.batches(images, EVAL_BATCH, read_image):
                 # Copied, since torch warns of arrays that may not be written to.
@@ -113,6 +140,64 @@ class Bundle:
     def predict_proba(self, images: Any) -> np.ndarray:
         """The probability of each class, float32 [N, C], calibrated by the temperature; images as for `logits`."""
         return self.calibrated(self.logits(images)).numpy()
+
+    def classify(self, images: Any, top: int = 5, reject: float | None = None) -> list[Prediction]:
+        """The class of each image by name, with the most likely classes and their calibrated probabilities.
+
+        Args:
+            images: as for `logits`; one image gives a list of one.
+            top: how many classes to name for each image, at least 1.
+            reject: the class is "unknown" if its probability is below this threshold, above 0 and below 1 with at most
+                three decimals. `check_reject` tells what a threshold accepts.
+
+        Raises:
+            VitreousError: an image cannot be read, or this model cannot take `reject`.
+        """
+        if reject is not None:
+            self.check_reject(reject)
+        return self.named(self.predict_proba(images), top, reject)
+
+    def named(self, probabilities: np.ndarray, top: int = 5, reject: float | None = None) -> list[Prediction]:
+        """The predictions that probabilities float32 [N, C] make; the other arguments are those of `classify`."""
+        if isinstance(top, bool) or not isinstance(top, int) or top < 1:
+            raise VitreousError(f"top is {top!r}; give the number of classes to name, at least 1.")
+        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
+        predictions = []
+        for row, places in zip(probabilities, order, strict=True):
+            ranked = tuple((self.classes[place], float(row[place])) for place in places)
+            name, probability = ranked[0]
+            unknown = reject is not None and not probability >= reject
+            predictions.append(Prediction(UNKNOWN if unknown else name, probability, ranked))
+        return predictions
+
+    def check_reject(self, threshold: float) -> tuple[int, int]:
+        """How many validation images a threshold of `classify` accepts, and how many of those are right.
+
+        `coverage.images` is the number of validation images.
+
+        Raises:
+            VitreousError: it is no threshold, or what it accepts is not known for this model.
+        """
+        check_threshold(threshold)
+        if UNKNOWN in self.classes:
+            raise VitreousError(
+                f"The model has a class {UNKNOWN!r}, so no image can be called that; leave out the threshold."
+            )
+        if self.coverage is not None:
+            return self.coverage.at(threshold)
+        if not self.images:
+            raise VitreousError(
+                "The model is of an earlier format, which does not record what a threshold accepts; give the folder of "
+                "its run, which has a predictions.npz, or train anew."
+            )
+        if "val" not in self.images:
+            raise VitreousError(
+                "The model was trained on its validation images too, so nothing tells what a threshold accepts; train "
+                "with --judge both or --judge val, or leave out the threshold."
+            )
+        raise VitreousError(
+            "The training of this model diverged, so its confidence means nothing; train anew."
+        )
 
     def calibrated(self, logits: Tensor) -> Tensor:
         """The probabilities float32 [N, C] of logits [N, C]."""

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterable
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from vitreous.metrics import Figures
 
 WIDTH = 80  # of help pages
+UNLIMITED = 10_000
 
 
 def train(
@@ -93,6 +95,18 @@ def figures_table(title: str, figures: Figures) -> str:
     return "\n".join(lines)
 
 
+def predict(
+    model: Path, paths: list[str], as_json: bool = False, as_csv: bool = False, **options: Any
+) -> int:
+    from vitreous import predict as predicting
+
+    if as_json and as_csv:
+        raise VitreousError("Give one of --json and --csv.")
+    return predicting.predict(
+        model, paths, form="json" if as_json else "csv" if as_csv else "text", **options
+    )
+
+
 def explain(run: Path, images: Iterable[str] = (), **options: Any) -> int:
     from vitreous import explain as explanations
 
@@ -103,6 +117,47 @@ def report(run: Path, **options: Any) -> None:
     from vitreous import api
 
     print(f"report: {api.report(run, **options)}")
+
+
+def compare(
+    runs: list[Path], out: Path | None = None, split: str | None = None, as_json: bool = False
+) -> int:
+    from vitreous import compare as comparing
+
+    found = comparing.compare(runs, split)
+    for run, why in found.left_out:
+        print(f"left out: {run}: {why}", file=sys.stderr)
+    if out is not None or not as_json:  # first, since whoever reads standard output may stop reading
+        print(f"written: {comparing.write_page(found, out)}", file=sys.stderr)
+    print_record(comparing.to_json(found), as_json, lambda: comparing.text(found, terminal_width()))
+    return 3 if found.left_out else 0
+
+
+def runs(folder: Path = Path("runs"), as_json: bool = False) -> None:
+    from vitreous import compare as comparing
+
+    records = comparing.list_runs(folder)
+    if not records and not as_json:
+        print(f"{folder} holds no runs.", file=sys.stderr)
+        return
+    print_record(records, as_json, lambda: comparing.runs_text(records, terminal_width()))
+
+
+def terminal_width() -> int:
+    """Columns to print tables in; all that are needed where the output goes to a file or a program."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else UNLIMITED
+
+
+def export(run: Path, to: str = "", **options: Any) -> int:
+    from vitreous import export as exports
+
+    if not to:
+        raise VitreousError(f"Say what to export to: --to {listed(exports.TARGETS)}.")
+    written = exports.export(run, to, **options)
+    print(f"written: {written.folder}")
+    for note in written.notes:
+        print(note)
+    return 0 if written.proven else 3
 
 
 def data_fetch(name: str, **options: Any) -> None:
@@ -331,6 +386,66 @@ COMMANDS: dict[str, Command] = {
             "vitreous evaluate runs/cifar10-default-seed42-001 --data path/to/images",
         ),
     ),
+    "predict": Command(
+        predict,
+        "classify image files with a trained model",
+        {
+            "arguments": (
+                argument("model", "a run folder, or the bundle of one", type=Path, metavar="RUN"),
+                argument(
+                    "paths",
+                    "image files, folders, zips and patterns; - reads names from standard input, one a line",
+                    nargs="+",
+                    metavar="PATH …",
+                ),
+            ),
+            "how it predicts": (
+                argument(
+                    "--top", "classes to name for each image (default: 5)", type=whole_number, metavar="N"
+                ),
+                argument(
+                    "--reject",
+                    'call an image "unknown" if its calibrated confidence is below this, as in 0.9',
+                    type=number,
+                    metavar="P",
+                ),
+                argument(
+                    "--tta",
+                    "average the probabilities of each image and its mirror image",
+                    action="store_true",
+                ),
+                argument(
+                    "--device",
+                    f"{listed(OPTIONS['device'].choices)} (default: auto)",
+                    metavar="NAME",
+                ),
+            ),
+            "output": (
+                JSON,
+                argument("--csv", "print CSV for a spreadsheet", dest="as_csv", action="store_true"),
+                argument(
+                    "--all-probabilities", "with --csv or --json, those of all classes", action="store_true"
+                ),
+                argument(
+                    "--sort-into",
+                    "copy each image into a folder for its class, below this new folder",
+                    type=Path,
+                    metavar="DIR",
+                ),
+                argument(
+                    "--embeddings",
+                    "write the features before the head, float32 [N, D], and their paths to FILE.names.json",
+                    type=Path,
+                    metavar="FILE.npy",
+                ),
+            ),
+        },
+        (
+            "vitreous predict runs/cifar10-default-seed42-001 photo.jpg",
+            "vitreous predict runs/cifar10-default-seed42-001 path/to/images --csv",
+            "vitreous predict runs/cifar10-default-seed42-001 photos.zip --reject 0.9",
+        ),
+    ),
     "explain": Command(
         explain,
         "draw which regions of an image matter to a trained network",
@@ -391,6 +506,89 @@ COMMANDS: dict[str, Command] = {
             ),
         },
         ("vitreous report runs/cifar10-default-seed42-001",),
+    ),
+    "compare": Command(
+        compare,
+        "compare finished runs: which is better, and can the images tell?",
+        {
+            "arguments": (
+                argument(
+                    "runs", "run folders, or folders that hold runs", type=Path, nargs="+", metavar="RUN …"
+                ),
+            ),
+            "options": (
+                argument(
+                    "--split",
+                    "val or test (default: val where all runs have it)",
+                    metavar="SPLIT",
+                ),
+                argument(
+                    "--out",
+                    "page to write (default: compare.html, and none with --json)",
+                    type=Path,
+                    metavar="FILE.html",
+                ),
+                JSON,
+            ),
+        },
+        (
+            "vitreous compare runs/cifar10-*",
+            "vitreous compare runs/a runs/b --out a-b.html",
+            "vitreous compare runs --split test --json",
+        ),
+    ),
+    "runs": Command(
+        runs,
+        "list the runs of a folder with their accuracies",
+        {
+            "arguments": (
+                argument(
+                    "folder",
+                    "a folder that holds runs (default: runs)",
+                    type=Path,
+                    nargs="?",
+                    metavar="[DIR]",
+                ),
+            ),
+            "options": (JSON,),
+        },
+        ("vitreous runs", "vitreous runs path/to/runs --json"),
+    ),
+    "export": Command(
+        export,
+        "write a model for a browser, ONNX, timm or transformers",
+        {
+            "arguments": (
+                argument("run", "a run folder, or a bundle", type=Path, metavar="RUN"),
+                argument(
+                    "--to",
+                    "html (one page that predicts in a browser, offline), onnx, timm or transformers",
+                    metavar="TARGET",
+                ),
+            ),
+            "options": (
+                argument(
+                    "--out",
+                    "folder to write (default: exports/RUN-TARGET)",
+                    type=Path,
+                    metavar="DIR",
+                ),
+                argument(
+                    "--samples",
+                    "for html: validation images in the page for people to try, 0 for private data (default: 12)",
+                    type=whole_number,
+                    metavar="N",
+                ),
+                argument("--data", "where the data of the run are now, if they have moved", metavar="PATH"),
+                argument(
+                    "--int8", "for onnx: also a smaller model with weights of 8 bits", action="store_true"
+                ),
+            ),
+        },
+        (
+            "vitreous export runs/cifar10-default-seed42-001 --to html",
+            "vitreous export runs/cifar10-default-seed42-001 --to onnx --out cifar10",
+        ),
     ),
     "data fetch": Command(
         data_fetch,
@@ -538,8 +736,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(words: list[str] | None = None) -> int:
-    """Runs one command; returns its exit status: 0, 1 (a check found something), 2 (refused), 3 (partly done)
-    or 130 (Ctrl-C)."""
+    """Runs one command; returns its exit status.
+
+    0 fine, 1 a check found something, 2 refused, 3 partly done (some files failed), 130 Ctrl-C.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # class names may not fit the terminal
     try:

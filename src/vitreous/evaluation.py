@@ -15,7 +15,9 @@ import torch
 
 from vitreous import machine as machines
 from vitreous import run as runs
-from vitreous.bundle import Bundle, Confusion, load_bundle, with_coverage, write_config
+from vitreous.bundle import Bundle, load_bundle, with_coverage, write_config
+from vitreous.calibration import probabilities_of
+from vitreous.confusion import confusions
 from vitreous.data.labels import UnknownClasses
 from vitreous.data.named import DATASETS, downloaded
 from vitreous.data.objects import name_of
@@ -25,13 +27,15 @@ from vitreous.data.splits import Splits, resolve_splits
 from vitreous.data.store import ImageStore, Split
 from vitreous.errors import VitreousError, unknown
 from vitreous.files import atomic_write
+from vitreous.label_errors import find_suspects
 from vitreous.metrics import Figures, SplitMetrics
 from vitreous.model.vit import VisionTransformer
 from vitreous.request import READING
 from vitreous.run import Predictions, Run, Say
 from vitreous.wording import count, shortened
 
-MISTAKES = 25
+MISTAKES = 24
+SUSPECTS = 24  # of each split, probable label errors whose images are kept
 CONFUSIONS = 3  # recorded in the bundle
 TEMPERATURES = (0.05, 20.0)  # bounds of the fit
 
@@ -73,7 +77,10 @@ def final_figures(
         temperature = 1.0
         say("Probabilities are not calibrated (temperature: 1), because no validation images were held back.")
     named_figures: dict[str, float] = {}
-    evaluation: dict[str, Any] = {"classes": bundle.classes}
+    evaluation: dict[str, Any] = {
+        "classes": bundle.classes,
+        "training_images": np.bincount(splits.train.labels, minlength=len(bundle.classes)).tolist(),
+    }
     for stage, output in predictions.items():
         figures = figures_of(output)
         calibrated = figures_of(replace(output, logits=output.logits / np.float32(temperature)))
@@ -86,6 +93,7 @@ def final_figures(
     runs.write_json(path / "evaluation.json", evaluation)
     last = judges[-1]
     write_mistakes(path / "mistakes.npz", getattr(splits, last), predictions[last], temperature)
+    write_label_errors(path / "label_errors.npz", splits, predictions, temperature)
     known = replace(
         bundle,
         temperature=temperature,
@@ -94,7 +102,7 @@ def final_figures(
             "train": len(splits.train),
             **{stage: len(output.labels) for stage, output in predictions.items()},
         },
-        confused=confusions(bundle.classes, evaluation[last]["confusion"]),
+        confused=confusions(bundle.classes, evaluation[last]["confusion"], CONFUSIONS),
     )
     if "val" in predictions:
         known = with_coverage(known, predictions["val"].logits, predictions["val"].labels)
@@ -115,21 +123,6 @@ def figures_of(predictions: Predictions) -> Figures:
     metrics = SplitMetrics(predictions.logits.shape[1])
     metrics.update(torch.from_numpy(predictions.logits), torch.from_numpy(predictions.labels))
     return metrics.compute()
-
-
-def confusions(
-    classes: Sequence[str], confusion: Sequence[Sequence[int]], most: int = CONFUSIONS
-) -> tuple[Confusion, ...]:
-    """The most frequent mistakes of a confusion matrix [true][predicted], most frequent first."""
-    counts = np.array(confusion)
-    totals = counts.sum(axis=1)
-    np.fill_diagonal(counts, 0)
-    order = np.argsort(-counts, axis=None, kind="stable")[:most]
-    return tuple(
-        Confusion(classes[i], classes[j], int(counts[i, j]), int(totals[i]))
-        for i, j in zip(*np.unravel_index(order, counts.shape), strict=True)
-        if counts[i, j]
-    )
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -188,6 +181,28 @@ def write_mistakes(path: Path, split: Split, predictions: Predictions, temperatu
     atomic_write(path, file.getvalue())
 
 
+def write_label_errors(
+    path: Path, splits: Splits, predictions: Mapping[str, Predictions], temperature: float
+) -> None:
+    """Writes the images of the first `SUSPECTS` probable label errors of each split that was evaluated."""
+    images, of_split, positions = [], [], []
+    for stage, output in predictions.items():
+        found = find_suspects(output.labels, probabilities_of(output.logits, temperature)).positions[
+            :SUSPECTS
+        ]
+        images += [getattr(splits, stage).images[found]]
+        of_split += [stage] * len(found)
+        positions += found.tolist()
+    file = BytesIO()
+    np.savez_compressed(
+        file,
+        images=np.concatenate(images),
+        split=np.array(of_split, dtype=np.str_),
+        position=np.array(positions, dtype=np.int64),
+    )
+    atomic_write(path, file.getvalue())
+
+
 # ---- afterwards
 
 
@@ -216,6 +231,7 @@ def evaluate(
         VitreousError: the run or split does not exist, the run's data have changed, the test split is unread, or
             other data have classes that the run does not know.
     """
+    _check_split(split)
     run = run if isinstance(run, Run) else Run(run)
     device = machines.resolve_device(_recorded(run)["device"] if device == "auto" else device)
     bundle = load_bundle(run.path / "bundle", device)
@@ -248,8 +264,7 @@ def open_split(
     Raises:
         VitreousError: see `evaluate`.
     """
-    if split not in ("val", "test"):
-        raise unknown("split", split, ("val", "test"))
+    _check_split(split)
     recorded = _recorded(run)
     request, fingerprint = recorded["request"], recorded["fingerprint"]
     place = data_dir or request.get("data_dir")
@@ -277,6 +292,11 @@ def open_split(
         store = grouped(store, request["group_by"])
     fraction, seed = run.recipe.data.val_fraction, run.recipe.data.split_seed
     return store, getattr(resolve_splits(store, fraction, seed, recorded=run.split), split)
+
+
+def _check_split(split: str) -> None:
+    if split not in ("val", "test"):
+        raise unknown("split", split, ("val", "test"))
 
 
 def _recorded(run: Run) -> dict[str, Any]:

@@ -85,8 +85,7 @@ COMMANDS: dict[str, str] = {
     "data test": "write vitreous data check PATH",
     "resume": "write vitreous train --resume RUN",
     "repeat": "write vitreous train --repeat RUN",
-    "predict": "in Python, write vitreous.load(RUN).predict(images)",
-    "export": "in Python, vitreous.load(RUN).model is a torch module that torch.onnx.export takes",
+    "classify": "write vitreous predict RUN PATH",
 }
 
 Keys = Mapping[str, Collection[str]]  # the keys of each section of a recipe

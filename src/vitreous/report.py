@@ -5,39 +5,59 @@ from __future__ import annotations
 import base64
 import io
 import math
+import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
+from markupsafe import Markup
 from PIL import Image
 
+from vitreous import advice, charts
+from vitreous.advice import Advice
+from vitreous.attribution import heat_map
+from vitreous.calibration import Bin, calibration_error, probabilities_of, reliability
+from vitreous.charts import NO_VALUE, number, percent
+from vitreous.confusion import confusions, groups_of
+from vitreous.errors import VitreousError
 from vitreous.files import atomic_write
+from vitreous.label_errors import Suspects, find_suspects, suspects_csv
 from vitreous.metrics import FIGURES, FINAL_FIGURES
 from vitreous.run import Run
+from vitreous.statistics import accuracy_text, digits_of, interval
+from vitreous.training.schedule import Timeline, phases
 from vitreous.wording import duration
 
-MAX_MISTAKES = 40
-MAX_MATRIX_CLASSES = 20  # larger matrices are drawn as an image, since numbers would not fit the cells
-MAX_CLASS_BARS = 200
-MAX_PAIRS = 12
-MAX_POINTS = 100  # per curve; neighbouring rows are averaged beyond that
-NO_VALUE = "–"
+MAX_MISTAKES = 24
+MAX_SUSPECTS = 12  # of each split
+MAX_MATRIX_CLASSES = (
+    24  # larger matrices are drawn as an image, with a table for each group of confused classes
+)
+MAX_GROUPS = 12
+MAX_CLASS_BARS, OPEN_CLASS_BARS = 200, 24
+MAX_PAIRS, WORST_PAIRS = 12, 3
+OPEN_ADVICE = 4
+HEAT_SECONDS = 6.0  # for all heat maps of a report
+FAINT = 0.05  # the drop of a probability from which a heat map has its full colour
+SPLITS = {"test": "test", "val": "validation"}
 
 # Correct and wrong in the image of a large confusion matrix; legible on light and dark backgrounds.
 RIGHT, WRONG = (13, 148, 136), (234, 88, 12)
+FOR, AGAINST = (220, 30, 40), (30, 90, 240)  # in heat maps
 
 
 def write_report(path: Path) -> Path:
     """Writes `report.html` into the run folder `path` and returns its path.
 
-    The page is self-contained: no script, no request, images inside. A run that was interrupted is reported with
-    the files it has.
+    The page is self-contained: no script, no request, images inside. A run that was interrupted, or one of an earlier
+    version, is reported with the files it has. Probable label errors are written beside it as `label-errors.csv`. No
+    image of the test split is read for it.
 
     Raises:
         VitreousError: `path` is not a run folder, one of its files is damaged, or the page cannot be written.
@@ -45,6 +65,7 @@ def write_report(path: Path) -> Path:
     run = Run(path)
     recipe = {key: value for key, value in run.tables.items() if key != "resolved"}
     resolved = run.tables.get("resolved", {})
+    request = resolved.get("request", {})
     summary = run.summary if run.has("summary.json") else {}
     rows = _logged_rows(run)
     evaluation = run.evaluation if run.has("evaluation.json") else {}
@@ -55,19 +76,26 @@ def write_report(path: Path) -> Path:
         split: _logged(split, *rows, summary) | evaluation.get(split, {}).get("figures", {})
         for split in ("val", "test")
     }
+    sizes = {split: _images_of(run, evaluation, split) for split in ("val", "test")}
     headline = next((split for split in ("test", "val") if "acc" in figures[split]), None)
     detailed = next((split for split in ("test", "val") if split in evaluation), None)
-    details = {}
-    if detailed:
-        entry = evaluation[detailed]
-        details = {
-            "matrix": _matrix(entry["confusion"]) if len(classes) <= MAX_MATRIX_CLASSES else None,
-            "heat_map": _heat_map(entry["confusion"]) if len(classes) > MAX_MATRIX_CLASSES else None,
-            "pairs": _confused_pairs(classes, entry["confusion"]),
-            "bars": _class_bars(classes, entry["per_class"]),
-        }
+    # Runs from before reads were counted have read test for their figures.
+    test_reads = max(len(run.test_reads), "acc" in figures["test"])
+    finished = "acc" in figures["test"] or summary.get("status") == "finished"
+    predictions = run.predictions if run.has("predictions.npz") else {}
+    temperature = summary.get("temperature")
+    temperature = float(temperature) if isinstance(temperature, int | float) and temperature > 0 else 1.0
+    suspects = {
+        split: find_suspects(output.labels, probabilities_of(output.logits, temperature))
+        for split, output in predictions.items()
+        if output.logits.shape[1] == len(classes)
+    }
+    copies = _copies(run)
+    diagrams = _diagrams(run, temperature, headline) if predictions else None
+    advised = _advice(
+        run, recipe, summary, rows, evaluation, figures, sizes, headline, suspects, copies, diagrams
+    )
 
-    request = resolved.get("request", {})
     page = _environment().from_string(
         resources.files("vitreous").joinpath("report.html.jinja").read_text(encoding="utf-8")
     )
@@ -75,25 +103,44 @@ def write_report(path: Path) -> Path:
         title=summary.get("data") or Path(str(request.get("data", path))).name,
         run=run.path.name,
         recipe_name=recipe.get("name", ""),
-        finished="acc" in figures["test"] or summary.get("status") == "finished",
+        finished=finished,
+        split_names=SPLITS,
         headline=headline,
+        result=_result(figures[headline], sizes[headline]) if headline else None,
+        without_copies=next((c for c in copies["splits"] if c["split"] == headline), None)
+        if copies
+        else None,
+        failures=_failures(classes, evaluation[detailed]) if detailed else None,
+        advised=[_filled(each, run, request) for each in advised],
+        open_advice=OPEN_ADVICE,
         figures=figures,
+        digits={split: digits_of(images or 1000) for split, images in sizes.items()},
         table=[row for row in _rows() if any(row.key in figures[split] for split in figures)],
         temperature=summary.get("temperature"),
-        # Runs from before reads were counted have read test for their figures.
-        test_reads=_times_read(max(len(run.test_reads), "acc" in figures["test"])),
+        test_reads=_times_read(test_reads),
         costs=_costs(summary),
-        charts=_charts(rows),
-        frame=FRAME,
+        charts=charts.curves(rows, _phases(run, resolved)),
+        frame=charts.FRAME,
         classes=classes,
         detailed=detailed,
-        **details,
-        mistakes=_mistakes(run, classes) if classes and run.has("mistakes.npz") else [],
-        copies=_copies(run),
+        confusion=_confusion(classes, evaluation[detailed]["confusion"]) if detailed else None,
+        bars=_class_bars(classes, evaluation[detailed]["per_class"]) if detailed else [],
+        open_bars=OPEN_CLASS_BARS,
+        diagrams=diagrams,
+        diagram=charts.DIAGRAM,
+        mistakes=_mistakes(run, classes) if classes and run.has("mistakes.npz") else None,
+        suspects=_suspects(run, classes, suspects),
+        held_out=request.get("judge") != "test",
+        copies=copies,
         facts=_facts(recipe, resolved, summary),
         command=_command(run.path, request),
         resume=shlex.join(["vitreous", "train", "--resume", str(run.path)]),
     )
+    if suspects:
+        names = {split: output.names for split, output in predictions.items()}
+        labels = {split: output.labels for split, output in predictions.items()}
+        text = suspects_csv(classes, names, labels, suspects)
+        atomic_write(run.path / "label-errors.csv", text.encode("utf-8", errors="replace"))
     # The folder's name may hold bytes that are not text. They must not keep the report from being written.
     atomic_write(run.path / "report.html", html.encode("utf-8", errors="replace"))
     return run.path / "report.html"
@@ -109,19 +156,31 @@ def _logged_rows(run: Run) -> list[dict[str, float]]:
     return sorted(filled, key=lambda row: row["step"])
 
 
-def _mistakes(run: Run, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """The most confident mistakes, with their images as data: URIs."""
-    columns = zip(*vars(run.mistakes).values(), strict=True)
-    return [
-        {
-            "image": _data_uri(image),
-            "true": classes[label],
-            "predicted": classes[predicted],
-            "confidence": float(confidence),
-            "name": str(name),
-        }
-        for image, label, predicted, confidence, name in islice(columns, MAX_MISTAKES)
-    ]
+def _images_of(run: Run, evaluation: Mapping[str, Any], split: str) -> int:
+    """The number of images of a split; 0 where it is not known, as in an interrupted run on a given split."""
+    if split in evaluation:
+        return int(np.sum(evaluation[split]["confusion"]))
+    cut = run.split.get("cut_from_train") if run.has("split.json") else None
+    names = cut.get(split) if isinstance(cut, dict) else None
+    return len(names) if isinstance(names, list) else 0
+
+
+def _phases(run: Run, resolved: Mapping[str, Any]) -> list[tuple[float, int]]:
+    """(first step, side of the images) of each phase of the run, as far as its timeline is recorded."""
+    fits = resolved.get("timeline", {}).get("fits")
+    if not fits or "image_size" not in resolved:
+        return []
+    try:
+        parts = phases(run.recipe.schedule, int(resolved["image_size"]))
+        timeline = Timeline([(int(start), int(total)) for start, total in fits])
+    except (VitreousError, ValueError, TypeError):
+        return []
+    begins, first = [], 0
+    for part in parts:
+        begins.append((float(first), part.side))
+        while first < timeline.total and timeline.fraction(first) < part.until:
+            first += 1
+    return begins
 
 
 def _copies(run: Run) -> dict[str, Any] | None:
@@ -133,18 +192,22 @@ def _copies(run: Run) -> dict[str, Any] | None:
     for split, title in (("test", "test"), ("val", "validation")):
         names = {pair["name"] for pair in leaks if pair["split"] == split}
         if names:
-            splits.append({"title": title, "copies": len(names), **_without(run, split, names)})
+            splits.append(
+                {"split": split, "title": title, "copies": len(names), **_without(run, split, names)}
+            )
     return {
         "splits": splits,
         "leaks": len(leaks),
         "conflicts": len(conflicts),
         "shown": [
-            (title, [pair for pair in pairs if "images" in pair][:MAX_PAIRS], len(pairs))
+            (title, drawn[: grid.shown], len(pairs), grid)
             for title, pairs in (
                 ("Copies of training images", leaks),
                 ("Copies with different labels", conflicts),
             )
             if pairs
+            for drawn in [[pair for pair in pairs if "images" in pair]]
+            for grid in [_grid(min(len(drawn), MAX_PAIRS), **TWINS)]
         ],
     }
 
@@ -163,6 +226,7 @@ def _without(run: Run, split: str, names: set[str]) -> dict[str, Any]:
         "accuracy": float(correct.mean()),
         "without": float(correct[others].mean()) if others.any() else None,
         "others": int(others.sum()),
+        "digits": digits_of(len(correct)),
     }
 
 
@@ -175,6 +239,146 @@ def _logged(split: str, *sources: Mapping[str, Any]) -> dict[str, float]:
         for key, value in source.items()
         if key.startswith(prefix) and isinstance(value, int | float)
     }
+
+
+# The first screen ------------------------------------------------------------------------------------
+
+
+def _result(figures: Mapping[str, float], images: int) -> dict[str, Any]:
+    """An accuracy with its interval and no more digits than its images can tell."""
+    accuracy, digits = figures["acc"], digits_of(images or 1000)
+    known = {"accuracy": accuracy, "text": percent(accuracy, digits), "images": images, "interval": None}
+    if images:
+        low, high = interval(round(accuracy * images), images)
+        known |= {
+            "interval": f"{100 * low:.{digits}f} to {100 * high:.{digits}f}\u202f%",
+            "low": low,
+            "high": high,
+        }
+    if "majority" in figures:
+        known |= {"majority": figures["majority"], "majority_text": percent(figures["majority"], digits)}
+    return known
+
+
+def _failures(classes: Sequence[str], entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The worst pairs of classes and the class that is recognised least often, with their counts."""
+    matrix = np.asarray(entry["confusion"])
+    hits, support = np.diag(matrix), matrix.sum(axis=1)
+    wrong = int(support.sum() - hits.sum())
+    pairs = confusions(classes, entry["confusion"], WORST_PAIRS)
+    occurring = [i for i in range(len(classes)) if support[i]]
+    weakest = min(occurring, key=lambda i: hits[i] / support[i], default=None)
+    result: dict[str, Any] = {"wrong": wrong, "images": int(support.sum()), "pairs": pairs, "weakest": None}
+    if weakest is not None and wrong:
+        high = interval(int(hits[weakest]), int(support[weakest]))[1]
+        result["weakest"] = {
+            "name": classes[weakest],
+            "text": accuracy_text(int(hits[weakest]), int(support[weakest])),
+            "hits": int(hits[weakest]),
+            "images": int(support[weakest]),
+            # Other classes whose recall may as well be the lowest.
+            "rivals": [classes[i] for i in occurring if i != weakest and hits[i] / support[i] <= high],
+        }
+    return result
+
+
+def _advice(
+    run: Run,
+    recipe: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    rows: Sequence[Mapping[str, float]],
+    evaluation: Mapping[str, Any],
+    figures: Mapping[str, Mapping[str, float]],
+    sizes: Mapping[str, int],
+    headline: str | None,
+    suspects: Mapping[str, Suspects],
+    copies: Mapping[str, Any] | None,
+    diagrams: Mapping[str, Any] | None,
+) -> list[Advice]:
+    """What the rules of `advice` say about the run, the most serious first."""
+    again = "vitreous train DATA --recipe RUN/recipe.toml"
+    optimizer, budget = recipe.get("optimizer", {}), recipe.get("budget", {})
+    if summary.get("diverged"):
+        rates = [key for key in ("learning_rate", "muon_learning_rate") if key in optimizer]
+        if optimizer.get("name") == "adamw":
+            rates = rates[:1]
+        lower = " ".join(f"{key}={optimizer[key] / 3:.1g}" for key in rates)
+        return [advice.diverged(f"{again} {lower}".strip())]
+
+    found: list[Advice | None] = []
+    correct = {
+        split: (round(figures[split]["acc"] * images), images)
+        for split, images in sizes.items()
+        if images and "acc" in figures[split]
+    }
+    if headline in correct and "majority" in figures[headline]:
+        found.append(advice.no_better_than_guessing(*correct[headline], figures[headline]["majority"]))
+    for split in copies["splits"] if copies else []:
+        if split["split"] not in evaluation:  # it flatters no figure yet
+            continue
+        found.append(advice.copies_across(split["title"], split["copies"], split["size"]))
+    all_images = sum(evaluation.get("training_images", [])) + sum(sizes.values())
+    found.append(advice.conflicting_copies(copies["conflicts"] if copies else 0, all_images))
+    contradicted = {
+        SPLITS[split]: (
+            int(((each.label_probability < advice.CONTRADICTED) & (each.probability >= advice.SURE)).sum()),
+            sizes[split],
+        )
+        for split, each in suspects.items()
+    }
+    found.append(advice.labels_contradicted(contradicted))
+    if headline and headline in evaluation and "training_images" in evaluation:
+        matrix = np.asarray(evaluation[headline]["confusion"])
+        hits, support = np.diag(matrix).tolist(), matrix.sum(axis=1).tolist()
+        training = evaluation["training_images"]
+        few = advice.few_images(evaluation["classes"], training, hits, support)
+        found.append(few or advice.unequal_classes(training, hits, support))
+    if {"val", "test"} <= set(correct):
+        found.append(advice.worse_on_test(correct["val"], correct["test"]))
+
+    unit, amount = next(iter(budget.items()), ("", 0.0))
+    validations = [
+        (row["step"], row["val_acc"]) for row in rows if math.isfinite(row.get("val_acc", math.nan))
+    ]
+    losses = [(row["step"], row["val_loss"]) for row in rows if math.isfinite(row.get("val_loss", math.nan))]
+    found.append(advice.overfitted(losses, f"{again} {_stronger(recipe, run)}"))
+    if unit and isinstance(amount, int | float) and summary.get("status") == "finished":
+        twice, half = (f"{again} --{unit} {factor * amount:g}" for factor in (2, 0.5))
+        found.append(advice.still_rising(validations, sizes["val"], twice))
+        found.append(advice.long_flat(validations, sizes["val"], half))
+    if diagrams:
+        found.append(
+            advice.poorly_calibrated(diagrams["bins"], "" if "val" in suspects else f"{again} --judge both")
+        )
+    if headline in correct:
+        share = recipe.get("data", {}).get("val_fraction", 0.5)
+        cut = run.split.get("cut_from_train") if run.has("split.json") else None
+        holds_more = isinstance(cut, dict) and headline in cut and share <= 0.2
+        more = f"{again} val_fraction={2 * share:g}" if holds_more else ""
+        found.append(advice.uncertain(SPLITS[headline], *correct[headline], more))
+    return [each for each in found if each]
+
+
+def _stronger(recipe: Mapping[str, Any], run: Run) -> str:
+    """Recipe keys of an augmentation that the run did not have."""
+    augment = recipe.get("augment", {})
+    scale = max(round(run.tables.get("resolved", {}).get("image_size", 32) / 32), 1)
+    if not augment.get("cutout"):
+        return f"crop={4 * scale} cutout={8 * scale}"
+    return "mixup=0.5" if augment.get("trivial") else "trivial=true"
+
+
+def _filled(each: Advice, run: Run, request: Mapping[str, Any]) -> Advice:
+    """The advice with the run's own paths in its command."""
+    data, path = str(request.get("data", "DATA")), run.path
+    if data == "arrays":
+        data = "DATA"
+    elif each.command.startswith("vitreous data check") and not re.search(r"[/\\.]", data):
+        return each._replace(command="")  # it checks folders and zips
+    words = {"DATA": shlex.quote(data), "RUN/recipe.toml": shlex.quote(str(path / "recipe.toml"))}
+    words["RUN"] = shlex.quote(str(path))
+    command = re.sub(r"RUN/recipe\.toml|RUN|DATA", lambda match: words[match[0]], each.command)
+    return each._replace(command=command)
 
 
 # Figures ---------------------------------------------------------------------------------------------
@@ -206,10 +410,9 @@ def _costs(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     known = (
         ("Training time", "train_seconds", _time),
         ("Total time", "total_seconds", _time),
-        ("Training FLOPs", "train_flops", _scientific),
-        ("Images per second", "images_per_second", _count),
-        ("Epochs", "epochs", _number),
+        ("Epochs", "epochs", number),
         ("Steps", "steps", _count),
+        ("Training FLOPs", "train_flops", _scientific),
         ("Parameters", "parameters", _count),
     )
     return [
@@ -219,52 +422,219 @@ def _costs(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _matrix(confusion: list[list[int]]) -> list[list[dict[str, Any]]]:
-    """Cells [true][predicted]; `shade` 0..1 is the square root of the fraction of the true class."""
-    return [
-        [
-            {"count": count, "shade": round(math.sqrt(count / (sum(row) or 1)), 3), "correct": i == j}
-            for j, count in enumerate(row)
-        ]
-        for i, row in enumerate(confusion)
-    ]
-
-
-def _heat_map(confusion: list[list[int]]) -> str:
-    """The matrix as an image with one pixel per cell, transparent where a cell is 0."""
+def _confusion(classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """The matrix as a table, or as an image with a table for each group of confused classes; and the worst pairs."""
     counts = np.asarray(confusion)
+    entry: dict[str, Any] = {
+        "pairs": confusions(classes, confusion, MAX_PAIRS),
+        "table": None,
+        "image": None,
+        "groups": [],
+    }
+    if len(classes) <= MAX_MATRIX_CLASSES:
+        return {**entry, "table": _matrix(classes, counts, list(range(len(classes))))}
+    order, groups = groups_of(counts)
+    tables = [_matrix(classes, counts, group) for group in groups[:MAX_GROUPS]]
+    return {
+        **entry,
+        "image": _matrix_image(counts[np.ix_(order, order)]),
+        "groups": tables,
+        "all_groups": len(groups),
+    }
+
+
+def _matrix(classes: Sequence[str], counts: np.ndarray, chosen: Sequence[int]) -> dict[str, Any]:
+    """The cells [true][predicted] of the chosen classes; `shade` is the square root of the fraction of the true class.
+
+    `elsewhere` are the images of each true class that were taken for a class that is not chosen.
+    """
+    totals = np.maximum(counts.sum(axis=1), 1)
+    return {
+        "classes": [classes[i] for i in chosen],
+        "rows": [
+            {
+                "name": classes[i],
+                "elsewhere": int(counts[i].sum() - counts[i, chosen].sum()),
+                "cells": [
+                    {
+                        "count": int(counts[i, j]),
+                        "shade": round(math.sqrt(counts[i, j] / totals[i]), 3),
+                        "correct": i == j,
+                    }
+                    for j in chosen
+                ],
+            }
+            for i in chosen
+        ],
+        "part": len(chosen) < len(classes),
+    }
+
+
+def _matrix_image(counts: np.ndarray) -> str:
+    """The matrix as an image with one pixel per cell, transparent where a cell is 0."""
     fraction = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     pixels = np.empty((*counts.shape, 4), dtype=np.uint8)
     pixels[..., :3] = np.where(np.eye(len(counts), dtype=bool)[..., None], RIGHT, WRONG)
-    pixels[..., 3] = np.rint(255 * np.sqrt(fraction))
+    pixels[..., 3] = np.where(counts > 0, np.rint(55 + 200 * np.sqrt(fraction)), 0)
     return _data_uri(pixels)
-
-
-def _confused_pairs(classes: Sequence[str], confusion: list[list[int]]) -> list[dict[str, Any]]:
-    """The most frequent mistakes: true class, predicted class, count, and fraction of the true class."""
-    counts = np.array(confusion)
-    totals = counts.sum(axis=1)
-    np.fill_diagonal(counts, 0)
-    order = np.argsort(-counts, axis=None, kind="stable")[:MAX_PAIRS]
-    pairs = zip(*np.unravel_index(order, counts.shape), strict=True)
-    return [
-        {
-            "true": classes[i],
-            "predicted": classes[j],
-            "count": int(counts[i, j]),
-            "fraction": counts[i, j] / totals[i],
-        }
-        for i, j in pairs
-        if counts[i, j]
-    ]
 
 
 def _class_bars(classes: Sequence[str], per_class: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The figures of each class that occurs, weakest F1 first."""
     bars = [
-        {"name": name, **entry} for name, entry in zip(classes, per_class, strict=True) if entry["support"]
+        {"name": name, **entry, "digits": digits_of(entry["support"])}
+        for name, entry in zip(classes, per_class, strict=True)
+        if entry["support"]
     ]
     return sorted(bars, key=lambda bar: (bar["f1"], bar["recall"]))[:MAX_CLASS_BARS]
+
+
+def _diagrams(run: Run, temperature: float, headline: str | None) -> dict[str, Any] | None:
+    """Reliability diagrams before and after the temperature, on the split of the headline."""
+    if headline not in run.predictions:
+        return None
+    output = run.predictions[headline]
+    before = reliability(probabilities_of(output.logits), output.labels)
+    after = reliability(probabilities_of(output.logits, temperature), output.labels)
+    if not after:  # the network diverged
+        return None
+    drawn = [("Before the temperature", before), (f"After the temperature of {temperature:.3g}", after)]
+    if temperature == 1:
+        drawn = [("Without a temperature", after)]
+    return {
+        "split": headline,
+        "bins": after,
+        "shown": [_diagram(title, bins) for title, bins in drawn],
+        "fitted": temperature != 1,
+    }
+
+
+def _diagram(title: str, bins: Sequence[Bin]) -> dict[str, Any]:
+    return {
+        "title": title,
+        "error": percent(calibration_error(bins)),
+        "bins": [(each, interval(each.correct, each.images)) for each in bins],
+        "dots": charts.reliability_dots(bins),
+    }
+
+
+# Images ----------------------------------------------------------------------------------------------
+
+
+class Grid(NamedTuple):
+    """How many cards are shown, and in how many columns on wide, middle and narrow screens, with no row of one card."""
+
+    shown: int
+    wide: int
+    middle: int
+    narrow: int
+
+
+def _grid(cards: int, wide: Sequence[int], middle: Sequence[int], narrow: Sequence[int]) -> Grid:
+    """The largest grid of at most so many cards; each screen has several numbers of columns to choose from."""
+
+    def first(shown: int, choices: Sequence[int]) -> int | None:
+        fitting = [columns for columns in choices if shown <= columns or shown % columns != 1]
+        return min(fitting, key=lambda columns: shown > columns and shown % columns > 0, default=None)
+
+    for shown in range(cards, 0, -1):
+        columns = [first(shown, choices) for choices in (wide, middle, narrow)]
+        if all(columns):
+            return Grid(shown, *(c or 1 for c in columns))
+    return Grid(0, wide[0], middle[0], narrow[0])
+
+
+CARDS = {"wide": (8, 7, 6), "middle": (6, 5, 4), "narrow": (3, 2)}
+TWINS = {"wide": (6, 5, 4), "middle": (4, 3), "narrow": (2, 3)}
+
+
+def _mistakes(run: Run, classes: Sequence[str]) -> dict[str, Any]:
+    """The most confident mistakes, with their images and heat maps as data: URIs."""
+    kept = run.mistakes
+    grid = _grid(min(len(kept.names), MAX_MISTAKES), **CARDS)
+    maps = _heat_maps(run, kept.images[: grid.shown], kept.predicted[: grid.shown])
+    columns = zip(*vars(kept).values(), strict=True)
+    cards = [
+        {
+            "image": _data_uri(image),
+            "true": classes[label],
+            "predicted": classes[predicted],
+            "confidence": float(confidence),
+            "name": str(name),
+            "heat": maps[i] if i < len(maps) else None,
+        }
+        for i, (image, label, predicted, confidence, name) in enumerate(islice(columns, grid.shown))
+    ]
+    return {"grid": grid, "cards": cards, "maps": len(maps)}
+
+
+def _heat_maps(run: Run, images: np.ndarray, predicted: np.ndarray) -> list[str]:
+    """What speaks for the wrong class in the first images, as data: URIs; as many as `HEAT_SECONDS` allow.
+
+    Returns:
+        Nothing if there are no images, or if the bundle is missing or damaged, or too slow for one map.
+    """
+    maps: list[str] = []
+    if not len(images):
+        return maps
+    try:
+        bundle = run.bundle
+        began = time.monotonic()
+        pixels = bundle.preprocess.batch(images)
+        bundle.logits(pixels[:1])  # the first call is slower
+        start = time.monotonic()
+        bundle.logits(pixels[:4])
+        forecast = (
+            bundle.model.grid**2 * (time.monotonic() - start) / len(pixels[:4])
+        )  # a map is a batch of that size
+        for i in range(len(pixels)):
+            if time.monotonic() - began + forecast > HEAT_SECONDS:
+                break
+            start = time.monotonic()
+            maps.append(_heat_uri(heat_map(bundle, pixels[i : i + 1], predicted[i : i + 1])[0]))
+            forecast = time.monotonic() - start
+    except VitreousError:
+        return []
+    return maps
+
+
+def _heat_uri(heat: np.ndarray) -> str:
+    """A heat map [G, G] as a transparent image: red speaks for the class, blue against it."""
+    strength = np.abs(heat) / max(float(np.abs(heat).max()), FAINT)
+    pixels = np.empty((*heat.shape, 4), dtype=np.uint8)
+    pixels[..., :3] = np.where((heat > 0)[..., None], FOR, AGAINST)
+    pixels[..., 3] = np.rint(190 * np.clip(strength, 0, 1))
+    return _data_uri(pixels)
+
+
+def _suspects(run: Run, classes: Sequence[str], suspects: Mapping[str, Suspects]) -> list[dict[str, Any]]:
+    """The most probable label errors of each split that has any, with their images where the run kept them."""
+    images = run.suspect_images if suspects and run.has("label_errors.npz") else {}
+    sections = []
+    for split, found in suspects.items():
+        output = run.predictions[split]
+        grid = _grid(min(len(found.positions), MAX_SUSPECTS), **CARDS)
+        cards = []
+        for place, predicted, probability, own in islice(zip(*vars(found).values(), strict=True), grid.shown):
+            image = images.get((split, int(place)))
+            cards.append(
+                {
+                    "image": _data_uri(image) if image is not None else None,
+                    "label": classes[output.labels[place]],
+                    "predicted": classes[predicted],
+                    "probability": float(probability),
+                    "label_probability": float(own),
+                    "name": str(output.names[place]),
+                }
+            )
+        total = len(found.positions)
+        sections.append(
+            {"split": SPLITS[split], "total": total, "of": len(output.labels), "grid": grid, "cards": cards}
+        )
+    return sections
+
+
+# Settings --------------------------------------------------------------------------------------------
 
 
 def _facts(
@@ -301,155 +671,7 @@ def _command(path: Path, request: Mapping[str, Any]) -> str:
     return shlex.join(["vitreous", "train", "--repeat", str(path)])
 
 
-# Curves ----------------------------------------------------------------------------------------------
-
-# One unit is one CSS pixel at the width of a phone, so labels stay legible there.
-FRAME = {"width": 360, "height": 236, "left": 52, "right": 344, "top": 10, "bottom": 176}
-LEFT, RIGHT_EDGE, TOP, BOTTOM = (FRAME[side] for side in ("left", "right", "top", "bottom"))
-
-
-class Tick(NamedTuple):
-    at: float
-    labels: list[str]
-
-
-class Line(NamedTuple):
-    name: str
-    style: str  # a CSS class
-    points: list[tuple[float, float]]
-    last: str
-
-
-class Hover(NamedTuple):
-    """A column of the chart, and the text shown when the pointer is over it."""
-
-    x: float
-    width: float
-    text: list[str]
-    dots: list[tuple[float, float, str]]
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A line chart in units of the SVG's view box."""
-
-    title: str
-    lines: list[Line]
-    x_ticks: list[Tick]
-    y_ticks: list[Tick]
-    hovers: list[Hover]
-
-
-def _charts(rows: Sequence[Mapping[str, float]]) -> list[Chart]:
-    """Loss, accuracy and learning rate, as far as they were logged."""
-    plans: tuple[tuple[str, Callable[[float], str], dict[str, tuple[str, str]]], ...] = (
-        ("Loss", _short, {"train_loss": ("training", "a"), "val_loss": ("validation", "b")}),
-        ("Accuracy", _percent, {"val_acc": ("validation", "b")}),
-        ("Learning rate", _short, {"learning_rate": ("AdamW", "c"), "muon_learning_rate": ("Muon", "a")}),
-    )
-    charts = []
-    for title, write, columns in plans:
-        series = {
-            key: _thin([(r["step"], r[key]) for r in rows if math.isfinite(r.get(key, math.nan))])
-            for key in columns
-        }
-        if any(series.values()):
-            charts.append(
-                _chart(title, write, {columns[key]: points for key, points in series.items() if points}, rows)
-            )
-    return charts
-
-
-def _chart(
-    title: str,
-    write: Callable[[float], str],
-    series: Mapping[tuple[str, str], list[tuple[float, float]]],
-    rows: Sequence[Mapping[str, float]],
-) -> Chart:
-    last_step = max(rows[-1]["step"], 1)
-    y_marks = _round_marks(max(value for points in series.values() for _, value in points), 5)
-    top = y_marks[-1]
-
-    def x_of(step: float) -> float:
-        return round(LEFT + (RIGHT_EDGE - LEFT) * step / last_step, 1)
-
-    def y_of(value: float) -> float:
-        return round(BOTTOM - (BOTTOM - TOP) * value / top, 1)
-
-    def at(step: float, column: str) -> float | None:
-        known = [(row["step"], row[column]) for row in rows if column in row]
-        return float(np.interp(step, *np.array([(0.0, 0.0), *known]).T)) if known else None
-
-    def moment(step: float) -> list[str]:
-        epoch, seconds = at(step, "epoch"), at(step, "seconds")
-        return [
-            _count(step),
-            NO_VALUE if epoch is None else _number(epoch),
-            NO_VALUE if seconds is None else duration(seconds),
-        ]
-
-    def tick_text(value: float) -> str:
-        return f"{100 * value:g}\u202f%" if write is _percent else f"{value:g}"
-
-    lines = [
-        Line(name, style, [(x_of(step), y_of(value)) for step, value in points], write(points[-1][1]))
-        for (name, style), points in series.items()
-    ]
-    values: dict[float, list[tuple[str, str, float]]] = {}
-    for (name, style), points in series.items():
-        for step, value in points:
-            values.setdefault(step, []).append((name, style, value))
-    steps = sorted(values)
-    edges = [LEFT, *(x_of((a + b) / 2) for a, b in pairwise(steps)), RIGHT_EDGE]
-    hovers = []
-    for i, step in enumerate(steps):
-        step_text, epoch_text, clock_text = moment(step)
-        hovers.append(
-            Hover(
-                edges[i],
-                round(edges[i + 1] - edges[i], 1),
-                [
-                    f"step {step_text}, epoch {epoch_text}, {clock_text}",
-                    *(f"{name or title.lower()}: {write(value)}" for name, _, value in values[step]),
-                ],
-                [(x_of(step), y_of(value), style) for _, style, value in values[step]],
-            )
-        )
-    x_marks = [mark for mark in _round_marks(last_step, 4) if mark <= last_step]
-    return Chart(
-        title,
-        lines,
-        [Tick(x_of(mark), moment(mark)) for mark in x_marks],
-        [Tick(y_of(mark), [tick_text(mark)]) for mark in y_marks],
-        hovers,
-    )
-
-
-def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most `MAX_POINTS` points (step, value), by averaging neighbours."""
-    if len(points) <= MAX_POINTS:
-        return points
-    bins = np.array_split(np.array(points), MAX_POINTS)
-    # The last point is not averaged: the curve ends where the run ended.
-    return [tuple(part.mean(axis=0).tolist()) for part in bins[:-1]] + [points[-1]]
-
-
-def _round_marks(high: float, most: int) -> list[float]:
-    """0 and up to `most` round numbers above it; the last is at least `high`."""
-    if high <= 0:
-        return [0.0, 1.0]
-    rough = high / most
-    scale = 10.0 ** math.floor(math.log10(rough))
-    step = next(scale * factor for factor in (1, 2, 2.5, 5, 10) if scale * factor >= rough * (1 - 1e-9))
-    return [i * step for i in range(math.ceil(high / step - 1e-9) + 1)]
-
-
 # Text ------------------------------------------------------------------------------------------------
-
-
-def _percent(value: float, decimals: int = 2) -> str:
-    """Two decimals by default: one image of 10,000 makes a difference."""
-    return f"{100 * value:.{decimals}f}\u202f%"
 
 
 def _times_read(count: int) -> str:
@@ -458,16 +680,22 @@ def _times_read(count: int) -> str:
     )
 
 
-def _short(value: float) -> str:
-    return f"{value:.3g}"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.2f}".rstrip("0").rstrip(".")
+def _breakable(name: str) -> Markup:
+    """A file name that may be broken after its folders."""
+    return Markup("<wbr>").join(re.split(r"(?<=[/\\\\:])", name))
 
 
 def _count(value: float) -> str:
     return f"{value:,.0f}"
+
+
+def _probability(value: float) -> str:
+    """A probability in percent, with no claim of certainty: "97 %", "0.3 %", "< 0.1 %"."""
+    if value < 0.001:
+        return "<\u202f0.1\u202f%"
+    if value > 0.999:
+        return ">\u202f99.9\u202f%"
+    return percent(value, 1 if value < 0.0995 or value > 0.99 else 0)
 
 
 def _scientific(value: float) -> str:
@@ -500,5 +728,10 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"percent": _percent, "count": _count}
+    environment.filters |= {
+        "percent": percent,
+        "count": _count,
+        "probability": _probability,
+        "breakable": _breakable,
+    }
     return environment

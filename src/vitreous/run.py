@@ -3,10 +3,12 @@
 recipe.toml      the complete recipe; its [resolved] table holds data, machine, versions and every decision
 summary.json     the final metrics, flat
 metrics.csv      one row for each logged step or validation
-evaluation.json  metrics, per-class metrics and confusion matrix of the val and test splits
+evaluation.json  metrics, per-class metrics and confusion matrix of val and test; training images of each class
 predictions.npz  names, labels and logits of the val and test splits, so that nothing has to read test again
 test_reads.json  when the test split was read, and by which command
 mistakes.npz     the most confident mistakes on the test images (on validation where test stays unread)
+label_errors.npz the images of the most probable label errors of validation and test
+label-errors.csv all probable label errors by name, written with the report
 split.json       the images that were cut from training for validation and test
 copies.json      images of given splits that have copies in training, and copies with different labels; if there are any
 log.txt          every line that was printed, and the details that were not
@@ -27,7 +29,7 @@ import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from io import BytesIO
@@ -50,7 +52,7 @@ from vitreous.files import (
 from vitreous.wording import count, percent
 
 if TYPE_CHECKING:
-    from vitreous.bundle import Bundle
+    from vitreous.bundle import Bundle, Prediction
     from vitreous.model.vit import VisionTransformer
 
 LONGEST_NAME = 80  # characters of a run folder's name
@@ -189,7 +191,7 @@ class Run:
 
     @cached_property
     def evaluation(self) -> dict[str, Any]:
-        """Classes, and for "val" and "test" the metrics, per-class metrics and confusion matrix.
+        """Classes, `training_images` of each (not in older runs), and of "val" and "test" metrics and confusions.
 
         A metric that was not a number (a diverged run's loss) is left out.
         """
@@ -212,6 +214,17 @@ class Run:
             raise unreadable(file, error) from None
 
     @cached_property
+    def suspect_images(self) -> dict[tuple[str, int], np.ndarray]:
+        """Images uint8 [H, W, 3] of the most probable label errors, by split and position in it."""
+        file = self.path / "label_errors.npz"
+        try:
+            return _parse_suspect_images(read_arrays(file))
+        except FileNotFoundError:
+            raise unfinished(self.path, file.name) from None
+        except DAMAGE as error:
+            raise unreadable(file, error) from None
+
+    @cached_property
     def predictions(self) -> dict[str, Predictions]:
         """The predictions on each split that the run was evaluated on, "val" and "test"."""
         try:
@@ -224,7 +237,7 @@ class Run:
     @cached_property
     def bundle(self) -> Bundle:
         """The trained model with its classes, preprocessing and calibration."""
-        return open_bundle(self.path)
+        return _bundle_of(self)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -239,13 +252,30 @@ class Run:
         """The most likely class of each image, int64 [N], as a position in `classes`.
 
         Args:
-            images: a path, a PIL image, an array, or a list of these, of any size. A single image gives N = 1.
+            images: a path, a PIL image, an array, or a list of these, of any size. A single image gives N = 1. Arrays
+                are uint8 from 0 to 255 or floats from 0 to 1: one image as [H, W] (grey) or [H, W, 3], many as
+                [N, H, W] or [N, H, W, 3].
+
+        Raises:
+            VitreousError: an image cannot be read, or an array could mean several things.
         """
         return self.bundle.predict(images)
 
     def predict_proba(self, images: Any) -> np.ndarray:
         """The probability of each class, float32 [N, C], calibrated on validation; images as for `predict`."""
         return self.bundle.predict_proba(images)
+
+    def embed(self, images: Any) -> np.ndarray:
+        """The pooled features of each image before the head, float32 [N, D]; images as for `predict`."""
+        return self.bundle.embed(images)
+
+    def classify(self, images: Any, top: int = 5, reject: float | None = None) -> list[Prediction]:
+        """The class of each image by name, with the `top` most likely ones; images as for `predict`.
+
+        Args:
+            reject: the label is "unknown" if its probability is below this, as in 0.9.
+        """
+        return self.bundle.classify(images, top, reject)
 
     def _json(self, name: str) -> dict[str, Any]:
         try:
@@ -262,7 +292,7 @@ class Run:
 def load(path: Path | str, device: str = "cpu") -> Run | Bundle:
     """Opens a run folder as a `Run`, or a bundle folder as a `Bundle`.
 
-    Both have `predict`, `predict_proba`, `classes` and `model`.
+    Both have `predict`, `predict_proba`, `classify`, `embed`, `classes` and `model`.
 
     Args:
         device: where to put the model of a bundle.
@@ -286,7 +316,7 @@ def load(path: Path | str, device: str = "cpu") -> Run | Bundle:
 def open_bundle(path: Path | str, device: str = "cpu") -> Bundle:
     """Opens the trained model of a run folder, or a bundle folder.
 
-    The coverage that earlier formats lack is counted from the run's predictions on validation.
+    What earlier formats lack, the sizes of validation and test and the coverage, is counted from the run's predictions.
 
     Args:
         device: where to put the model.
@@ -294,16 +324,20 @@ def open_bundle(path: Path | str, device: str = "cpu") -> Bundle:
     Raises:
         VitreousError: `path` is neither, or the bundle is missing or damaged.
     """
-    run = load(path, device)
-    if not isinstance(run, Run):
-        return run
+    model = load(path, device)
+    return _bundle_of(model, device) if isinstance(model, Run) else model
+
+
+def _bundle_of(run: Run, device: str = "cpu") -> Bundle:
     from vitreous.bundle import load_bundle, with_coverage
 
     bundle = load_bundle(run.path / "bundle", device)
     if bundle.coverage is None and not bundle.images and run.has("predictions.npz"):
-        val = run.predictions.get("val")
-        if val is not None:
-            return with_coverage(bundle, val.logits, val.labels)
+        sizes = {split: len(output.labels) for split, output in run.predictions.items()}
+        bundle = replace(bundle, images=sizes)
+        if "val" in run.predictions:
+            val = run.predictions["val"]
+            bundle = with_coverage(bundle, val.logits, val.labels)
     return bundle
 
 
@@ -404,7 +438,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 # The errors that a damaged file of arrays can raise.
 DAMAGE = (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, MemoryError, VitreousError)
-DISPENSABLE = ("mistakes.npz", "metrics.csv", "copies.json")  # the report can be written without them
+DISPENSABLE = (
+    "mistakes.npz",
+    "label_errors.npz",
+    "metrics.csv",
+    "copies.json",
+)  # the report can be written without them
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -456,6 +495,9 @@ def _parse_evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise ValueError("its classes are not a list of names")
     num_classes = len(classes)
+    training = evaluation.get("training_images", [0] * num_classes)
+    if len(training) != num_classes or not all(map(_is_count, training)):
+        raise ValueError("its training images are not a number for each class")
     for split in {"val", "test"} & set(evaluation):
         entry = evaluation[split]
         confusion, rows = entry["confusion"], entry["per_class"]
@@ -500,9 +542,7 @@ def _is_fraction(value: Any) -> bool:
 
 def _parse_mistakes(arrays: Mapping[str, np.ndarray], num_classes: int) -> Mistakes:
     mistakes = Mistakes(*(arrays[name] for name in ("images", "label", "predicted", "confidence", "name")))
-    images = mistakes.images
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape[1:]:
-        raise ValueError("its images are not uint8 [K, H, W, 3]")
+    _check_images(mistakes.images)
     for name, array, kind in (
         ("label", mistakes.labels, "i"),
         ("predicted", mistakes.predicted, "i"),
@@ -517,6 +557,20 @@ def _parse_mistakes(arrays: Mapping[str, np.ndarray], num_classes: int) -> Mista
         if classes.min(initial=0) < 0 or classes.max(initial=0) >= num_classes:
             raise ValueError(f"a class is outside of 0 to {num_classes - 1}")
     return mistakes
+
+
+def _parse_suspect_images(arrays: Mapping[str, np.ndarray]) -> dict[tuple[str, int], np.ndarray]:
+    images, splits, positions = (arrays[name] for name in ("images", "split", "position"))
+    _check_images(images)
+    if splits.dtype.kind != "U" or positions.dtype.kind != "i" or not splits.ndim == positions.ndim == 1:
+        raise ValueError("its splits and positions have other types than a run writes")
+    keys = zip(splits.tolist(), positions.tolist(), strict=True)
+    return dict(zip(keys, images, strict=True))
+
+
+def _check_images(images: np.ndarray) -> None:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape[1:]:
+        raise ValueError("its images are not uint8 [K, H, W, 3]")
 
 
 def read_test_reads(path: Path) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from vitreous.data.decode import MAX_BYTES, BadImage
-from vitreous.data.layout import MAX_DEPTH, Entry, Layout, ReadFile, read_layout
+from vitreous.data.layout import MAX_DEPTH, Layout, ReadFile, read_layout
 from vitreous.data.layout.names import litter_of, text_of
 from vitreous.errors import VitreousError
 from vitreous.files import LIMITS, human_size, open_zip, path_of, read_zip_member, zip_members
@@ -23,11 +23,15 @@ from vitreous.wording import count
 
 WORKERS = min(4, os.cpu_count() or 1)
 MAX_LINKS = 100_000  # links to folders that are followed
+PROBE = 2  # files that are read before it is decided whether threads help
 GROUP = 16  # images that a thread decodes at a time, or fewer if they are large
+GROUP_BYTES = 256 * 1024  # of the files of such a group, about
+AHEAD = 4 * WORKERS * GROUP  # images that are decoded before the first of them is needed
 IN_FLIGHT = 64 * 2**20  # bytes of decoded images that wait for their turn, at most
 SMALL = 3000  # bytes of a file, on average: of 32 by 32 pixels as PNG, or 64 by 64 as JPEG
 T = TypeVar("T")
 S = TypeVar("S")
+E = TypeVar("E")  # what stands for a file
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ def open_tree(path: Path, splits: str = "auto", listing: Listing | None = None) 
     if path.is_dir():
 
         def read(location: str, limit: int | None = None) -> bytes:
-            return _read_file(path / location, limit)
+            return read_file(path / location, limit)
 
         listing = listing or list_folder(path)
         names = [*listing.files, *listing.litter]
@@ -69,12 +73,12 @@ def open_tree(path: Path, splits: str = "auto", listing: Listing | None = None) 
         yield Tree(path, replace(layout, understood=(*listing.notes, *layout.understood)), read)
         return
     with open_zip(path) as archive:
-        members, folders = _list_zip(archive)
+        members, folders = list_zip(archive)
 
-        def read_member(location: str, limit: int | None = None) -> bytes:
-            return _read_member(archive, members[location], limit)
+        def read_inside(location: str, limit: int | None = None) -> bytes:
+            return read_member(archive, members[location], limit)
 
-        yield Tree(path, read_layout(path, members, folders, read_member, splits), read_member)
+        yield Tree(path, read_layout(path, members, folders, read_inside, splits), read_inside)
 
 
 def existing(path: Path) -> Path:
@@ -217,7 +221,8 @@ def _why_unusable(item: os.DirEntry[str], status: os.stat_result | None) -> tupl
     return "dangling link", f"it leads to {target}, which cannot be reached"
 
 
-def _read_file(path: Path, limit: int | None = None) -> bytes:
+def read_file(path: Path, limit: int | None = None) -> bytes:
+    """The bytes of a file, or the first `limit`; raises `BadImage`."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
@@ -232,8 +237,8 @@ def _read_file(path: Path, limit: int | None = None) -> bytes:
         raise BadImage("unreadable", _reason(error)) from None
 
 
-def _list_zip(archive: zipfile.ZipFile) -> tuple[dict[str, zipfile.ZipInfo], set[str]]:
-    """Lists the files in a zip, by name, and the names of the folders."""
+def list_zip(archive: zipfile.ZipFile) -> tuple[dict[str, zipfile.ZipInfo], set[str]]:
+    """Lists the files in a zip, by name, and the names of the folders; raises `VitreousError` for a harmful one."""
     # A member over the size limit is a bad file rather than a reason to refuse the archive. It is never unpacked.
     members = zip_members(archive, replace(LIMITS, member_bytes=LIMITS.total_bytes))
     files = {_member_name(info): info for info in members}
@@ -250,7 +255,8 @@ def _member_name(info: zipfile.ZipInfo) -> str:
     return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
 
 
-def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int | None = None) -> bytes:
+def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int | None = None) -> bytes:
+    """The bytes of a file in a zip, or the first `limit`; raises `BadImage`."""
     if limit is None and info.file_size > MAX_BYTES:
         raise BadImage("too large", human_size(info.file_size))
     if info.flag_bits & 1:
@@ -262,8 +268,8 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int | N
 
 
 def read_all(
-    entries: Sequence[Entry], read: Callable[[str], bytes], work: Callable[[bytes], T], result_bytes: int = 0
-) -> Iterator[tuple[Entry, T | BadImage]]:
+    entries: Sequence[E], read: Callable[[E], bytes], work: Callable[[bytes], T], result_bytes: int = 0
+) -> Iterator[tuple[E, T | BadImage]]:
     """Yields each entry in order with the result of `work` on its bytes, or with its `BadImage`.
 
     A few threads do the work. Files of a few kilobytes are read by this thread alone: decoding them is mostly Python,
@@ -273,26 +279,26 @@ def read_all(
         result_bytes: memory that a result takes. Results of up to `IN_FLIGHT` bytes wait at any time.
     """
 
-    def results_of(entries: Sequence[Entry]) -> tuple[list[T | BadImage], int]:
+    def results_of(entries: Sequence[E]) -> tuple[list[T | BadImage], int]:
         """The results, and how many bytes were read."""
         results: list[T | BadImage] = []
         size = 0
         for entry in entries:
             try:
-                data = read(entry.location)
+                data = read(entry)
                 size += len(data)
                 results.append(work(data))
             except BadImage as bad:
                 results.append(bad)
         return results, size
 
-    ahead = 4 * WORKERS  # groups that are submitted before the first one is taken
-    at_once = max(1, min(GROUP, IN_FLIGHT // (ahead * max(1, result_bytes))))
-    start, length, use_threads = 0, GROUP, False
+    most = min(AHEAD, IN_FLIGHT // max(1, result_bytes))  # results that wait at any time
+    start, length, at_once, use_threads = 0, PROBE, 1, False
     with ThreadPoolExecutor(WORKERS) as pool:
         while start < len(entries):
             batch = entries[start : start + length]
             groups = [batch[first : first + at_once] for first in range(0, len(batch), at_once)]
+            ahead = max(WORKERS, most // at_once)
             outcomes = _map_ahead(pool, results_of, groups, ahead) if use_threads else map(results_of, groups)
             total = 0
             for group, (results, size) in zip(groups, outcomes, strict=True):
@@ -300,6 +306,9 @@ def read_all(
                 yield from zip(group, results, strict=True)
             start += length
             length, use_threads = GROUP * 8 * WORKERS, total > SMALL * len(batch)
+            # Large files one by one, so that all threads end at the same time.
+            fits = min(GROUP, GROUP_BYTES * len(batch) // max(1, total), most // WORKERS)
+            at_once = max(1, fits)
 
 
 def _map_ahead(

@@ -198,7 +198,10 @@ def _survey(tree: Tree, first: Preprocess, options: ReadOptions, scratch: Binary
         except OSError as error:
             raise write_failure(tree.path, error) from error
 
-    decoded = read_all(layout.entries, tree.read, partial(decode_to, first), image_bytes)
+    def read(entry: Entry) -> bytes:
+        return tree.read(entry.location)
+
+    decoded = read_all(layout.entries, read, partial(decode_to, first), image_bytes)
     for entry, result in track(decoded, len(layout.entries), f"Reading {tree.path.name}"):
         if isinstance(result, BadImage):
             problems.append(Problem(result.reason, entry.name, result.detail))
@@ -214,7 +217,7 @@ def _survey(tree: Tree, first: Preprocess, options: ReadOptions, scratch: Binary
     else:
         refuse_other_values(first, facts)
     again = [i for i, fact in enumerate(facts) if fact.depends(first, final)]
-    changed = read_all([usable[i] for i in again], tree.read, partial(decode_to, final), image_bytes)
+    changed = read_all([usable[i] for i in again], read, partial(decode_to, final), image_bytes)
     for i, (entry, result) in zip(again, track(changed, len(again), "Converting"), strict=True):
         if isinstance(result, BadImage):  # it could be read a moment ago
             raise VitreousError(

@@ -88,7 +88,9 @@ class Architecture:
                     "stem 'conv' needs stem_dims, the widths of its last stages; set them, for example to 48, 128."
                 )
         elif self.stem_dims:
-            raise VitreousError("stem_dims applies only to stem 'conv'; leave it out or set stem to 'conv'.")
+            raise VitreousError(
+                "stem_dims applies only to stem 'conv'; write 'stem_dims=[]' to empty it, or set stem to 'conv'."
+            )
 
 
 @dataclass(frozen=True)

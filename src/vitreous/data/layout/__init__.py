@@ -45,7 +45,7 @@ from vitreous.data.store import SPLIT_NAMES
 from vitreous.errors import VitreousError
 from vitreous.wording import series
 
-__all__ = ["EmptyClass", "Entry", "Layout", "PassedOver", "Problem", "ReadFile", "read_layout"]
+__all__ = ["EmptyClass", "Entry", "Layout", "PassedOver", "Problem", "ReadFile", "read_layout", "sort_files"]
 SPECIAL = "of a special type (pipe, socket or device)"  # a kind of `PassedOver`
 MAX_DEPTH = 64  # folders in each other
 
@@ -77,7 +77,7 @@ def read_layout(
             raise VitreousError(
                 f"{path} has more than {MAX_DEPTH} folders in each other; give one further inside."
             )
-    found = _sort_files(files, read, unusable or {})
+    found = sort_files(files, read, unusable or {})
     if not found.images:
         raise _no_images(path, found)
     parents = {
@@ -115,7 +115,8 @@ def _understand(path: Path, root: Node, found: Files, read: ReadFile, splits: st
 # ---- files
 
 
-def _sort_files(files: Collection[str], read: ReadFile, unusable: Mapping[str, tuple[str, str]]) -> Files:
+def sort_files(files: Collection[str], read: ReadFile, unusable: Mapping[str, tuple[str, str]]) -> Files:
+    """Tells the images among `files` from all others; the arguments are those of `read_layout`."""
     found = Files()
     litter = set()
     unsupported = {}

@@ -82,7 +82,7 @@ def main() -> None:
         command=record.this_command("html_speed.py"),
         data="random weights",
         path="headless browsers",
-        machine={"processor": platform.machine(), "instruction_sets": instruction_sets()},
+        machine={"name": platform.machine(), "instruction_sets": instruction_sets()},
         versions=versions,
         figures=figures,
         source_state=state,

@@ -438,7 +438,7 @@ def notes_table() -> list[str]:
 def machine(record: Record) -> tuple[str, str, str, str]:
     known = record["machine"]
     threads = str(known.get("threads", "not recorded"))
-    return known["name"], threads, known["instruction_sets"], record["versions"]["torch"]
+    return known["name"], threads, known["instruction_sets"], record["versions"].get("torch", "not used")
 
 
 def machine_letters() -> dict[tuple[str, str, str, str], str]:

@@ -361,6 +361,7 @@ def test_every_command_is_one_that_its_script_understands() -> None:
         scripts.add(module.__name__)
     assert scripts == {
         "accuracy",
+        "faithfulness",
         "exports",
         "fits",
         "golden",

@@ -11,6 +11,7 @@ meanwhile.
 
 from __future__ import annotations
 
+import argparse
 import base64
 import io
 import json
@@ -58,7 +59,12 @@ READ = "vitreous.classify(photo)"
 HEAT = "network.ask({ task: 'heat', pixels, chosen: 0, size })"
 
 
+def make_parser() -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
 def main() -> None:
+    make_parser().parse_args()
     state = record.state()
     figures: dict[str, Any] = {}
     photo = photo_of(4000, 3000)

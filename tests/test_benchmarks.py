@@ -372,6 +372,8 @@ def test_every_command_is_one_that_its_script_understands() -> None:
         "speed",
         "study",
         "near_copies",
+        "html_speed",
+        "predict_speed",
     }
 
 

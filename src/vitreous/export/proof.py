@@ -193,9 +193,10 @@ def _compare(
 
 def _worst(target: Target, bundle: Bundle, findings: Sequence[Finding]) -> str:
     """The file that exceeds a bound most, in words; "" if none does."""
-    wrong = max(findings, key=lambda finding: finding.network)
+    # NaN is beyond every bound.
+    wrong = max(findings, key=lambda finding: math.inf if math.isnan(finding.network) else finding.network)
     # Two classes can change places only if they are closer than twice the bound, so this bounds the class too.
-    if wrong.network > target.network_bound:
+    if not wrong.network <= target.network_bound:
         return (
             f"for the pixels of {printable(wrong.name)}, a probability differs by {wrong.network:.2g} "
             f"(allowed: {target.network_bound:g})"

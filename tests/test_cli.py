@@ -612,3 +612,12 @@ def test_a_range_may_begin_below_zero() -> None:
     words = ["data", "check", "ct", "--value-range", "-1000,3000", "--all"]
     assert cli.join_negative_values(words) == ["data", "check", "ct", "--value-range=-1000,3000", "--all"]
     assert cli.join_negative_values(["--steps", "-3"]) == ["--steps", "-3"]
+
+
+def test_runs_lists_the_folder_runs_unless_another_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    assert run("runs") == 0
+    assert "runs holds no runs" in capsys.readouterr().err

@@ -29,6 +29,7 @@ def test_the_interval_is_wilsons(correct: int, images: int) -> None:
 
 def test_an_accuracy_has_no_more_digits_than_its_images_can_tell() -> None:
     assert accuracy_text(8750, 10_000) == "87.5 % (95 %: 86.8 to 88.1)"
+    assert accuracy_text(249, 250).startswith("99.6 % ")  # not 100 %
     assert accuracy_text(216, 252) == "86 % (95 %: 81 to 89)"
 
 

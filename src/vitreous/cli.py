@@ -133,10 +133,10 @@ def compare(
     return 3 if found.left_out else 0
 
 
-def runs(folder: Path = Path("runs"), as_json: bool = False) -> None:
+def runs(folder: str = "runs", as_json: bool = False) -> None:
     from vitreous import compare as comparing
 
-    records = comparing.list_runs(folder)
+    records = comparing.list_runs(Path(folder))
     if not records and not as_json:
         print(f"{folder} holds no runs.", file=sys.stderr)
         return
@@ -545,7 +545,7 @@ COMMANDS: dict[str, Command] = {
                 argument(
                     "folder",
                     "a folder that holds runs (default: runs)",
-                    type=Path,
+                    # No type: argparse would apply it to its mark for a missing argument.
                     nargs="?",
                     metavar="[DIR]",
                 ),

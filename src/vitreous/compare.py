@@ -710,6 +710,8 @@ def aligned(
 
     out: list[str] = []
     for heading in dropped:
+        if heading not in table[0]:
+            continue
         if sum(widths(LEAST_NAME)) + 2 * (len(table[0]) - 1) <= width:
             break
         column = table[0].index(heading)

@@ -149,7 +149,9 @@ def explain(
         write_picture(draw(bundle, found, method, layer, head), target)
         sure = percent(float(found.probabilities.max()))
         said = printable(bundle.classes[int(found.probabilities.argmax())])
-        print(f"{printable(str(image))}: {said} ({sure}), written: {target}")
+        explained = printable(bundle.classes[found.position])
+        what = "" if explained == said else f", explained: {explained}"
+        print(f"{printable(str(image))}: {said} ({sure}){what}, written: {target}")
     if failed and failed == len(images) and not network:
         raise VitreousError(f"None of {count(len(images), 'image')} could be explained; see above.")
     if network:

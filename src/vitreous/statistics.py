@@ -38,6 +38,8 @@ def accuracy_text(correct: int, images: int) -> str:
     """
     low, high = interval(correct, images)
     digits = digits_of(images)
+    if 0 < correct < images and f"{100 * correct / images:.{digits}f}" in ("0", "0.0", "100", "100.0"):
+        digits += 1  # neither never nor always
     shown = [f"{100 * value:.{digits}f}" for value in (correct / images, low, high)]
     return f"{shown[0]} % (95 %: {shown[1]} to {shown[2]})"
 

@@ -26,9 +26,11 @@ from vitreous.bundle import Bundle
 from vitreous.data.decode import read_image
 from vitreous.data.originals import files_of
 from vitreous.data.store import ImageStore, Split
+from vitreous.depth import origin_of
 from vitreous.errors import VitreousError, unknown
 from vitreous.evaluation import has_read_test, open_split
 from vitreous.files import path_of, write_failure
+from vitreous.preprocess import Preprocess
 from vitreous.run import Run, load
 from vitreous.wording import count
 
@@ -185,6 +187,8 @@ def _name(path: Path) -> str:
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder beside `folder`, which becomes `folder` at the end, and is removed after any error."""
+    if folder.exists() and folder.resolve() == Path.cwd():
+        raise VitreousError("The export needs a folder of its own; give --out a name, such as --out export.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise VitreousError(f"{folder} is not empty; give another --out.")
     missing = [place for place in folder.absolute().parents if not place.exists()]
@@ -260,20 +264,18 @@ def _samples(
     turn[order] = np.arange(len(labels)) - starts
     chosen = np.lexsort((labels, turn))[:most]
     pictures = tuple(
-        Picture(name, "validation split", _small(content))
+        Picture(name, "validation split", _small(content, bundle.preprocess))
         for name, content in files_of(store, part.subset(chosen))
     )
     return pictures, tuple(int(label) for label in labels[chosen])
 
 
-def _small(content: bytes) -> bytes:
+def _small(content: bytes, settings: Preprocess) -> bytes:
     """An image file as it is or, if it is large, as an upright JPEG of at most `SAMPLE_SIDE` pixels."""
     image = read_image(content)
     if len(content) <= SAMPLE_BYTES and max(image.size) <= 4 * SAMPLE_SIDE:
         return content
-    from vitreous.preprocess import Preprocess
-
-    rgb, colours = Preprocess(1).rgb(image)
+    rgb, colours = settings.rgb(image, origin_of(image))
     scale = min(1.0, SAMPLE_SIDE / max(rgb.size))
     rgb = rgb.resize((math.ceil(rgb.width * scale), math.ceil(rgb.height * scale)), Image.Resampling.BICUBIC)
     file = BytesIO()

@@ -223,14 +223,23 @@ function hideMap() {
 // ---- several pictures
 
 let table = []; // { name, blob, probabilities, problem }
+let expected = 0; // pictures that were chosen for the table
 let busy = 0; // number of the work at hand; another number stops it
+
+/** Begins other work; a table that is being made ends where it is, and says so. */
+function begin() {
+  busy++;
+  if (!element("stop").hidden) finishTable();
+  return busy;
+}
 
 /** Classifies files one after the other: one is shown, several become a table. */
 async function take(blobs) {
   if (!blobs.length) return;
-  const mine = ++busy, several = blobs.length > 1;
+  const mine = begin(), several = blobs.length > 1;
   complain("");
   if (several) {
+    expected = table.length + blobs.length;
     element("many").hidden = false;
     element("stop").hidden = false;
   }
@@ -266,9 +275,10 @@ async function take(blobs) {
 function finishTable() {
   element("stop").hidden = true;
   const failed = table.filter((row) => row.problem).length;
+  const left = expected > table.length ? `, ${expected - table.length} more were stopped` : "";
   const hidden = table.length > MOST_ROWS ? ` The table shows the first ${MOST_ROWS}; the CSV has all.` : "";
   element("progress").textContent =
-    `${table.length} pictures${failed ? `, ${failed} of them could not be read` : ""}.${hidden}`;
+    `${table.length} pictures${failed ? `, ${failed} of them could not be read` : ""}${left}.${hidden}`;
 }
 
 function addRow(row) {
@@ -409,12 +419,13 @@ document.addEventListener("drop", (event) => {
 element("map").addEventListener("click", toggleMap);
 element("save").addEventListener("click", save);
 element("stop").addEventListener("click", () => {
-  busy++;
-  finishTable();
+  begin();
 });
 element("clear").addEventListener("click", () => {
   busy++;
   table = [];
+  expected = 0;
+  element("stop").hidden = true;
   element("rows").replaceChildren();
   element("many").hidden = true;
 });
@@ -432,7 +443,7 @@ data.samples.forEach(({ image, label }, index) => {
   button.append(picture);
   button.addEventListener("click", async () => {
     const [header, content] = image.split(",");
-    const mine = ++busy;
+    const mine = begin();
     complain("");
     const answer = await classify(new Blob([fromBase64(content)], { type: header.slice(5, -7) }));
     if (mine === busy) show(answer, `Sample ${index + 1}`, label);

@@ -55,10 +55,20 @@ function kindOf(bytes) {
 function isCutShort(kind, bytes) {
   const text = String.fromCharCode(...bytes.subarray(-64)), view = new DataView(bytes.buffer), size = bytes.length;
   if (kind === "PNG") return !text.includes("IEND");
-  if (kind === "JPEG") return !text.includes("\xff\xd9");
+  if (kind === "JPEG") return !hasJpegEnd(bytes);
   if (kind === "GIF") return !/;\0*$/.test(text);
   if (kind === "WebP") return size < 8 + view.getUint32(4, true);
   if (kind === "BMP") return size < view.getUint32(2, true);
+  return false;
+}
+
+/** Whether a JPEG's end follows its last scan; cameras append data to it, and a preview in front has an end too. */
+function hasJpegEnd(bytes) {
+  for (let i = bytes.length - 2, ended = false; i >= 0; i--) {
+    if (bytes[i] !== 0xff) continue;
+    if (bytes[i + 1] === 0xd9) ended = true;
+    if (bytes[i + 1] === 0xda) return ended;
+  }
   return false;
 }
 

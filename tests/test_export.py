@@ -693,7 +693,7 @@ def test_large_samples_become_small_and_upright() -> None:
     expected = np.asarray(image.rotate(-90, expand=True).resize((128, 256)), float)
     assert np.abs(np.asarray(small) - expected).mean() < 4
     tiny = encoded(image.resize((64, 32)), "PNG")
-    assert exports._small(tiny) == tiny
+    assert exports._small(tiny, Preprocess(32)) == tiny
 
 
 # ---- the card

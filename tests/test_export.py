@@ -299,7 +299,7 @@ def test_the_8_bit_model_is_close_and_measured(conv_onnx: tuple[Bundle, Path], t
     bundle, written = conv_onnx
     folder = shutil.copytree(written, tmp_path / "export")
     part = Split(images(200), bundle.predict(images(200)), [""] * 200)
-    sentence = onnx_target.write_int8(folder, (None, part))
+    sentence = onnx_target.write_int8(folder, part)
     session = onnxruntime.InferenceSession(folder / "model-int8.onnx")
     (probabilities,) = session.run(None, {"images": images(200)})
     right = int((probabilities.argmax(axis=1) == part.labels).sum())
@@ -307,7 +307,16 @@ def test_the_8_bit_model_is_close_and_measured(conv_onnx: tuple[Bundle, Path], t
     assert right >= 198 and 0 < np.abs(probabilities - bundle.predict_proba(images(200))).max() < 0.1
     assert session.get_modelmeta().custom_metadata_map["classes"] == json.dumps(NAMES, ensure_ascii=False)
     assert (folder / "model-int8.onnx").stat().st_size < 0.8 * (folder / "model.onnx").stat().st_size
-    assert "not measured" in onnx_target.write_int8(folder, None)
+    assert sentence.endswith("is of model.onnx alone.")
+
+
+def test_an_8_bit_model_that_cannot_be_measured_is_refused(
+    conv_onnx: tuple[Bundle, Path], tmp_path: Path
+) -> None:
+    save_bundle(conv_onnx[0], tmp_path / "bundle")
+    with pytest.raises(VitreousError, match="no validation images"):
+        export(tmp_path / "bundle", "onnx", tmp_path / "out", int8=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_8_bit_model_that_loses_accuracy_is_refused(
@@ -318,7 +327,7 @@ def test_an_8_bit_model_that_loses_accuracy_is_refused(
     monkeypatch.setattr(onnx_target, "INT8_POINTS", -1)  # it would have to be better
     part = Split(images(50), conv_onnx[0].predict(images(50)), [""] * 50)
     with pytest.raises(VitreousError, match="points of accuracy on validation"):
-        onnx_target.write_int8(folder, (None, part))
+        onnx_target.write_int8(folder, part)
 
 
 def test_transformers_pipeline_gives_the_models_probabilities(
@@ -661,7 +670,7 @@ def test_a_run_whose_data_have_gone_says_so(run: Run, tmp_path: Path) -> None:
     notes: list[str] = []
     pictures, number = exports._run_files(Run(copied), notes)
     assert (list(pictures), number) == ([], 0)
-    assert notes[0].startswith("The test images could not be used: ")
+    assert notes[0].startswith("The test images of the run could not be used.")
 
 
 def test_a_large_split_is_thinned_evenly(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,7 @@ MAY = {
     "training": {"model", "native", "data", "metrics", "recipe", "machine", "run"},
     "report": {
         "advice", "attribution", "bundle", "calibration", "charts", "confusion", "label_errors", "metrics", "run",
-        "statistics", "training.schedule",
+        "statistics", "training.schedule", "model.summary", "request",
     },
     "predict": {"run", "bundle", "statistics", "preprocess", "data", "machine"},
     "explain": {"run", "bundle", "model", "attribution", "preprocess", "depth", "data"},

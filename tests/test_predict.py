@@ -457,6 +457,30 @@ def test_names_cannot_escape(name: str, tmp_path: Path) -> None:
     target.write_bytes(b"")
 
 
+@pytest.mark.parametrize("name", ["nul", "CON.png", "com1.tar.gz", "Lpt9"])
+def test_names_are_no_devices_of_windows(name: str) -> None:
+    assert predicting.safe_name(name) == f"_{name}"
+    assert predicting.safe_name(f"x{name}") == f"x{name}"
+
+
+def test_names_that_differ_in_how_an_accent_is_written_are_one_name() -> None:
+    taken: set[str] = set()
+    assert predicting._free_name("caf\u00e9.png", taken) == "caf\u00e9.png"
+    assert predicting._free_name("cafe\u0301.png", taken) == "cafe\u0301-2.png"
+
+
+def test_the_name_of_the_searched_folder_is_no_label_of_what_lies_deeper(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A data set may be called like one of its classes."""
+    for place in ("cat/dog/0.png", "cat/misc/1.png", "cat/2.png"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_bytes(random_png(1))
+    records = answers(capsys, saved, tmp_path / "cat")
+    labels = {Path(record["path"]).name: record.get("folder_class") for record in records}
+    assert labels == {"0.png": "dog", "1.png": None, "2.png": "cat"}
+
+
 # ---- input
 
 

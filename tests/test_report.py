@@ -599,7 +599,7 @@ def test_an_earlier_run_without_predictions_has_neither_label_errors_nor_reliabi
 def test_heat_maps_lie_over_the_mistakes_if_there_is_a_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitreous.report.HEAT_SECONDS", 1e9)
+    monkeypatch.setattr("vitreous.report.HEAT_FLOPS", 1e15)
     run = make_run(tmp_path / "run")
     assert not report(run).all("img", "heat")
     tiny = Architecture(embed_dim=16, num_heads=2, mlp_dim=16, depth=1, patch_size=8, stem="linear")
@@ -613,9 +613,9 @@ def test_heat_maps_lie_over_the_mistakes_if_there_is_a_network(
     assert len(maps) == 24 and {heat.shape for heat in maps} == {(4, 4, 4)}
     assert all(heat[..., 3].max() > 0 for heat in maps)
     assert "speaks for the wrong class: covering it lowers that probability" in page.text
-    monkeypatch.setattr("vitreous.report.HEAT_SECONDS", 0.0)
+    monkeypatch.setattr("vitreous.report.HEAT_FLOPS", 0.0)
     assert not report(run).all("img", "heat")
-    monkeypatch.setattr("vitreous.report.HEAT_SECONDS", 1e9)
+    monkeypatch.setattr("vitreous.report.HEAT_FLOPS", 1e15)
     (run / "bundle" / "config.json").write_text("{}")  # damaged: the report does without
     assert not report(run).all("img", "heat")
 

@@ -301,7 +301,8 @@ def load_bundle(path: Path | str, device: str = "cpu") -> Bundle:
     except FileNotFoundError as error:
         missing = Path(error.filename or path / "model.safetensors").name
         raise VitreousError(
-            f"There is no trained model in {path} ({missing} is missing); finish the training first."
+            f"There is no trained model in {path} ({missing} is missing); finish the training, or restore "
+            "that folder."
         ) from None
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:300]
@@ -344,6 +345,9 @@ def _parse(config: Mapping[str, Any]) -> dict[str, Any]:
     classes = tuple(_typed(config, "classes", list))
     if not classes or not all(isinstance(name, str) for name in classes):
         raise ValueError("classes is not a list of names")
+    "".join(
+        classes
+    ).encode()  # half a character, which JSON can hold, is a UnicodeEncodeError, so a ValueError
     settings = dict(_typed(config, "preprocess", dict))
     statistics = {name: tuple(settings.pop(name)) for name in ("mean", "std")}
     for name, values in statistics.items():

@@ -873,6 +873,11 @@ MOST_CLASSES = 20
 FRAME = {"width": 360, "height": 250, "left": 46, "right": 348, "top": 10, "bottom": 214}
 
 
+def _start_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(4096)
+
+
 def write_page(comparison: Comparison, out: Path | None = None) -> Path:
     """Writes the comparison as one self-contained HTML page, without script, and returns its path.
 
@@ -887,7 +892,7 @@ def write_page(comparison: Comparison, out: Path | None = None) -> Path:
     if out.is_dir():
         raise VitreousError(f"{shown} is a folder; give the file to write, as in --out {shown}/compare.html.")
     try:
-        if out.exists() and MARK.encode() not in out.read_bytes()[:4096]:
+        if out.exists() and not (out.is_file() and MARK.encode() in _start_of(out)):
             raise VitreousError(
                 f"{shown} exists and is no page of vitreous compare; give another file with --out."
             )

@@ -250,7 +250,8 @@ def spread(map_: np.ndarray, size: tuple[int, int], settings: Preprocess) -> np.
     part = Image.fromarray(map_.astype(np.float32)).resize(
         (right - left, bottom - top), Image.Resampling.BICUBIC, box=box
     )
-    laid = np.ma.masked_all((height, width), np.float32)
+    # Zeros under the mask, since matplotlib computes with them.
+    laid = np.ma.array(np.zeros((height, width), np.float32), mask=True)
     laid[top:bottom, left:right] = np.clip(np.asarray(part), map_.min(), map_.max())
     return laid
 

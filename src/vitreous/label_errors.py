@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# A spreadsheet would take a cell that begins so for a formula.
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+from vitreous.wording import cell_text
 
 
 @dataclass(frozen=True)
@@ -77,9 +76,5 @@ def suspects_csv(
         for place, predicted, probability, label_probability in zip(*vars(found).values(), strict=True):
             cells = str(names[split][place]), classes[labels[split][place]], classes[predicted]
             figures = f"{probability:.4f}", f"{label_probability:.4g}"
-            writer.writerow((split, *map(_plain, cells), *figures))
+            writer.writerow((split, *map(cell_text, cells), *figures))
     return text.getvalue()
-
-
-def _plain(cell: str) -> str:
-    return f"'{cell}" if cell.startswith(FORMULA) else cell

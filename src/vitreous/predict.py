@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -35,7 +36,7 @@ from vitreous.preprocess import EVAL_BATCH, Preprocess
 from vitreous.progress import rate, track
 from vitreous.run import Run, open_bundle
 from vitreous.statistics import accuracy_text
-from vitreous.wording import count, printable
+from vitreous.wording import cell_text, count, printable
 
 FIRST_BATCH = (
     16  # images; each batch is twice as large as the one before, so that the first answers come at once
@@ -44,6 +45,9 @@ FORMS = ("text", "json", "csv")
 PATH_WIDTH = 60  # columns of a path in the table, at most
 PAIRS = 5  # confusions that are shown
 LONGEST_NAME = 200  # bytes of a folder or file that is written; file systems allow 255
+
+# Names of devices on Windows, whatever suffix follows.
+RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 
 
 class Answer(NamedTuple):
@@ -134,9 +138,14 @@ def predict(
         for path, reason in summary.failures:
             print(f"{printable(path)}: {printable(reason)}", file=sys.stderr)
         if not summary.images:
-            files = count(len(summary.failures), "file")
+            if not summary.failures:
+                raise VitreousError("No image was named; give image files, folders or zips.")
+            named = (
+                "The file" if len(summary.failures) == 1 else f"None of the {len(summary.failures):,} files"
+            )
+            negation = " not" if len(summary.failures) == 1 else ""
             raise VitreousError(
-                f"None of {files} could be read; give PNG or JPEG images, or a folder or zip of them."
+                f"{named} could{negation} be read, for the reason above; check the path, or give another image."
             )
         if features:
             features.finish()
@@ -313,7 +322,7 @@ class Summary:
         ]
         if threshold:
             unknown_images = self.images - self.accepted
-            lines.append(f"{unknown_images:,} of {count(self.images, 'image')} are unknown. {threshold}")
+            lines.append(f"unknown: {unknown_images:,} of {count(self.images, 'image')}. {threshold}")
         labelled = int(self.confusion.sum())
         if not labelled:
             return lines
@@ -411,19 +420,14 @@ def _write_csv(
     rows.writerow(["path", "folder_class", "class", "probability", "error", *columns])
     for answer in answers:
         folder_class = "" if answer.folder_class is None else classes[answer.folder_class]
-        row: list[object] = [_cell(answer.path), _cell(folder_class)]
+        row: list[object] = [cell_text(answer.path), cell_text(folder_class)]
         if answer.prediction is not None and answer.probabilities is not None:
-            row += [_cell(answer.prediction.label), _number(answer.prediction.probability), ""]
+            row += [cell_text(answer.prediction.label), _number(answer.prediction.probability), ""]
             row += map(_number, answer.probabilities) if all_probabilities else []
         else:
-            row += ["", "", _cell(answer.error), *("" for _ in columns)]
+            row += ["", "", cell_text(answer.error), *("" for _ in columns)]
         rows.writerow(row)
         yield answer
-
-
-def _cell(text: str) -> str:
-    """A text that no spreadsheet takes for a formula."""
-    return f"'{text}" if text.lstrip(" ").startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
 
 
 def _number(probability: float) -> float:
@@ -531,6 +535,8 @@ def safe_name(text: str) -> str:
     name = re.sub(r'[\x00-\x1f\x7f-\x9f/\\:*?"<>|\u2028\u2029]', "_", text).rstrip(". ")
     if not name or name.startswith("."):
         name = f"_{name.lstrip('.')}"
+    if RESERVED.match(name):
+        name = f"_{name}"
     return _cut(name, LONGEST_NAME)
 
 
@@ -547,12 +553,15 @@ def _cut(name: str, most: int) -> str:
 
 
 def _free_name(name: str, taken: set[str]) -> str:
-    """`name`, or with a number behind it if that is `taken` in any letter case; it is then taken too."""
+    """`name`, or with a number behind it if that is `taken`; it is then taken too.
+
+    Names that differ in letter case, or in how an accent is written, are one name on some systems.
+    """
     stem, _, suffix = name.rpartition(".")
     stem, end = (stem, f".{suffix}") if stem else (name, "")
     free, number = name, 1
-    while free.casefold() in taken:
+    while (key := unicodedata.normalize("NFC", free).casefold()) in taken:
         number += 1
         free = f"{stem}-{number}{end}"
-    taken.add(free.casefold())
+    taken.add(key)
     return free

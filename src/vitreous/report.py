@@ -7,7 +7,6 @@ import io
 import math
 import re
 import shlex
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from itertools import islice
@@ -29,6 +28,8 @@ from vitreous.errors import VitreousError
 from vitreous.files import atomic_write
 from vitreous.label_errors import Suspects, find_suspects, suspects_csv
 from vitreous.metrics import FIGURES, FINAL_FIGURES
+from vitreous.model.summary import count_flops
+from vitreous.request import OPTIONS, READING
 from vitreous.run import Run
 from vitreous.statistics import accuracy_text, digits_of, interval
 from vitreous.training.schedule import Timeline, phases
@@ -43,7 +44,9 @@ MAX_GROUPS = 12
 MAX_CLASS_BARS, OPEN_CLASS_BARS = 200, 24
 MAX_PAIRS, WORST_PAIRS = 12, 3
 OPEN_ADVICE = 4
-HEAT_SECONDS = 6.0  # for all heat maps of a report
+HEAT_FLOPS = (
+    5e11  # for all heat maps of a report: some seconds on two cores, and the same number of maps on any
+)
 FAINT = 0.05  # the drop of a probability from which a heat map has its full colour
 SPLITS = {"test": "test", "val": "validation"}
 
@@ -296,7 +299,7 @@ def _advice(
     diagrams: Mapping[str, Any] | None,
 ) -> list[Advice]:
     """What the rules of `advice` say about the run, the most serious first."""
-    again = "vitreous train DATA --recipe RUN/recipe.toml"
+    again = " ".join(("vitreous train DATA --recipe RUN/recipe.toml", *_reading_options(run)))
     optimizer, budget = recipe.get("optimizer", {}), recipe.get("budget", {})
     if summary.get("diverged"):
         rates = [key for key in ("learning_rate", "muon_learning_rate") if key in optimizer]
@@ -357,6 +360,22 @@ def _advice(
         more = f"{again} val_fraction={2 * share:g}" if holds_more else ""
         found.append(advice.uncertain(SPLITS[headline], *correct[headline], more))
     return [each for each in found if each]
+
+
+def _reading_options(run: Run) -> list[str]:
+    """The options by which the run read its data, as far as a person set them; a recipe does not hold them."""
+    request = run.tables.get("resolved", {}).get("request", {})
+    options = []
+    for name in READING:
+        value = request.get(name, OPTIONS[name].default)
+        if value in (None, False, OPTIONS[name].default):
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, Mapping):  # as in train=DIR,test=DIR
+            value = [f"{split}={folder}" for split, folder in value.items()]
+        text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        options.append(flag if value is True else f"{flag} {shlex.quote(text)}")
+    return options
 
 
 def _stronger(recipe: Mapping[str, Any], run: Run) -> str:
@@ -569,33 +588,24 @@ def _mistakes(run: Run, classes: Sequence[str]) -> dict[str, Any]:
 
 
 def _heat_maps(run: Run, images: np.ndarray, predicted: np.ndarray) -> list[str]:
-    """What speaks for the wrong class in the first images, as data: URIs; as many as `HEAT_SECONDS` allow.
+    """What speaks for the wrong class in the first images, as data: URIs; as many as `HEAT_FLOPS` allow.
 
     Returns:
-        Nothing if there are no images, or if the bundle is missing or damaged, or too slow for one map.
+        Nothing if there are no images, if the bundle is missing or damaged, or if one map costs too much.
     """
-    maps: list[str] = []
-    if not len(images):
-        return maps
     try:
         bundle = run.bundle
-        began = time.monotonic()
-        pixels = bundle.preprocess.batch(images)
-        bundle.logits(pixels[:1])  # the first call is slower
-        start = time.monotonic()
-        bundle.logits(pixels[:4])
-        forecast = (
-            bundle.model.grid**2 * (time.monotonic() - start) / len(pixels[:4])
-        )  # a map is a batch of that size
-        for i in range(len(pixels)):
-            if time.monotonic() - began + forecast > HEAT_SECONDS:
-                break
-            start = time.monotonic()
-            maps.append(_heat_uri(heat_map(bundle, pixels[i : i + 1], predicted[i : i + 1])[0]))
-            forecast = time.monotonic() - start
+        # A map takes a forward pass for each cell.
+        maps = int(HEAT_FLOPS / (bundle.model.grid**2 * count_flops(bundle.model)))
+        if not len(images[:maps]):
+            return []
+        pixels = bundle.preprocess.batch(images[:maps])
+        return [
+            _heat_uri(heat_map(bundle, pixels[i : i + 1], predicted[i : i + 1])[0])
+            for i in range(len(pixels))
+        ]
     except VitreousError:
         return []
-    return maps
 
 
 def _heat_uri(heat: np.ndarray) -> str:

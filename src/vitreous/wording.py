@@ -15,6 +15,11 @@ def printable(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
+def cell_text(text: str) -> str:
+    """A text in a table that no spreadsheet takes for a formula; one that could be gets an apostrophe in front."""
+    return f"'{text}" if text.lstrip(" ").startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
+
+
 def duration(seconds: float) -> str:
     """`seconds` as on a clock: "0:07", "12:30", "3:05:00"."""
     minutes, rest = divmod(round(seconds), 60)

@@ -113,7 +113,8 @@ def _find_in_folder(root: Path, found: Found) -> None:
 
     names = _images_among([*listing.files, *listing.litter], read, listing.unusable, str(root), found)
     for name in names:
-        folders = f"{own_name}/{name.rpartition('/')[0]}".rstrip("/")
+        # Its own name counts for images directly in it alone, since data may be called like one of their classes.
+        folders = name.rpartition("/")[0] or own_name
         found.images.append(ImageFile(str(root / name), folders, partial(read, name)))
 
 
@@ -126,7 +127,7 @@ def _find_in_zip(path: Path, found: Found, stack: ExitStack) -> None:
         return read_member(archive, members[name], limit)
 
     for name in _images_among(members, read, {}, str(path), found):
-        folders = f"{path.stem}/{name.rpartition('/')[0]}".rstrip("/")
+        folders = name.rpartition("/")[0] or path.stem
         found.images.append(ImageFile(str(path / name), folders, partial(read, name)))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import secrets
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -132,7 +133,7 @@ def export(
         out: the folder to write, which may exist if it is empty; by default exports/NAME-TARGET.
         samples: for html, the most images of the run's validation split that go into the page. A bundle has none.
         int8: for onnx, also writes a model with weights of 8 bits, which may lose at most a point of accuracy on
-            validation.
+            validation. The run needs validation images for it.
 
     Returns:
         The folder with the export, `proof.json` and a model card. It is not proven if the runtime is not installed.
@@ -163,15 +164,21 @@ def export(
         material = Material(bundle, run, *_samples(run, bundle, samples, notes, data))
     with _new_folder(folder) as temporary:
         target.write(material, temporary)
+        if int8:
+            from vitreous.export.onnx import write_int8
+
+            validation = _open(run, "val", notes, data) if run else None
+            if validation is None:
+                raise VitreousError(
+                    "--int8 is measured on validation, and there are no validation images; give a run that held some "
+                    "back, or export without --int8."
+                )
+            notes.append(write_int8(temporary, validation[1]))
         if missing := target.missing():
             result = proof.unproven(target, to, missing)
         else:
             result = proof.prove(target, to, bundle, temporary, *_run_files(run, notes, data))
         proof.write(result, temporary / "proof.json")
-        if int8:
-            from vitreous.export.onnx import write_int8
-
-            notes.append(write_int8(temporary, _open(run, "val", notes, data) if run else None))
         card.write(material, target, to, result, notes, temporary / "README.md")
     if to == "html":
         notes.append(f"The page contains {count(len(material.samples), 'image')} of the data.")
@@ -213,7 +220,9 @@ def _open(run: Run, split: str, notes: list[str], data: Any = None) -> tuple[Ima
     try:
         return open_split(run, split, data=data)
     except VitreousError as error:
-        notes.append(f"The {_title(split)} images could not be used: {error}")
+        # The reason may name places on this machine, which are no part of a model card.
+        print(f"The {_title(split)} images cannot be used: {error}", file=sys.stderr)
+        notes.append(f"The {_title(split)} images of the run could not be used.")
         return None
 
 

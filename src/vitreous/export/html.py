@@ -220,11 +220,18 @@ def settings_of(preprocess: Preprocess) -> dict[str, Any]:
 
 
 def default_threshold(coverage: Coverage) -> int:
-    """The lowest threshold, in thousandths, that turns away at least half of the mistakes on validation."""
+    """The lowest threshold, in thousandths, that turns away at least half of the mistakes on validation.
+
+    It accepts at least half of the images, since a page that is never sure is of no use.
+    """
     mistakes = [a - c for a, c in zip(coverage.accepted, coverage.correct, strict=True)]
     if not mistakes[0]:
         return 500
-    return next((place for place, left in enumerate(mistakes) if 2 * left <= mistakes[0]), len(mistakes) - 1)
+    lowest = next(
+        (place for place, left in enumerate(mistakes) if 2 * left <= mistakes[0]), len(mistakes) - 1
+    )
+    useful = max(place for place, accepted in enumerate(coverage.accepted) if 2 * accepted >= coverage.images)
+    return min(lowest, useful)
 
 
 def _checks(bundle: Bundle, samples: Sequence[Picture]) -> list[dict[str, Any]]:

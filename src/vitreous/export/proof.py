@@ -82,6 +82,8 @@ class Proof:
             yield "It reads every file as the model does, pixel for pixel."
         else:
             yield f"It reads {equal:,} of {files:,} files as the model does, pixel for pixel."
+            if refused := [name for name, kind in self.kinds.items() if kind["refused"]]:
+                yield f"It refuses some files of these kinds, which the model reads: {', '.join(refused)}."
             if other := self.read_otherwise():
                 yield f"It reads some files of these kinds otherwise: {', '.join(other)}; proof.json says how far."
 
@@ -90,7 +92,7 @@ class Proof:
         return [
             name
             for name, kind in self.kinds.items()
-            if kind["reading_bound"] is None and kind["equal"] < kind["files"]
+            if kind["reading_bound"] is None and kind["equal"] + kind["refused"] < kind["files"]
         ]
 
 
@@ -218,13 +220,16 @@ def _worst(target: Target, bundle: Bundle, findings: Sequence[Finding]) -> str:
 
 
 def _summary(findings: Sequence[Finding], target: Target, bundle: Bundle) -> dict[str, Any]:
-    """The record of one kind of file. `one_side_only` counts files that only the model or only the export can read."""
+    """The record of one kind of file. `one_side_only` counts files that only the model or only the export can read,
+    and `refused` those of them that the export cannot.
+    """
     bound = target.reading_bound(bundle, findings[0].kind)
     both = [finding for finding in findings if math.isfinite(finding.mean)]
     return {
         "files": len(findings),
         "equal": sum(finding.mean == 0 for finding in findings),
         "one_side_only": len(findings) - len(both),
+        "refused": sum(math.isinf(finding.mean) and not finding.read for finding in findings),
         "reading_bound": None if math.isinf(bound) else bound,
         "largest_mean_difference": max((finding.mean for finding in both), default=None),
         "largest_difference": max((finding.largest for finding in both), default=None),

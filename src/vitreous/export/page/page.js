@@ -324,7 +324,7 @@ async function showAgain(row) {
 
 /** A cell of a CSV. Spreadsheets would compute what begins like a formula, so that gets an apostrophe. */
 function cell(value) {
-  const text = typeof value === "number" ? String(value) : String(value).replace(/^[=+\-@\t\r\n]/, "'$&");
+  const text = typeof value === "number" ? String(value) : String(value).replace(/^ *[=+\-@\t\r\n]/, "'$&");
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 

@@ -448,6 +448,7 @@ def awkward() -> list[Picture]:
     contents = [
         encoded(image),
         encoded(image, "JPEG", quality=80),
+        encoded(image, "JPEG") + bytes(3000),  # as from a camera that appends data
         encoded(image.convert("L")),
         *(encoded(image, kind, exif=turned(turn), **({"lossless": True} if kind == "WEBP" else {}))
           for kind in ("JPEG", "PNG", "WEBP") for turn in (3, 5, 6, 8)),

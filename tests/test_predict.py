@@ -554,7 +554,7 @@ def test_nothing_that_could_be_read(saved: Path, tmp_path: Path, capsys: pytest.
     for words in (["missing.png"], [str(tmp_path / "empty")], [str(saved / "config.json")]):
         assert main(["predict", str(saved), *words]) == 2
         err = capsys.readouterr().err
-        assert Path(words[0]).name in err and "could be read" in err
+        assert Path(words[0]).name in err and "No image could be read (1 file failed" in err
     assert main(["predict", str(tmp_path), "a.png"]) == 2
     assert "neither a run folder" in capsys.readouterr().err
     assert main(["predict", str(saved), "a.png", "--json", "--csv"]) == 2

@@ -140,12 +140,9 @@ def predict(
         if not summary.images:
             if not summary.failures:
                 raise VitreousError("No image was named; give image files, folders or zips.")
-            named = (
-                "The file" if len(summary.failures) == 1 else f"None of the {len(summary.failures):,} files"
-            )
-            negation = " not" if len(summary.failures) == 1 else ""
             raise VitreousError(
-                f"{named} could{negation} be read, for the reason above; check the path, or give another image."
+                f"No image could be read ({count(len(summary.failures), 'file')} failed, for the reasons above); check "
+                "the paths, or give other images."
             )
         if features:
             features.finish()

@@ -472,7 +472,7 @@ def test_nothing_is_left_behind_and_ctrl_c_is_clean(tmp_path: Path) -> None:
     files = {f"{label}/{i}.png": random_png(i, 500, 500) for label in "ab" for i in range(4)}
     root = write_files(tmp_path / "pets", files)
     for label in "ab":
-        for i in range(4, 150):
+        for i in range(4, 1500):
             (root / label / f"{i}.png").hardlink_to(root / label / f"{i % 4}.png")
     (tmp_path / "scratch").mkdir()
     child = subprocess.Popen(

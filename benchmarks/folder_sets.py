@@ -184,7 +184,7 @@ def draw(labels: np.ndarray, num_classes: int, largest: int | None, ratio: float
 def open_origin(row: BenchSet, data_dir: Path | None, paths: dict[str, Path]) -> ImageStore:
     if row.origin == "fashion-mnist":
         return open_idx(paths[row.origin], data_dir)
-    source = paths[row.origin] if row.origin in paths else row.origin
+    source = paths.get(row.origin, row.origin)
     return open_data(source, data_dir, row.image_size)
 
 

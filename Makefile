@@ -8,6 +8,7 @@ DATA ?= cifar10
 SEEDS ?= 42 43 44
 FINAL ?=
 JOBS ?= 1
+TRASHNET ?= trash.zip
 MINUTES ?= 5
 STUDY ?= ablation
 RUN ?= runs/cifar10-default-seed42-001
@@ -60,7 +61,7 @@ bench-study: .venv/ready  ## a study on validation: STUDY=law, STUDY=ablation or
 	$(BIN)/python benchmarks/study.py $(STUDY)
 
 bench-folders: .venv/ready  ## real data sets of several sizes: ours, a ResNet-9 and the notebook's recipe, e.g. JOBS=12 FINAL=1
-	$(BIN)/python benchmarks/folders.py --jobs $(JOBS) $(if $(FINAL),--final)
+	$(BIN)/python benchmarks/folders.py --jobs $(JOBS) --trashnet $(TRASHNET) $(if $(FINAL),--final)
 
 report-picture: .venv/ready  ## docs/report.png from a run, e.g. RUN=runs/cifar10-default-seed42-001
 	$(BIN)/python benchmarks/report_picture.py $(RUN)

@@ -73,6 +73,7 @@ class Images:
         test: M images that stay unread until `--final`.
         fold: int [N], the fold in which an image validates, `NEVER` if it only trains.
         classes: class names.
+        fingerprint: of the data set that the images are from.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Images:
     test: Split
     fold: np.ndarray
     classes: tuple[str, ...]
+    fingerprint: str
 
     @property
     def folds(self) -> int:
@@ -149,7 +151,7 @@ def open_set(name: str, data_dir: Path | None, paths: dict[str, Path]) -> Images
         replace(part, names=[f"{split}:{position}" for position in range(len(part))], groups=None)
         for split, part in (("train", train), ("test", test))
     ]
-    return Images(name, numbered[0], numbered[1], fold, store.classes)
+    return Images(name, numbered[0], numbered[1], fold, store.classes, store.fingerprint)
 
 
 def folds_of(labels: np.ndarray, num_classes: int, groups: np.ndarray) -> np.ndarray:

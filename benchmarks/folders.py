@@ -64,7 +64,7 @@ RATES_AT, RATES_SEED = "1e13", 42
 SEEDS = (42, 43, 44)
 MINUTES_ROUNDS = 5
 PATHS = {  # of the data sets that vitreous does not know by name
-    "trashnet": Path("../shared/data/trash.zip"),
+    "trashnet": Path("trash.zip"),
     "fashion-mnist": Path("/usr/share/datasets/fashion-mnist"),
 }
 LOGS = Path("runs/bench-folders")
@@ -172,6 +172,10 @@ def entries_of(args: argparse.Namespace) -> list[Entry]:
         raise SystemExit("Changes to the recipe make another arm; give KEY=VALUE together with --name ARM.")
     if args.name in RECIPES or args.name in WIDTHS:
         raise SystemExit(f"The arm {args.name} has its own recipe; give the changed one another name.")
+    try:
+        recipes.load("default", args.overrides)  # a wrong key is refused before anything is trained
+    except VitreousError as error:
+        raise SystemExit(str(error)) from None
     arms = list(args.arms or (() if args.name else ARMS)) + ([args.name] if args.name else [])
     chosen = []
     for data in args.only:
@@ -223,6 +227,10 @@ def bench(args: argparse.Namespace) -> None:
     paths = {"trashnet": args.trashnet, "fashion-mnist": args.fashion_mnist}
     data_dir = args.data_dir.resolve() if args.data_dir else None
     entries = entries_of(args)
+    try:
+        machines.resolve_device(args.device)
+    except VitreousError as error:
+        raise SystemExit(str(error)) from None
     on_record = {r["id"] for r in record.load()}
     for entry in entries:
         record.check_replacement(entry.id, command(entry, args), args.replace)
@@ -283,14 +291,12 @@ class Parts:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        lines = record.lines_of(file) if file.exists() else []
-        self.results: dict[str, dict[str, Any]] = {}
-        for line in lines:
-            try:
-                part = json.loads(line)
-            except ValueError:  # the process was killed while it wrote its last line
-                continue
-            self.results[part["key"]] = part["result"]
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+        whole = text[: text.rfind("\n") + 1]  # without a line that a killed process did not finish
+        if whole != text:
+            record.atomic_write(file, whole)
+        lines = [json.loads(line) for line in whole.splitlines()]
+        self.results: dict[str, dict[str, Any]] = {part["key"]: part["result"] for part in lines}
 
     def add(self, key: str, result: dict[str, Any]) -> None:
         self.results[key] = result
@@ -374,6 +380,7 @@ def add_record(
         source_state=source_state,
         replace=args.replace,
         overrides=list(entry.overrides) or None,
+        fingerprint=images.fingerprint,
     )
 
 

@@ -101,7 +101,13 @@ def cases(records: Records, split: str) -> list[Case]:
             arms = grouped.setdefault((r["data"], r["figures"]["budget"]), {})
             arms.setdefault(r["arm"], []).append(r)
     keys = sorted(grouped, key=lambda key: (order.index(key[0]), key[1]))
-    return [Case(data, short(amount), split, grouped[data, amount]) for data, amount in keys]
+    known = list(TITLES)  # these arms come first
+    found = []
+    for data, amount in keys:
+        arms = grouped[data, amount]
+        names = sorted(arms, key=lambda arm: (known.index(arm) if arm in known else len(known), arm))
+        found.append(Case(data, short(amount), split, {arm: arms[arm] for arm in names}))
+    return found
 
 
 def short(number: float) -> str:
@@ -152,10 +158,11 @@ def minutes_of() -> Mapping[str, Any]:
 
 def main_table(of: Sequence[Case], minutes: Mapping[str, Any]) -> list[str]:
     rows = []
+    shown = [arm for arm in TITLES if any(arm in case.arms for case in of)]
     for case in of:
         first = next(iter(case.arms.values()))[0]["figures"]
         times = minutes.get(case.data, {}).get(case.budget, {})
-        in_minutes = [f"{times[arm]['minutes']:.0f}" if arm in times else NONE for arm in (OURS, *PEERS)]
+        in_minutes = [f"{times[arm]['minutes']:.0f}" if arm in times else NONE for arm in shown]
         rows.append(
             [
                 case.title + (", balanced accuracy" if case.balanced else ""),
@@ -163,7 +170,7 @@ def main_table(of: Sequence[Case], minutes: Mapping[str, Any]) -> list[str]:
                 case.budget,
                 *(
                     f"{percent(case.shares(arm))}, {epochs(case.arms[arm])}" if arm in case.arms else NONE
-                    for arm in (OURS, *PEERS)
+                    for arm in shown
                 ),
                 points(case.ahead(OURS, case.peer)),
                 " / ".join(in_minutes),
@@ -171,7 +178,7 @@ def main_table(of: Sequence[Case], minutes: Mapping[str, Any]) -> list[str]:
             ]
         )
     head = ["data", "images trained on / judged", "training FLOPs"]
-    head += [f"{title}, %, epochs" for title in TITLES.values()]
+    head += [f"{TITLES[arm]}, %" for arm in shown]
     return table([*head, "ahead of the best peer, points (95 %)", "minutes on two cores", "seeds"], rows)
 
 

@@ -341,6 +341,17 @@ def test_the_command_of_a_record_asks_for_it(words: list[str]) -> None:
         assert entry in folders.entries_of(folders.make_parser().parse_args(own))
 
 
+def test_the_command_of_every_record_on_file_asks_for_it() -> None:
+    import folders
+
+    lines = (BENCHMARKS / "records.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    for known in map(json.loads, lines):
+        if known["study"] in ("folders", "folders-rates"):
+            args = folders.make_parser().parse_args(shlex.split(known["command"])[2:])
+            entries = {entry.id: folders.command(entry, args) for entry in folders.entries_of(args)}
+            assert entries.get(known["id"]) == known["command"]
+
+
 def test_another_recipe_needs_a_name_of_its_own() -> None:
     import folders
 

@@ -199,7 +199,7 @@ class Augment:
 
         rows = inside(u[:, CUTOUT_Y], x.shape[2])[:, None, :, None]  # [B, 1, H, 1]
         cols = inside(u[:, CUTOUT_X], x.shape[3])[:, None, None, :]  # [B, 1, 1, W]
-        fill = torch.tensor(self.fill, dtype=x.dtype, device=x.device).view(1, 3, 1, 1)
+        fill = torch.tensor(self.fill, dtype=x.dtype).view(1, 3, 1, 1).to(x.device, non_blocking=True)
         return torch.where(rows & cols, fill, x)
 
 

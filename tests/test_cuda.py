@@ -80,7 +80,6 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Pat
             caches = root / f"caches-{name}-{twin}"  # so that nothing compiled is shared
             environment = {
                 **os.environ,
-                "OMP_NUM_THREADS": "2",
                 "TORCHINDUCTOR_COMPILE_THREADS": "4",
                 "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
                 "TRITON_CACHE_DIR": str(caches / "triton"),

@@ -92,9 +92,9 @@ def detect_machine(device: str = "auto", threads: int | None = None) -> Machine:
         VitreousError: the device is unknown, or this machine does not have it.
     """
     device = resolve_device(device)
-    if device == "cpu":
-        processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(min(threads or torch.get_num_threads(), processors))
+    # The whitening is fitted on the CPU for every device.
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(min(threads or torch.get_num_threads(), processors))
     float32, bf16 = (0.0, 0.0) if device == "mps" else product_speeds(device)
     return Machine(
         device=device,

@@ -13,7 +13,7 @@ MINUTES ?= 5
 STUDY ?= ablation
 RUN ?= runs/cifar10-default-seed42-001
 
-.PHONY: setup train test test-slow test-package test-native lint format notebook bench-speed bench-peers bench-peer-recipe bench-accuracy bench-study bench-folders leaderboard report-picture clean
+.PHONY: setup train test test-slow test-package test-native test-cuda lint format notebook bench-speed bench-peers bench-peer-recipe bench-accuracy bench-study bench-folders leaderboard report-picture clean
 
 setup: .venv/ready  ## .venv with the package and everything that development needs
 
@@ -32,6 +32,9 @@ test-package: .venv/ready  ## build wheel and source distribution, install the w
 
 test-native:  ## the C++ kernels under ASan, UBSan and, where it can be had, TSan
 	sh tests/native/check.sh
+
+test-cuda: .venv/ready  ## training and its commands on an NVIDIA GPU
+	$(BIN)/python -m pytest -m cuda
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -114,7 +114,7 @@ def describe_strengths(epochs: float, strengths: Mapping[str, float]) -> str:
     parts = {}
     for title, augments in (("augmentation: ", True), ("", False)):
         chosen = [key for key in strengths if key.startswith("augment.") == augments]
-        values = [f"{key.partition('.')[2]} {strengths[key]:g}" for key in chosen if strengths[key]]
+        values = [f"{key.partition('.')[2]} {strengths[key]:.3g}" for key in chosen if strengths[key]]
         if chosen and (values or augments):
             parts[title] = title + (", ".join(values) or "none")
     return f"{epochs:.1f} epochs → {'; '.join(parts.values())}" if parts else ""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from vitreous.recipe import Recipe
 from vitreous.training import budget
 from vitreous.training.checkpoint import CheckpointKeeper
 from vitreous.training.classifier import Classifier
-from vitreous.training.cost import RunCost
+from vitreous.training.cost import RunCost, encoder_flops_share
 
 Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -43,23 +43,32 @@ def applied(
     return dial.apply_strengths(recipe, epochs, size), reasons
 
 
-def test_more_flops_never_choose_a_smaller_network() -> None:
-    sizes_in_flops = []
-    for start, sizes in dial.SIZES:
-        recipe, _ = applied(flops=max(start, 1.0))
-        assert {key: getattr(recipe.model, key) for key in sizes} == sizes
-        model = VisionTransformer(recipe.model, 32, 10)
-        one, two = (
-            count_flops(VisionTransformer(Architecture(**{**vars(recipe.model), "depth": depth}), 32, 10))
-            for depth in (1, 2)
-        )
-        in_blocks = sum(p.numel() for block in model.blocks for p in block.parameters())
-        assert (two - one) * recipe.model.depth > count_flops(model) / 2, (
-            "half of the FLOPs are the encoder's"
-        )
-        assert in_blocks > sum(p.numel() for p in model.parameters()) / 2
-        sizes_in_flops.append(count_flops(model))
-    assert sizes_in_flops == sorted(set(sizes_in_flops))
+def default_for(side: int, flops: float) -> tuple[Recipe, VisionTransformer]:
+    """The default recipe as it is trained on images of `side` pixels, and its network."""
+    data = SimpleNamespace(store=SimpleNamespace(image_size=side), splits=SimpleNamespace(train=range(5000)))
+    fitted = plan.fit_to_data(recipes.load("default"), data, lambda line, detail=False: None)  # type: ignore[arg-type]
+    recipe, _ = dial.apply_size(fitted, lambda architecture: flops)
+    with torch.device("meta"):
+        return recipe, VisionTransformer(recipe.model, side, 10)
+
+
+@pytest.mark.parametrize("side", [28, 32, 64, 96])
+@pytest.mark.parametrize("flops", [max(flops, 1.0) for flops, _ in dial.SIZES])
+def test_the_encoder_keeps_half_of_the_parameters_and_of_the_flops(flops: float, side: int) -> None:
+    recipe, model = default_for(side, flops)
+    assert encoder_flops_share(model, recipe.schedule) >= 0.5
+    in_blocks = sum(p.numel() for block in model.blocks for p in block.parameters())
+    assert in_blocks >= sum(p.numel() for p in model.parameters()) / 2
+
+
+@pytest.mark.parametrize("side", [28, 32, 64, 96])
+def test_more_flops_choose_a_larger_network(side: int) -> None:
+    sizes = []
+    for threshold, size in dial.SIZES:
+        _, model = default_for(side, max(threshold, 1.0))
+        assert model.architecture.embed_dim == size["embed_dim"]
+        sizes.append(count_flops(model))
+    assert sizes == sorted(set(sizes))
     assert [start for start, _ in dial.SIZES] == sorted(start for start, _ in dial.SIZES)
     assert dial.SIZES[0][0] == 0
 

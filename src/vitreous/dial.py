@@ -21,10 +21,13 @@ from vitreous.wording import count, scientific
 # other, so a forecast that just misses a threshold costs nothing (docs/log.md, "The dial's law", "5.5e14 FLOPs on
 # validation"). The third size starts at 1e15, an extrapolation.
 SIZES: tuple[tuple[float, dict[str, Any]], ...] = (
-    (0.0, {"embed_dim": 96, "depth": 4, "num_heads": 3, "mlp_dim": 192, "stem_dims": (28, 96)}),
-    (1e14, {"embed_dim": 128, "depth": 4, "num_heads": 2, "mlp_dim": 256, "stem_dims": (40, 128)}),
+    (0.0, {"embed_dim": 96, "depth": 4, "num_heads": 3, "mlp_dim": 192, "stem_dims": (26, 96)}),
+    (1e14, {"embed_dim": 128, "depth": 4, "num_heads": 2, "mlp_dim": 256, "stem_dims": (38, 128)}),
     (1e15, {"embed_dim": 192, "depth": 5, "num_heads": 3, "mlp_dim": 384, "stem_dims": (64, 192)}),
 )
+# More layers for each stage of the convolutional stem beyond two, so that the encoder keeps half of the FLOPs: each
+# further stage works on four times as many pixels as the next.
+STAGE_LAYERS = 4
 
 
 class Line(NamedTuple):
@@ -72,8 +75,10 @@ def apply_size(recipe: Recipe, train_flops: Callable[[Architecture], float]) -> 
     keys = size_keys(recipe)
     if not keys:
         return recipe, ""
+    stages = model.patch_size.bit_length() - 1 if model.stem == "conv" else 0
     for threshold, size in SIZES:
-        candidate = dataclasses.replace(recipe.model, **{key: size[key] for key in keys})
+        candidate = dataclasses.replace(model, **{key: size[key] for key in keys})
+        candidate = dataclasses.replace(candidate, depth=size["depth"] + STAGE_LAYERS * max(stages - 2, 0))
         if train_flops(candidate) < threshold:
             break
         model = candidate

@@ -314,7 +314,10 @@ def fit_to_data(recipe: Recipe, data: ImageData, say: Say) -> Recipe:
     size = data.store.image_size
     variant = VARIANTS[recipe.variant]
     if recipe.model.stem == "conv" and "model.patch_size" not in recipe.pinned:
-        patch = max(2, variant.architecture.patch_size * 2 ** round(math.log2(size / variant.image_size)))
+        doublings = math.floor(
+            math.log2(size / variant.image_size * 8 / 7)
+        )  # at least 7 patches along a side
+        patch = max(2, variant.architecture.patch_size * 2**doublings)
         if patch != recipe.model.patch_size:
             say(f"patch_size: {patch}, for about the usual number of tokens at {size} pixels", detail=True)
             recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, patch_size=patch))

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from vitreous import recipe as recipes
-from vitreous.dial import apply_augmentation, apply_size
+from vitreous.dial import apply_size, apply_strengths
 from vitreous.recipe import Budget
 from vitreous.training.budget import Sizes, planned_steps
 from vitreous.training.cost import count_cost
@@ -412,7 +412,7 @@ def resolve(words: list[str], train_flops: float) -> tuple[dict[str, Any], int]:
     sized, _ = apply_size(recipe, lambda architecture: budget.amount)
     cost = count_cost(sized, 32, {"cifar10": 10, "cifar100": 100}[data], batch)
     steps = planned_steps(budget, cost, Sizes(batch, steps_per_epoch, 0, 0))
-    complete, _ = apply_augmentation(sized, steps / steps_per_epoch, 32)
+    complete = apply_strengths(sized, steps / steps_per_epoch, 32)
     return json.loads(json.dumps(complete.tables())), steps
 
 

@@ -43,6 +43,7 @@ def make_run(
     overrides: dict[str, Any] | None = None,
     fingerprint: str = "f" * 64,
     rows: int = 8,
+    dial: dict[str, Any] | None = None,
     **request: Any,
 ) -> Path:
     """Writes a finished run that classifies exactly the images correctly that `right` says, bool [N]."""
@@ -54,6 +55,7 @@ def make_run(
         "machine": {"name": "a processor", "device": "cpu", "threads": 2},
         "versions": {"vitreous": "0.1.0", "torch": "2.13.0"},
         "request": {"data": "insects", "seed": seed, "judge": "both", **request},
+        "dial": dial or {},
     }
     path.mkdir(parents=True)
     (path / "recipe.toml").write_text(
@@ -411,11 +413,14 @@ def test_all_runs_are_listed_and_what_is_wrong_with_them(
 
 def test_what_the_dial_chose_is_no_change(tmp_path: Path) -> None:
     chosen = {"embed_dim": 128, "depth": 4, "num_heads": 2, "mlp_dim": 256, "stem_dims": [40, 128], "crop": 4}
-    make_run(tmp_path / "a", answers(60), overrides={**chosen, "cutout": 8})
-    make_run(tmp_path / "b", answers(60), overrides={**chosen, "cutout": 8, "learning_rate": 0.004})
+    dial = {f"{'augment' if key == 'crop' else 'model'}.{key}": [value] for key, value in chosen.items()}
+    make_run(tmp_path / "a", answers(60), overrides=chosen, dial=dial)
+    make_run(
+        tmp_path / "b", answers(60), overrides={**chosen, "learning_rate": 0.004, "cutout": 8}, dial=dial
+    )
     changes = [record["changes"] for record in list_runs(tmp_path)]
     assert changes[0] == ""
-    assert changes[1].startswith("learning_rate=0.004")
+    assert changes[1] == "cutout=8 learning_rate=0.004 muon_learning_rate=0.04"
 
 
 def test_a_table_fits_its_width() -> None:

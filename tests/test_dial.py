@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import time
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
+import torch
 
 import vitreous
-from vitreous import dial
+from vitreous import dial, plan
 from vitreous import recipe as recipes
 from vitreous.model.summary import count_flops
 from vitreous.model.variants import Architecture
 from vitreous.model.vit import VisionTransformer
 from vitreous.recipe import Recipe
+from vitreous.training import budget
+from vitreous.training.checkpoint import CheckpointKeeper
+from vitreous.training.classifier import Classifier
+from vitreous.training.cost import RunCost, encoder_flops_share
 
 Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -30,27 +38,37 @@ def applied(
     size: int = 32,
 ) -> tuple[Recipe, list[str]]:
     recipe, size_reason = dial.apply_size(recipes.load("default", overrides), lambda architecture: flops)
-    recipe, augmentation_reason = dial.apply_augmentation(recipe, epochs, size)
-    return recipe, [size_reason, augmentation_reason]
+    strengths = dial.strengths_at(epochs, size, dial.strength_keys(recipe))
+    reasons = [size_reason, dial.describe_strengths(epochs, strengths)]
+    return dial.apply_strengths(recipe, epochs, size), reasons
 
 
-def test_more_flops_never_choose_a_smaller_network() -> None:
-    sizes_in_flops = []
-    for start, sizes in dial.SIZES:
-        recipe, _ = applied(flops=max(start, 1.0))
-        assert {key: getattr(recipe.model, key) for key in sizes} == sizes
-        model = VisionTransformer(recipe.model, 32, 10)
-        one, two = (
-            count_flops(VisionTransformer(Architecture(**{**vars(recipe.model), "depth": depth}), 32, 10))
-            for depth in (1, 2)
-        )
-        in_blocks = sum(p.numel() for block in model.blocks for p in block.parameters())
-        assert (two - one) * recipe.model.depth > count_flops(model) / 2, (
-            "half of the FLOPs are the encoder's"
-        )
-        assert in_blocks > sum(p.numel() for p in model.parameters()) / 2
-        sizes_in_flops.append(count_flops(model))
-    assert sizes_in_flops == sorted(set(sizes_in_flops))
+def default_for(side: int, flops: float) -> tuple[Recipe, VisionTransformer]:
+    """The default recipe as it is trained on images of `side` pixels, and its network."""
+    data = SimpleNamespace(store=SimpleNamespace(image_size=side), splits=SimpleNamespace(train=range(5000)))
+    fitted = plan.fit_to_data(recipes.load("default"), data, lambda line, detail=False: None)  # type: ignore[arg-type]
+    recipe, _ = dial.apply_size(fitted, lambda architecture: flops)
+    with torch.device("meta"):
+        return recipe, VisionTransformer(recipe.model, side, 10)
+
+
+@pytest.mark.parametrize("side", [28, 32, 64, 96])
+@pytest.mark.parametrize("flops", [max(flops, 1.0) for flops, _ in dial.SIZES])
+def test_the_encoder_keeps_half_of_the_parameters_and_of_the_flops(flops: float, side: int) -> None:
+    recipe, model = default_for(side, flops)
+    assert encoder_flops_share(model, recipe.schedule) >= 0.5
+    in_blocks = sum(p.numel() for block in model.blocks for p in block.parameters())
+    assert in_blocks >= sum(p.numel() for p in model.parameters()) / 2
+
+
+@pytest.mark.parametrize("side", [28, 32, 64, 96])
+def test_more_flops_choose_a_larger_network(side: int) -> None:
+    sizes = []
+    for threshold, size in dial.SIZES:
+        _, model = default_for(side, max(threshold, 1.0))
+        assert model.architecture.embed_dim == size["embed_dim"]
+        sizes.append(count_flops(model))
+    assert sizes == sorted(set(sizes))
     assert [start for start, _ in dial.SIZES] == sorted(start for start, _ in dial.SIZES)
     assert dial.SIZES[0][0] == 0
 
@@ -61,6 +79,30 @@ def test_more_epochs_choose_more_augmentation() -> None:
     assert few.augment.cutout < many.augment.cutout and few.augment.crop <= many.augment.crop
     assert reasons == ["6.5e13 FLOPs → 96 wide, 4 layers", "10.2 epochs → augmentation: crop 2"]
     assert applied(epochs=60, size=64)[0].augment.cutout == 2 * many.augment.cutout
+
+
+def test_a_line_is_straight_in_the_doublings_of_epochs() -> None:
+    line = dial.Line((8, 32), (0.25, 0.75))
+    assert [line.at(epochs, 32) for epochs in (0, 1, 8, 16, 32, 1e6)] == [0.25, 0.25, 0.25, 0.5, 0.75, 0.75]
+    assert dial.Line((8, 32), (0.25, 0.75), pixels=True).at(16, 28) == 14
+
+
+@pytest.mark.parametrize("side", [28, 32, 64, 96])
+@pytest.mark.parametrize("key", dial.STRENGTHS)
+def test_no_strength_has_a_cliff(key: str, side: int) -> None:
+    """One percent more epochs never change a strength by more than a pixel or 0.01."""
+    values = [dial.STRENGTHS[key].at(1.01**i, side) for i in range(-200, 1000)]
+    steps = [abs(after - before) for before, after in pairwise(values)]
+    assert max(steps) <= (1 if dial.STRENGTHS[key].pixels else 0.01)
+    assert max(steps) > 0
+
+
+def test_every_strength_is_a_value_that_its_key_may_have_and_that_training_follows() -> None:
+    followed = ("augment.", "model.", "training.label_smoothing", "optimizer.weight_decay")
+    for key in dial.STRENGTHS:
+        assert key.startswith(followed)
+    for epochs, side in ((0.1, 16), (1e6, 28), (20, 512)):
+        applied(epochs=epochs, size=side)  # refuses what a person may not set either
 
 
 def test_what_a_person_sets_stays() -> None:
@@ -79,7 +121,7 @@ def test_the_values_of_an_own_recipe_stay(tmp_path: Path) -> None:
     )
     sized, reason = dial.apply_size(recipes.load(str(own)), lambda architecture: 1e18)
     assert reason == ""
-    recipe, _ = dial.apply_augmentation(sized, 60, 32)
+    recipe = dial.apply_strengths(sized, 60, 32)
     assert (recipe.model.depth, recipe.augment.crop) == (6, 3)
     assert recipe.augment.cutout > 0  # which it does not name
 
@@ -92,7 +134,7 @@ def test_another_stem_still_gets_its_size() -> None:
 def test_a_recipe_without_a_dial_is_left_alone() -> None:
     recipe = recipes.load("notebook-cifar10")
     assert dial.apply_size(recipe, lambda architecture: 1e20) == (recipe, "")
-    assert dial.apply_augmentation(recipe, 1e3, 32) == (recipe, "")
+    assert dial.apply_strengths(recipe, 1e3, 32) == recipe
 
 
 SMALL = {"embed_dim": 32, "depth": 1, "num_heads": 2, "mlp_dim": 32, "stem_dims": (8, 16)}
@@ -109,6 +151,131 @@ def test_the_dial_works_for_every_unit(
     assert re.search(r"dial: \S+ FLOPs → 32 wide, 1 layer\n", log)
     assert re.search(r"dial: \S+ epochs → augmentation: crop 1\n", log)  # 2 of 32 pixels
     assert not run.recipe.dial
+
+
+@pytest.fixture
+def law(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A law with a key of each kind that may follow the epochs, steep where the tests' runs are."""
+    ends = (2, 40)
+    lines = {
+        "augment.crop": dial.Line(ends, (0, 0.25), pixels=True),
+        "augment.mixup": dial.Line(ends, (0.0, 0.9)),
+        "optimizer.weight_decay": dial.Line(ends, (0.0, 5.0)),
+        "training.label_smoothing": dial.Line(ends, (0.0, 0.5)),
+    }
+    monkeypatch.setattr(dial, "STRENGTHS", lines)
+
+
+@pytest.fixture
+def slow_machine(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A made-up clock on which a step takes 50 ms, as forecast, and four times as long from step 20 on."""
+    now = [1000.0]
+    step = Classifier.training_step
+
+    def slow_step(self: Classifier, batch: Any, index: int) -> torch.Tensor:
+        now[0] += 0.05 if self.global_step < 20 else 0.2
+        return step(self, batch, index)
+
+    def forecast(cost: RunCost, *_: Any, **__: Any) -> RunCost:
+        parts = ((until, dataclasses.replace(part, seconds=0.05)) for until, part in cost.parts)
+        return RunCost(tuple(parts))
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(Classifier, "training_step", slow_step)
+    monkeypatch.setattr(plan, "measure_seconds", forecast)
+    monkeypatch.setattr(budget, "REPORT_SECONDS", 0.0)
+    return now
+
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What each training step was really given: epochs forecast, crop, mixup, weight decay, smoothing."""
+    seen = []
+    start = Classifier.on_train_batch_start
+
+    def watched(self: Classifier, batch: Any, index: int) -> None:
+        start(self, batch, index)
+        augment = self.trainer.datamodule.augment
+        decays = {group["weight_decay"] for group in self.optimizers().param_groups}
+        smoothing = self.recipe.training.label_smoothing
+        seen.append((self.timeline.total / 15, augment.crop, augment.mixup, *decays, smoothing))
+
+    monkeypatch.setattr(Classifier, "on_train_batch_start", watched)
+    return seen
+
+
+def same_weights(one: vitreous.Run, other: vitreous.Run) -> bool:
+    files = [(run.path / "bundle" / "model.safetensors").read_bytes() for run in (one, other)]
+    return files[0] == files[1]
+
+
+@pytest.mark.usefixtures("law", "slow_machine")
+def test_strengths_follow_the_epochs_that_are_really_made(
+    arrays: Arrays, tiny: dict[str, Any], used: list[tuple[Any, ...]], tmp_path: Path, capsys: Any
+) -> None:
+    tiny["overrides"].update(cutout=3)
+    run = vitreous.train(arrays, minutes=0.5, out=tmp_path / "run", **tiny)
+    made, planned = run.summary["epochs"], run.summary["planned_epochs"]
+    assert made < 0.4 * planned
+    for epochs, *values in used:
+        assert values == list(dial.strengths_at(epochs, 16, dial.STRENGTHS).values())
+    assert used[0][1:] > used[-1][1:]
+    assert used[-1][0] == pytest.approx(made, rel=0.05)
+
+    # The run folder holds the values that the run ended with, and those of each fit.
+    final = run.recipe
+    assert final.augment.cutout == 3
+    assert used[-1][1:] == (
+        final.augment.crop,
+        final.augment.mixup,
+        final.optimizer.weight_decay,
+        final.training.label_smoothing,
+    )
+    fits, record = run.resolved["timeline"]["fits"], run.resolved["dial"]
+    assert len(fits) == len(record["augment.mixup"]) > 1 and "augment.cutout" not in record
+    sentence = f"The machine was slower than forecast: {made:.1f} epochs instead of {planned:.1f}."
+    assert sentence in capsys.readouterr().out
+    assert sentence in (run.path / "report.html").read_text()
+
+    # A repeat uses the record, and nothing else.
+    steps = list(used)
+    used.clear()
+    dial.STRENGTHS.clear()
+    again = vitreous.repeat(run.path, arrays, out=tmp_path / "again")
+    assert used == steps
+    assert same_weights(run, again) and again.resolved["exact"]
+    assert again.resolved["dial"] == record and again.recipe == run.recipe
+
+    # A training with the run's own recipe has the values that the run ended with.
+    used.clear()
+    del tiny["overrides"]
+    vitreous.train(arrays, str(run.path / "recipe.toml"), steps=2, out=tmp_path / "own", **tiny)
+    assert [values[1:] for values in used] == 2 * [steps[-1][1:]]
+
+
+@pytest.mark.usefixtures("law", "slow_machine")
+def test_a_run_resumed_in_the_middle_keeps_the_strengths_of_its_last_fit(
+    arrays: Arrays,
+    tiny: dict[str, Any],
+    used: list[tuple[Any, ...]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def kill(self: CheckpointKeeper, trainer: pl.Trainer, *args: Any) -> None:
+        self.save(trainer)
+        if trainer.global_step == 60:
+            raise MemoryError("killed")
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError, match="killed"):
+        patch.setattr(CheckpointKeeper, "on_train_batch_end", kill)
+        vitreous.train(arrays, minutes=0.5, out=tmp_path / "run", **tiny)
+    assert used[0][1:] > used[-1][1:]
+    run = vitreous.resume(tmp_path / "run", arrays)
+    steps = list(used)
+    assert steps[60:] and set(steps[60:]) == {steps[59]}
+    used.clear()
+    again = vitreous.repeat(run.path, arrays, out=tmp_path / "again")
+    assert used == steps and same_weights(run, again)
 
 
 @pytest.mark.parametrize("size", [SMALL, {**SMALL, "embed_dim": 64}])

@@ -56,7 +56,7 @@ MAY = {
         "run", "bundle", "model", "coverage", "statistics", "preprocess", "data", "evaluation",
         "depth", *PACKAGE_ROOM,
     },
-    "compare": {"run", "bundle", "metrics", "statistics", "recipe", "dial"},
+    "compare": {"run", "bundle", "metrics", "statistics", "recipe"},
     "dial": {"model.variants", "recipe"},
     "plan": {"dial", "data", "model", "native", "recipe", "request", "machine", "run", "training", *PACKAGE_ROOM},
     "evaluation": {
@@ -65,7 +65,7 @@ MAY = {
     },
     "api": {
         "data", "model", "training", "metrics", "recipe", "machine", "bundle", "run", "report",
-        "plan", "request", "habits", "evaluation", "dial", *PACKAGE_ROOM,
+        "plan", "request", "habits", "evaluation", "dial", "advice", *PACKAGE_ROOM,
     },
     "cli": {
         "api", "data", "dial", "habits", "metrics", "model", "recipe", "report", "request",

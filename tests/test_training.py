@@ -83,6 +83,8 @@ def test_it_learns_and_the_folder_explains_itself(
         "parameters",
         "train_flops",
         "encoder_flops_share",
+        "planned_epochs",
+        "planned_flops",
         "train_seconds",
         "total_seconds",
         "images_per_second",

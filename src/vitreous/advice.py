@@ -6,8 +6,8 @@ counted. The thresholds below say what is large enough to act on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,7 @@ LOSS_RISE = 1.1  # times the lowest validation loss
 NOISE = 4.0  # standard deviations of the mean of neighbouring validations
 MISCALIBRATED = 0.03
 UNCERTAIN = 0.06  # width of the interval of an accuracy
+OFF_PLAN = 0.25  # of the epochs that were planned
 
 
 class Advice(NamedTuple):
@@ -42,6 +43,30 @@ def diverged(command: str) -> Advice:
         "The training diverged: the loss is worse than that of guessing.",
         "Train again with a smaller learning rate.",
         command,
+    )
+
+
+def far_from_plan(summary: Mapping[str, Any], chosen: Collection[str]) -> Advice | None:
+    """A run of minutes made far fewer or far more epochs than were forecast at its start.
+
+    Args:
+        summary: with `epochs` and, unless the run is an old one, `planned_epochs`.
+        chosen: the keys of the recipe that the dial chose, as in "augment.crop".
+    """
+    made, planned = summary.get("epochs"), summary.get("planned_epochs")
+    if summary.get("status") != "finished" or not made or not planned or abs(made / planned - 1) <= OFF_PLAN:
+        return None
+    again = [key for key in chosen if not key.startswith("model.")]
+    shows = f"The machine was {'slower' if made < planned else 'faster'} than forecast: {made:.1f} epochs instead of "
+    shows += f"{planned:.1f}."
+    if again:
+        shows += " The augmentation was chosen again for them."
+    if len(again) < len(chosen):
+        shows += " The network keeps the size that was chosen for the forecast."
+    return Advice(
+        shows,
+        "For the best of these minutes, train again while the machine does nothing else. A budget of FLOPs or epochs "
+        "does not depend on its speed.",
     )
 
 

@@ -25,6 +25,7 @@ import vitreous
 from vitreous import machine as machines
 from vitreous import recipe as recipes
 from vitreous import run as runs
+from vitreous.advice import far_from_plan
 from vitreous.bundle import save_bundle
 from vitreous.data.copies import copies_record
 from vitreous.data.module import ImageData
@@ -32,7 +33,7 @@ from vitreous.data.objects import is_dataset, name_of
 from vitreous.data.show import check_target, default_target
 from vitreous.data.show import show as draw
 from vitreous.data.store import ImageStore
-from vitreous.dial import describe_size
+from vitreous.dial import describe_size, describe_strengths
 from vitreous.errors import InterruptedRun, VitreousError
 from vitreous.evaluation import bundle_of, final_figures
 from vitreous.evaluation import evaluate as evaluate  # part of this interface
@@ -45,11 +46,13 @@ from vitreous.plan import (
     check_record,
     check_values,
     count_parameters,
+    make_augment,
     make_plan,
+    record_dial,
     record_request,
     stored_request,
 )
-from vitreous.recipe import AugmentSection, Budget, Recipe
+from vitreous.recipe import AugmentSection, Budget, Recipe, with_values
 from vitreous.report import write_report
 from vitreous.request import Request
 from vitreous.run import Run, Say, accuracies, check_same_data, run_name
@@ -353,6 +356,7 @@ def _train(
         if repeats:
             # The fits are recorded from the start, so that a killed repeat is resumed as a repeat.
             resolved |= {"repeats": str(repeats.path.resolve()), "timeline": recorded["timeline"]}  # type: ignore[index]
+            resolved |= {"dial": recorded.get("dial", {})}  # type: ignore[union-attr]
         runs.write_recipe(path, plan.recipe, resolved)
         runs.write_json(path / "split.json", plan.data.splits.record())
         copies = copies_record(plan.data.store, plan.data.splits.plan.sources)
@@ -367,6 +371,7 @@ def _train(
                 plan.cost,
                 plan.sizes,
                 began=plan.began,
+                strengths=plan.strengths,
                 recorded=plan.later_fits,
                 note=lambda line: say(line, detail=True),
             )
@@ -374,15 +379,17 @@ def _train(
             start = newest(checkpoints.folder, say) if resumes else None
             introduce(plan, path, start, say)
             trainer = fit(plan, path, keeper, checkpoints, start)
-            resolved["timeline"] = {"fits": [*plan.timeline.fits, *keeper.recorded]}  # for `repeat`
-            runs.write_recipe(path, plan.recipe, resolved)
+            fits = [*plan.timeline.fits, *keeper.recorded]
+            resolved |= {"timeline": {"fits": fits}, "dial": record_dial(plan, fits)}  # for `repeat`
+            recipe = with_values(plan.recipe, plan.strengths[plan.timeline.total])
+            runs.write_recipe(path, recipe, resolved)
 
             # Save the model, and take every figure from the saved one.
             data, interrupted = plan.data, checkpoints.interrupted
             save_bundle(bundle_of(plan.model, data.store, data.splits.train), path / "bundle")
             if "repeats" in resolved and not interrupted:
                 resolved["exact"] = has_same_weights(path, Path(resolved["repeats"]), resolved["exact"], say)
-                runs.write_recipe(path, plan.recipe, resolved)
+                runs.write_recipe(path, recipe, resolved)
             summary = summarize(plan, keeper, trainer.global_step, interrupted)
             if not interrupted:
                 figures = final_figures(path, data.splits, request.judges, plan.machine.device, say)
@@ -415,6 +422,16 @@ def fit(
         steps_per_epoch=plan.sizes.steps_per_epoch,
         start_step=start_step,
     )
+
+    def follow(strengths: Mapping[str, Any]) -> None:
+        """Trains on with other values of the keys that follow the epochs."""
+        recipe = with_values(plan.recipe, strengths)
+        if recipe != classifier.recipe:
+            keeper.note(describe_strengths(plan.timeline.total / plan.sizes.steps_per_epoch, strengths))
+            classifier.recipe = recipe
+            plan.data.augment = make_augment(recipe, plan.data, plan.request.seed)
+
+    keeper.follow = follow
     extra = extra_logger(plan.request.logger, path, plan.recipe.tables())
     trainer = pl.Trainer(
         accelerator={"cuda": "gpu"}.get(machine.device, machine.device),
@@ -496,7 +513,7 @@ def show(
     )
     with machines.keep_torch():
         plan = make_plan(chosen, request, lambda line, detail=False: None if detail else print(line))
-    reason = plan.augmentation_reason or f"augmentation: {describe_augmentation(plan.recipe.augment)}"
+    reason = plan.strengths_reason or f"augmentation: {describe_augmentation(plan.recipe.augment)}"
     print(f"{reason}, as in a training of {chosen.budget}")
     return draw(plan.data.store, plan.data.augment, target)
 
@@ -528,6 +545,7 @@ def resolve(plan: Plan, earlier: Mapping[str, Any] | None, say: Say) -> dict[str
         "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
         "machine": plan.machine.record(),
         "request": record_request(plan.request),
+        "dial": record_dial(plan, plan.timeline.fits),
     }
     if earlier is None:
         return resolved
@@ -634,7 +652,7 @@ def describe_network(plan: Plan) -> str:
     recipe = plan.recipe
     size = "" if plan.size_reason else f"{describe_size(recipe.model)}, "
     parameters = count(count_parameters(plan.model), "parameter")
-    augmentation = plan.augmentation_reason or f"augmentation: {describe_augmentation(recipe.augment)}"
+    augmentation = plan.strengths_reason or f"augmentation: {describe_augmentation(recipe.augment)}"
     reasons = "; ".join(filter(None, (plan.size_reason, augmentation)))
     return f"{recipe.variant}, {size}{parameters} ({reasons})"
 
@@ -682,7 +700,9 @@ def summarize(plan: Plan, keeper: BudgetKeeper, steps: int, interrupted: bool) -
         "parameters": count_parameters(plan.model),
         "steps": steps,
         "epochs": round(steps / plan.sizes.steps_per_epoch, 4),
+        "planned_epochs": round(plan.timeline.fits[0][1] / plan.sizes.steps_per_epoch, 4),
         "train_flops": keeper.flops,
+        "planned_flops": round(plan.timeline.fits[0][1] * plan.cost.mean()[0]),
         "encoder_flops_share": round(encoder_flops_share(plan.model, plan.recipe.schedule), 4),
         "train_seconds": round(keeper.train_seconds, 2),
         "images_per_second": round(steps * plan.data.batch_size / max(keeper.train_seconds, 1e-9), 2),
@@ -704,6 +724,9 @@ def conclude(summary: Mapping[str, Any], plan: Plan, path: Path, say: Say) -> No
             f"Warning: the training diverged ({split}_loss {summary[f'{split}_loss']:.4g}), so this model is useless; "
             "train again with a smaller learning_rate."
         )
+    missed = far_from_plan(summary, plan.dialled)
+    if missed:
+        say(f"{missed.shows} {missed.step}")
     say(
         f"{count(summary['steps'], 'step')}, {summary['epochs']:.2f} epochs, "
         f"{scientific(summary['train_flops'], 3)} FLOPs, "

@@ -882,7 +882,7 @@ def recipe_keys() -> list[str]:
     from vitreous import dial, recipe
 
     default = recipe.load("default").tables()
-    by_budget = {key for _, values in (*dial.SIZES, *dial.EPOCHS) for key in values}
+    by_budget = {*(f"model.{key}" for key in dial.SIZES[0][1]), *dial.STRENGTHS}
     lines = [
         "",
         "keys of the recipe, with their values in the recipe default (… is chosen from",
@@ -895,7 +895,13 @@ def recipe_keys() -> list[str]:
         lines += ["", f"  {section}"]
         for key, facts in keys.items():
             value = default[section][key]
-            shown = "…" if key in by_budget else value if isinstance(value, str) else recipe.toml_value(value)
+            shown = (
+                "…"
+                if f"{section}.{key}" in by_budget
+                else value
+                if isinstance(value, str)
+                else recipe.toml_value(value)
+            )
             help = f"{listed(facts['choices'])}: {facts['help']}" if facts.get("choices") else facts["help"]
             bounds = allowed_range(facts).removeprefix("from ")
             lines += help_row(f"  {key}={shown}", f"{help} ({bounds})" if bounds else help, indent=29)

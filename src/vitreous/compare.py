@@ -23,7 +23,6 @@ from typing import Any, TypeGuard
 import jinja2
 import numpy as np
 
-from vitreous import dial
 from vitreous import recipe as recipes
 from vitreous.errors import VitreousError, unknown
 from vitreous.files import atomic_write
@@ -795,37 +794,16 @@ def _changes(tables: Mapping[str, Any]) -> str:
     if tables.get("name") not in recipes.names():
         return ""
     original = recipes.load(tables["name"])
-    bases = [original]
-    if original.dial:  # what the dial may have chosen is no change
-        sides = tables["resolved"].get("image_size")
-        sides = sides if type(sides) is int else 32
-        bases = [
-            dataclasses.replace(
-                original,
-                model=dataclasses.replace(
-                    original.model,
-                    **{k: v for k, v in size.items() if k != "stem_dims" or original.model.stem == "conv"},
-                ),
-                augment=dataclasses.replace(
-                    original.augment, **{k: round(v * sides / 32) for k, v in strength.items()}
-                ),
-            )
-            for _, size in dial.SIZES
-            for _, strength in dial.EPOCHS
-        ]
-    changes: list[list[str]] = []
-    for base in bases:
-        known = base.tables()
-        changes.append(
-            [
-                f"{key}={_plain(value)}"
-                for section, table in tables.items()
-                if section in known and section != "budget" and isinstance(table, Mapping)
-                for key, value in table.items()
-                if key in known[section] and _plain(known[section][key]) != _plain(value)
-            ]
-        )
-    return " ".join(sorted(changes, key=len)[0])
+    known = original.tables()
+    chosen = tables["resolved"].get("dial", {}) if original.dial else {}  # no change of a person's
+    return " ".join(
+        f"{key}={_plain(value)}"
+        for section, table in tables.items()
+        if section in known and section != "budget" and isinstance(table, Mapping)
+        for key, value in table.items()
+        if key in known[section] and f"{section}.{key}" not in chosen
+        if _plain(known[section][key]) != _plain(value)
+    )
 
 
 def runs_text(records: Sequence[Mapping[str, Any]], width: int) -> str:

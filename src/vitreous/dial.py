@@ -1,11 +1,7 @@
 """The dial: the budget chooses the size of the network and the strength of its augmentation.
 
-The training FLOPs of a budget choose the network. The epochs that this network can train within the budget then choose
-the augmentation.
-
-The sizes were compared on CIFAR-10's validation split (docs/log.md, "The dial's law", "5.5e14 FLOPs on validation").
-The second and the third size are within half a point of each other at 5.5e14 FLOPs. The third size starts at 1e15, an
-extrapolation. On CIFAR-100 the second size overtakes the first at a somewhat smaller budget.
+The training FLOPs of a budget choose the network. The epochs that this network can train within the budget choose the
+strengths. They follow the epochs: if a run of minutes turns out shorter or longer than forecast, they are chosen again.
 
 A value that a person has set stays. Setting any size field turns automatic sizing off.
 """
@@ -13,28 +9,56 @@ A value that a person has set stays. Setting any size field turns automatic sizi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from vitreous.model.variants import Architecture
-from vitreous.recipe import Recipe
+from vitreous.recipe import Recipe, with_values
 from vitreous.wording import count, scientific
 
-# Smallest number of training FLOPs for each network. The encoder has at least half of the FLOPs of each.
+# Smallest number of training FLOPs for each network. Neighbours reach the same accuracy where one takes over from the
+# other, so a forecast that just misses a threshold costs nothing (docs/log.md, "The dial's law", "5.5e14 FLOPs on
+# validation"). The third size starts at 1e15, an extrapolation.
 SIZES: tuple[tuple[float, dict[str, Any]], ...] = (
-    (0.0, {"embed_dim": 96, "depth": 4, "num_heads": 3, "mlp_dim": 192, "stem_dims": (28, 96)}),
-    (1e14, {"embed_dim": 128, "depth": 4, "num_heads": 2, "mlp_dim": 256, "stem_dims": (40, 128)}),
+    (0.0, {"embed_dim": 96, "depth": 4, "num_heads": 3, "mlp_dim": 192, "stem_dims": (26, 96)}),
+    (1e14, {"embed_dim": 128, "depth": 4, "num_heads": 2, "mlp_dim": 256, "stem_dims": (38, 128)}),
     (1e15, {"embed_dim": 192, "depth": 5, "num_heads": 3, "mlp_dim": 384, "stem_dims": (64, 192)}),
 )
+# More layers for each stage of the convolutional stem beyond two, so that the encoder keeps half of the FLOPs: each
+# further stage works on four times as many pixels as the next.
+STAGE_LAYERS = 4
 
-# Smallest number of epochs for each augmentation, in pixels of an image 32 pixels wide. At 6 epochs, crop 4 with cutout
-# 8 instead of crop 2 cost 1.6 points of validation accuracy (one seed each, `cifar10-make-train-6583d17` and
-# `cifar10-make-train-5de89af` in benchmarks/records.jsonl). The threshold itself comes from trials without a record,
-# which docs/log.md describes.
-EPOCHS: tuple[tuple[float, dict[str, Any]], ...] = (
-    (0.0, {"crop": 2}),
-    (25.0, {"crop": 4, "cutout": 8}),
-)
+
+class Line(NamedTuple):
+    """A strength by the number of epochs: a straight line in log2(epochs), and constant outside of `epochs`.
+
+    Attributes:
+        epochs: few and many.
+        strength: at few and at many epochs; of lengths in pixels, as a fraction of the image's side.
+        pixels: whether the strength is such a length.
+    """
+
+    epochs: tuple[float, float]
+    strength: tuple[float, float]
+    pixels: bool = False
+
+    def at(self, epochs: float, side: int) -> float:
+        """The strength for `epochs` on images of `side` pixels."""
+        few, many = map(math.log2, self.epochs)
+        position = (math.log2(max(epochs, 1e-9)) - few) / (many - few)
+        weak, strong = self.strength
+        strength = weak + (strong - weak) * min(max(position, 0.0), 1.0)
+        return round(strength * side) if self.pixels else round(strength, 4)
+
+
+# Each key of the recipe that follows the number of epochs. Keys of [model] are chosen once, by the first forecast.
+# At 6 epochs, crop 4 with cutout 8 instead of crop 2 cost 1.6 points of validation accuracy (one seed each,
+# `cifar10-make-train-6583d17` and `cifar10-make-train-5de89af` in benchmarks/records.jsonl).
+STRENGTHS: dict[str, Line] = {
+    "augment.crop": Line((12, 40), (2 / 32, 4 / 32), pixels=True),
+    "augment.cutout": Line((12, 40), (0, 8 / 32), pixels=True),
+}
 
 
 def apply_size(recipe: Recipe, train_flops: Callable[[Architecture], float]) -> tuple[Recipe, str]:
@@ -48,11 +72,13 @@ def apply_size(recipe: Recipe, train_flops: Callable[[Architecture], float]) -> 
         where the size was left as it is.
     """
     model = recipe.model
-    size_keys = [key for key in SIZES[0][1] if key != "stem_dims" or model.stem == "conv"]
-    if not recipe.dial or {f"model.{key}" for key in ("variant", *size_keys)} & set(recipe.pinned):
+    keys = size_keys(recipe)
+    if not keys:
         return recipe, ""
+    stages = model.patch_size.bit_length() - 1 if model.stem == "conv" else 0
     for threshold, size in SIZES:
-        candidate = dataclasses.replace(recipe.model, **{key: size[key] for key in size_keys})
+        candidate = dataclasses.replace(model, **{key: size[key] for key in keys})
+        candidate = dataclasses.replace(candidate, depth=size["depth"] + STAGE_LAYERS * max(stages - 2, 0))
         if train_flops(candidate) < threshold:
             break
         model = candidate
@@ -60,34 +86,40 @@ def apply_size(recipe: Recipe, train_flops: Callable[[Architecture], float]) -> 
     return dataclasses.replace(recipe, model=model), reason
 
 
-def apply_augmentation(recipe: Recipe, epochs: float, image_size: int) -> tuple[Recipe, str]:
-    """Chooses crop and cutout by the number of epochs, and turns the dial off: the recipe then holds its values.
+def size_keys(recipe: Recipe) -> tuple[str, ...]:
+    """The keys of [model] that the dial chooses for a recipe; none if a person has set one of them."""
+    keys = [key for key in SIZES[0][1] if key != "stem_dims" or recipe.model.stem == "conv"]
+    pinned = {f"model.{key}" for key in ("variant", *keys)} & set(recipe.pinned)
+    return tuple(keys) if recipe.dial and not pinned else ()
 
-    Args:
-        image_size: in pixels; crop and cutout grow with it.
 
-    Returns:
-        The recipe with the chosen augmentation, and the reason, as in "10.2 epochs → augmentation: crop 2". The reason
-        is "" where the augmentation was left as it is.
-    """
-    if not recipe.dial:
-        return recipe, ""
-    augment: Mapping[str, Any] = {}
-    for threshold, strength in EPOCHS:
-        if epochs >= threshold:
-            augment = strength
-    chosen = {
-        key: round(value * image_size / 32)
-        for key, value in augment.items()
-        if f"augment.{key}" not in recipe.pinned
-    }
-    recipe = dataclasses.replace(
-        recipe, augment=dataclasses.replace(recipe.augment, **chosen), dial=False, pinned=()
-    )
-    values = ", ".join(f"{key} {value}" for key, value in chosen.items())
-    return recipe, f"{epochs:.1f} epochs → augmentation: {values}" if chosen else ""
+def strength_keys(recipe: Recipe) -> tuple[str, ...]:
+    """The keys that the epochs choose for a recipe: all of the law but those that a person has set."""
+    return tuple(key for key in STRENGTHS if key not in recipe.pinned) if recipe.dial else ()
+
+
+def strengths_at(epochs: float, side: int, keys: Iterable[str]) -> dict[str, float]:
+    """The values of `keys`, as far as the law has them, for a number of epochs on images of `side` pixels."""
+    return {key: STRENGTHS[key].at(epochs, side) for key in keys if key in STRENGTHS}
+
+
+def apply_strengths(recipe: Recipe, epochs: float, side: int) -> Recipe:
+    """The recipe with the strengths for a number of epochs, and the dial off: it then holds its values."""
+    complete = with_values(recipe, strengths_at(epochs, side, strength_keys(recipe)))
+    return dataclasses.replace(complete, dial=False, pinned=())
 
 
 def describe_size(model: Architecture) -> str:
     """Width and depth of a network: "96 wide, 4 layers"."""
     return f"{model.embed_dim} wide, {count(model.depth, 'layer')}"
+
+
+def describe_strengths(epochs: float, strengths: Mapping[str, float]) -> str:
+    """What a number of epochs chose: "20.1 epochs → augmentation: crop 3, cutout 3"; "" for no strengths."""
+    parts = {}
+    for title, augments in (("augmentation: ", True), ("", False)):
+        chosen = [key for key in strengths if key.startswith("augment.") == augments]
+        values = [f"{key.partition('.')[2]} {strengths[key]:.3g}" for key in chosen if strengths[key]]
+        if chosen and (values or augments):
+            parts[title] = title + (", ".join(values) or "none")
+    return f"{epochs:.1f} epochs → {'; '.join(parts.values())}" if parts else ""

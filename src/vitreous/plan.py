@@ -7,7 +7,7 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -25,14 +25,21 @@ from vitreous.data.normalize import normalize, to_float
 from vitreous.data.reading import read_options
 from vitreous.data.sources import MissingPathError
 from vitreous.data.store import ImageStore
-from vitreous.dial import apply_augmentation, apply_size
+from vitreous.dial import (
+    apply_size,
+    apply_strengths,
+    describe_strengths,
+    size_keys,
+    strength_keys,
+    strengths_at,
+)
 from vitreous.errors import VitreousError, unknown
 from vitreous.files import path_of
 from vitreous.machine import Machine
 from vitreous.model.variants import VARIANTS, Architecture
 from vitreous.model.vit import ATTENTION, VisionTransformer
 from vitreous.native.accelerate import accelerate, unsupported
-from vitreous.recipe import Recipe, convert
+from vitreous.recipe import Recipe, convert, with_values
 from vitreous.request import BACKENDS, DEVICES, PRECISIONS, READING, Request
 from vitreous.run import Run, Say, check_same_data, missing_arrays, missing_data
 from vitreous.training.budget import Sizes, final_seconds, planned_steps
@@ -44,13 +51,33 @@ WHITENING_IMAGES = 5000
 ARRAYS = "arrays"  # recorded in place of data that only the caller has
 
 
+class Strengths(dict[int, dict[str, float]]):
+    """The values of the keys that follow the epochs, by the run's number of steps: {1200: {"augment.crop": 3}}.
+
+    Those of a new number of steps are chosen by `choose` and kept. A run that is repeated begins with those of its
+    record, so it does not depend on the law of a later version.
+    """
+
+    def __init__(
+        self, choose: Callable[[int], dict[str, float]], recorded: Mapping[int, dict[str, float]]
+    ) -> None:
+        super().__init__(recorded)
+        self.choose = choose
+
+    def __missing__(self, total: int) -> dict[str, float]:
+        self[total] = self.choose(total)
+        return self[total]
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything that a training needs, decided.
 
     Attributes:
         request: the user's request.
-        recipe: complete, with all values that follow from data and budget.
+        recipe: complete, with all values that follow from data and budget; its strengths are those of the first fit.
+        strengths: the values of its keys that follow the epochs when the run's length is fitted again.
+        dialled: all keys that the dial chose.
         data: opened and split, with the augmentation.
         model: the network to train, on the CPU. Its weights are a function of the seed. It is accelerated if the
             machine's backend is native.
@@ -60,12 +87,14 @@ class Plan:
         timeline: the run's length in steps.
         later_fits: the later fits of a run that is repeated; None for a new run.
         began: when the budget's clock started, with the data in the cache, on `time.monotonic`.
-        size_reason, augmentation_reason: the dial's reasons, or "" if it chose nothing.
+        size_reason, strengths_reason: the dial's reasons, or "" if it chose nothing.
         notices: decisions that may surprise, as sentences.
     """
 
     request: Request
     recipe: Recipe
+    strengths: Strengths
+    dialled: tuple[str, ...]
     data: ImageData
     model: VisionTransformer
     machine: Machine
@@ -75,7 +104,7 @@ class Plan:
     later_fits: list[tuple[int, int]] | None
     began: float
     size_reason: str
-    augmentation_reason: str
+    strengths_reason: str
     notices: tuple[str, ...]
 
 
@@ -92,8 +121,8 @@ def make_plan(
 
     Args:
         say: is called with every decision that follows from data and budget.
-        recorded: the parts of another run's `[resolved]` table to use again: choices in `machine`, fits in `timeline`.
-            With a `fingerprint`, the data must be those of that run.
+        recorded: the parts of another run's `[resolved]` table to use again: choices in `machine` and `dial`, fits in
+            `timeline`. With a `fingerprint`, the data must be those of that run.
         recorded_split: the `split.json` of that run, to cut the same images.
         strict: raise if this machine cannot honour a recorded choice, instead of choosing anew.
 
@@ -174,22 +203,36 @@ def make_plan(
         return planned_steps(budget, cost_of(architecture), sizes) * cost_of(architecture).mean()[0]
 
     sized, size_reason = apply_size(recipe, train_flops)
-    cost = cost_of(sized.model)
-    model = build_model(sized, data, request.seed)
+
+    # The run's length, and the strengths for it.
+    def planned(model: Architecture) -> int:
+        return fits[0][1] if fits else planned_steps(recipe.budget, cost_of(model), sizes)
+
+    def choose_strengths(total: int) -> dict[str, float]:
+        return strengths_at(total / sizes.steps_per_epoch, size, following)
+
+    complete = apply_strengths(sized, planned(sized.model) / sizes.steps_per_epoch, size)
+    timeline = Timeline([(0, planned(complete.model))])  # stochastic depth has another cost
+    dialled = [*(f"model.{key}" for key in size_keys(recipe)), *strength_keys(recipe)]
+    following = [key for key in recorded.get("dial", dialled) if not key.startswith("model.")]
+    strengths = Strengths(choose_strengths, recorded_strengths(recorded))
+    complete = with_values(complete, strengths[timeline.total])
+
+    # The network, and what computes it.
+    cost = cost_of(complete.model)
+    model = build_model(complete, data, request.seed)
     machine = machine_for(model)
     if machine.backend == "torch" and machine.device == "cpu" and request.backend == "auto":
         notices[next(reason for reason in machine.reasons if reason.startswith("backend:"))] = None
 
-    # The run's length, and the augmentation for it.
-    timeline = Timeline([tuple(fits[0]) if fits else (0, planned_steps(sized.budget, cost, sizes))])
     shortest = cost.full.seconds + final_seconds(cost, sizes)
     if measured and shortest > 60 * sized.budget.amount:
         notices[
             f"The budget of {sized.budget} is too short here: a single step, the final evaluation and the report take "
             f"about {count(round(shortest), 'second')}, so this run will take longer."
         ] = None
-    complete, augmentation_reason = apply_augmentation(sized, timeline.total / sizes.steps_per_epoch, size)
-    for reason in filter(None, (size_reason, augmentation_reason)):
+    strengths_reason = describe_strengths(timeline.total / sizes.steps_per_epoch, strengths[timeline.total])
+    for reason in filter(None, (size_reason, strengths_reason)):
         say(f"dial: {reason}", detail=True)
     data.augment = make_augment(complete, data, request.seed)
     flops = timeline.total * cost.mean()[0]
@@ -199,6 +242,8 @@ def make_plan(
     return Plan(
         request=request,
         recipe=complete,
+        strengths=strengths,
+        dialled=tuple(recorded.get("dial", dialled)),
         data=data,
         model=set_up(model, machine),
         machine=machine,
@@ -208,7 +253,7 @@ def make_plan(
         later_fits=[(step, total) for step, total in fits[1:]] if fits else None,
         began=began,
         size_reason=size_reason,
-        augmentation_reason=augmentation_reason,
+        strengths_reason=strengths_reason,
         notices=tuple(notices),
     )
 
@@ -269,7 +314,10 @@ def fit_to_data(recipe: Recipe, data: ImageData, say: Say) -> Recipe:
     size = data.store.image_size
     variant = VARIANTS[recipe.variant]
     if recipe.model.stem == "conv" and "model.patch_size" not in recipe.pinned:
-        patch = max(2, variant.architecture.patch_size * 2 ** round(math.log2(size / variant.image_size)))
+        doublings = math.floor(
+            math.log2(size / variant.image_size * 8 / 7)
+        )  # at least 7 patches along a side
+        patch = max(2, variant.architecture.patch_size * 2**doublings)
         if patch != recipe.model.patch_size:
             say(f"patch_size: {patch}, for about the usual number of tokens at {size} pixels", detail=True)
             recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, patch_size=patch))
@@ -332,6 +380,26 @@ def make_augment(recipe: Recipe, data: ImageData, seed: int) -> Augment:
 
 
 # ---- the records of a run
+
+
+def record_dial(plan: Plan, fits: Sequence[tuple[int, int]]) -> dict[str, list[Any]]:
+    """The values of each key that the dial chose: one of the network, and one for each fit of a key that follows."""
+    record = {}
+    for name in plan.dialled:
+        section, _, key = name.partition(".")
+        value = getattr(getattr(plan.recipe, section), key)
+        totals = [total for _, total in fits[: 1 if section == "model" else None]]
+        record[name] = [plan.strengths[total].get(name, value) for total in totals]
+    return record
+
+
+def recorded_strengths(resolved: Mapping[str, Any]) -> dict[int, dict[str, float]]:
+    """The strengths in the `[resolved]` table of a finished run, by the number of steps; {} of any other run."""
+    fits = resolved.get("timeline", {}).get("fits", [])
+    follow = {key: values for key, values in resolved.get("dial", {}).items() if not key.startswith("model.")}
+    return {
+        total: {key: values[index] for key, values in follow.items()} for index, (_, total) in enumerate(fits)
+    }
 
 
 def record_request(request: Request) -> dict[str, Any]:
@@ -424,6 +492,7 @@ def check_values(resolved: Any, file: Path | str) -> None:
                 raise unknown(f"machine.{key}", machine[key], names[key])
         if "fits" in tables["timeline"]:
             check_fits(tables["timeline"]["fits"])
+        check_dial(check_table(resolved.get("dial", {}), "dial"), tables["timeline"].get("fits", [None]))
     except VitreousError as error:
         raise VitreousError(f"{file} is not as a run wrote it: {error} Restore it, or train anew.") from None
 
@@ -444,6 +513,14 @@ def check_fits(fits: Any) -> None:
     except (TypeError, ValueError, IndexError, VitreousError):
         pass
     raise VitreousError(f"timeline.fits must be pairs of a rising step and a total, not {fits!r}.")
+
+
+def check_dial(dial: Mapping[str, Any], fits: Sequence[Any]) -> None:
+    """Raises `VitreousError` unless `dial` has a value of each key for each of the fits, as `record_dial` writes."""
+    for key, values in dial.items():
+        expected = 1 if key.startswith("model.") else len(fits)
+        if not isinstance(values, list) or len(values) != expected:
+            raise VitreousError(f"dial.{key} must be a list of {count(expected, 'value')}, not {values!r}.")
 
 
 def missing_table(run: Run, table: str) -> VitreousError:

@@ -315,6 +315,27 @@ def parse(
     )
 
 
+def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """The recipe with other values, as in {"augment.crop": 3}.
+
+    Raises:
+        VitreousError: a key is unknown, or a value has the wrong type or is out of range.
+    """
+    known = {"model": Architecture, **SECTIONS}
+    names = [
+        f"{section}.{field.name}" for section, kind in known.items() for field in dataclasses.fields(kind)
+    ]
+    tables: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        if name not in names:
+            raise unknown("key of the recipe", name, names)
+        section, _, key = name.partition(".")
+        tables.setdefault(section, {**vars(getattr(recipe, section))})[key] = value
+    return dataclasses.replace(
+        recipe, **{section: _build(known[section], table, section) for section, table in tables.items()}
+    )
+
+
 def scale_muon(optimizer: dict[str, Any], before: OptimizerSection, changed: set[str]) -> None:
     """Scales Muon's learning rate with AdamW's if an override changes only AdamW's.
 

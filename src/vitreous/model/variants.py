@@ -32,7 +32,7 @@ class Architecture:
         "patch embedding; linear is the paper's, conv a whitening and 3x3 convolutions",
         choices=("linear", "conv"),
     )
-    stem_dims: tuple[int, ...] = setting((), "widths of the last stages of stem=conv, e.g. [28, 96]")
+    stem_dims: tuple[int, ...] = setting((), "widths of the last stages of stem=conv, e.g. [26, 96]")
     pool: str = setting(
         "cls",
         "what the head reads; cls is a class token, attention a learned weighted mean of the tokens",
@@ -129,7 +129,7 @@ VARIANTS: dict[str, Variant] = {
             num_heads=3,
             mlp_dim=192,
             stem="conv",
-            stem_dims=(28, 96),
+            stem_dims=(26, 96),
             pool="attention",
             qk_norm=True,
             zero_init=True,

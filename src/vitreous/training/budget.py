@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,9 +59,13 @@ class BudgetKeeper(pl.Callback):
         budget: the amount that the run may cost. All units but minutes are exact.
         cost: of the run's steps.
         sizes: number of images in a step and in each split.
+        strengths: the values of the keys that follow the epochs, by the run's number of steps.
         began: when the budget's clock started, on `time.monotonic`.
         recorded: the later fits of a run that is repeated, applied at their steps. No new fits are then made.
         note: is called with a line for each fit.
+
+    Attributes:
+        follow: is called with the strengths of each later fit.
     """
 
     def __init__(
@@ -71,12 +75,15 @@ class BudgetKeeper(pl.Callback):
         cost: RunCost,
         sizes: Sizes,
         *,
+        strengths: MutableMapping[int, dict[str, float]] | None = None,
         began: float,
         recorded: Sequence[tuple[int, int]] | None = None,
         note: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.timeline, self.budget, self.cost, self.sizes = timeline, budget, cost, sizes
         self.began, self.recorded, self.note = began, list(recorded or ()), note
+        self.strengths = defaultdict(dict) if strengths is None else strengths
+        self.follow: Callable[[Mapping[str, float]], None] = lambda strengths: None
         fits = budget.unit == "minutes" and recorded is None
         self.deadline = began + 60 * budget.amount if fits else None
         self.measured_image_seconds: float | None = None
@@ -168,7 +175,7 @@ class BudgetKeeper(pl.Callback):
         if self.deadline is not None:
             self._fit(trainer.global_step, now)
         while self.recorded and self.recorded[0][0] <= trainer.global_step:
-            self.timeline.fit(*self.recorded.pop(0))
+            self._fit_to(*self.recorded.pop(0))
         if trainer.global_step >= self.timeline.total:
             self._stop(trainer)
 
@@ -200,17 +207,24 @@ class BudgetKeeper(pl.Callback):
             f"step {step:,}: at {1000 * self.step_seconds:.0f} ms a step the run would end {abs(missed):.1f} s "
             f"{'late' if missed > 0 else 'early'}, so {self.timeline.total:,} steps become {total:,}"
         )
+        self._fit_to(step, total)
+
+    def _fit_to(self, step: int, total: int) -> None:
         self.timeline.fit(step, total)
+        self.follow(self.strengths[total])
 
     def state_dict(self) -> dict[str, Any]:
         fits = [list(fit) for fit in self.timeline.fits]
+        strengths = {total: self.strengths[total] for _, total in fits}
         seconds = {"train_seconds": self.train_seconds, "total_seconds": self.total_seconds}
-        return {"fits": fits, "flops": self.flops, **seconds}
+        return {"fits": fits, "strengths": strengths, "flops": self.flops, **seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues a run with its length as last fitted. No more fits are made, so the rest is repeatable."""
         self.timeline.fits[:] = [tuple(fit) for fit in state["fits"]]
         self.recorded = [fit for fit in self.recorded if fit[0] > self.timeline.fits[-1][0]]
+        self.strengths.update(state.get("strengths", {}))  # earlier checkpoints have none
+        self.follow(self.strengths[self.timeline.total])
         self.earlier_seconds, self.earlier_total = state["train_seconds"], state["total_seconds"]
         self.flops = state["flops"]
         self.deadline = None

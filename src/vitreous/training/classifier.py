@@ -163,6 +163,7 @@ class Classifier(pl.LightningModule):
         optimizer = cast("torch.optim.Optimizer", self.optimizers())
         set_learning_rates(optimizer, self.recipe, self.timeline, self.global_step)
         for group in optimizer.param_groups:
+            group["weight_decay"] = self.recipe.optimizer.weight_decay  # may follow the epochs
             name = "muon_learning_rate" if group.get("muon") else "learning_rate"
             # A tensor on the CPU, because Lightning would copy a number to the device and wait for it in each step.
             self.log(name, torch.tensor(group["lr"]))

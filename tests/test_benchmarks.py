@@ -293,7 +293,7 @@ def test_tables_and_plots_are_those_of_the_records(tmp_path: Path) -> None:
     for page in ("README.md", "docs/results.md", "docs/speed.md", "docs/images.md"):
         assert (tmp_path / page).read_bytes() == (ROOT / page).read_bytes(), f"{page}: run make leaderboard"
     drawn = sorted((tmp_path / "docs").glob("*.svg"))
-    assert [plot.name for plot in drawn] == ["accuracy-flops.svg", "accuracy-minutes.svg", "law.svg"]
+    assert [plot.name for plot in drawn] == ["accuracy-flops.svg", "accuracy-minutes.svg", "dial.svg", "law.svg"]
     if f"Matplotlib v{matplotlib.__version__}," not in (ROOT / "docs" / "law.svg").read_text():
         pytest.skip("the plots were drawn by another version of Matplotlib")
     for plot in drawn:

@@ -1,10 +1,10 @@
-"""Draws every table and plot of results from `records.jsonl`, and from nothing else.
+"""Draws every table and plot of results from `records.jsonl`.
 
     python benchmarks/leaderboard.py
 
 Fills the tables of `docs/results.md`, `docs/speed.md` and `docs/images.md`, and the table of results in `README.md`.
-Draws `docs/accuracy-flops.svg`, `docs/accuracy-minutes.svg` and `docs/law.svg`. `docs/dial.svg` is the only plot that is
-drawn from the package: from the tables of `vitreous/dial.py`.
+Draws `docs/accuracy-flops.svg`, `docs/accuracy-minutes.svg` and `docs/law.svg`. Draws `docs/dial.svg` too, but that is
+from the tables of `vitreous/dial.py`.
 """
 
 from __future__ import annotations

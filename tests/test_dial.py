@@ -19,6 +19,7 @@ import torch
 import vitreous
 from vitreous import dial, plan
 from vitreous import recipe as recipes
+from vitreous.errors import VitreousError
 from vitreous.model.summary import count_flops
 from vitreous.model.variants import Architecture
 from vitreous.model.vit import VisionTransformer
@@ -251,6 +252,34 @@ def test_strengths_follow_the_epochs_that_are_really_made(
     del tiny["overrides"]
     vitreous.train(arrays, str(run.path / "recipe.toml"), steps=2, out=tmp_path / "own", **tiny)
     assert [values[1:] for values in used] == 2 * [steps[-1][1:]]
+
+
+def test_a_run_without_a_record_of_the_dial_is_repeated(
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    """Earlier versions wrote none; their augmentation was the same in the whole run."""
+    run = vitreous.train(arrays, steps=3, out=tmp_path / "run", **tiny)
+    tables = run.tables
+    assert tables["resolved"].pop("dial").keys() == dial.STRENGTHS.keys()
+    (run.path / "recipe.toml").write_text(recipes.dump(tables))
+    again = vitreous.repeat(run.path, arrays, out=tmp_path / "again")
+    assert same_weights(run, again) and again.recipe == run.recipe and again.resolved["dial"] == {}
+
+
+def test_a_damaged_record_of_the_dial_is_refused(
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    run = vitreous.train(arrays, steps=3, out=tmp_path / "run", **tiny)
+    text = (run.path / "recipe.toml").read_text()
+    for value, message in (
+        ("[2, 2]", "dial.augment.crop must be a list of 1 value"),
+        ("[-2]", "augment.crop"),
+    ):
+        damaged = re.sub(r'^"augment.crop" = .*$', f'"augment.crop" = {value}', text, flags=re.MULTILINE)
+        assert damaged != text
+        (run.path / "recipe.toml").write_text(damaged)
+        with pytest.raises(VitreousError, match=re.escape(message)):
+            vitreous.repeat(run.path, arrays, out=tmp_path / "again")
 
 
 @pytest.mark.usefixtures("law", "slow_machine")

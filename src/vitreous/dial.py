@@ -116,10 +116,8 @@ def describe_size(model: Architecture) -> str:
 
 def describe_strengths(epochs: float, strengths: Mapping[str, float]) -> str:
     """What a number of epochs chose: "20.1 epochs → augmentation: crop 3, cutout 3"; "" for no strengths."""
-    parts = {}
-    for title, augments in (("augmentation: ", True), ("", False)):
-        chosen = [key for key in strengths if key.startswith("augment.") == augments]
-        values = [f"{key.partition('.')[2]} {strengths[key]:.3g}" for key in chosen if strengths[key]]
-        if chosen and (values or augments):
-            parts[title] = title + (", ".join(values) or "none")
-    return f"{epochs:.1f} epochs → {'; '.join(parts.values())}" if parts else ""
+    values = {key: f"{key.partition('.')[2]} {value:.3g}" for key, value in strengths.items() if value}
+    augments = [text for key, text in values.items() if key.startswith("augment.")]
+    others = [text for key, text in values.items() if not key.startswith("augment.")]
+    parts = [f"augmentation: {', '.join(augments) or 'none'}", *others]
+    return f"{epochs:.1f} epochs → {'; '.join(parts)}" if strengths else ""

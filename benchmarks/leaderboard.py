@@ -1,9 +1,10 @@
-"""Draws every table and plot of results from `records.jsonl`, and from nothing else.
+"""Draws every table and plot of results from `records.jsonl`.
 
     python benchmarks/leaderboard.py
 
 Fills the tables of `docs/results.md`, `docs/speed.md` and `docs/images.md`, and the table of results in `README.md`.
-Draws `docs/accuracy-flops.svg`, `docs/accuracy-minutes.svg`, `docs/law.svg` and `docs/folders.svg`.
+Draws `docs/accuracy-flops.svg`, `docs/accuracy-minutes.svg`, `docs/law.svg` and `docs/folders.svg`, and `docs/dial.svg`
+from the tables of `vitreous/dial.py`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ import speed_page
 from folder_sets import SETS
 from pages import fill, markers
 from record import HERE, load
+
+from vitreous import dial
 
 Record = dict[str, Any]
 
@@ -125,6 +128,7 @@ def render(root: Path) -> None:
     plot_accuracy(root / "docs" / "accuracy-minutes.svg", "total_seconds")
     plot_law(root / "docs" / "law.svg")
     folders_page.plot(root / "docs" / "folders.svg")
+    plot_dial(root / "docs" / "dial.svg")
 
 
 # ---- what a record says
@@ -627,6 +631,41 @@ def plot_law(file: Path) -> None:
     save(chart, file, [dot("o", color, arm) for arm, color in WIDTHS.items()])
 
 
+def plot_dial(file: Path) -> None:
+    """What the dial chooses: the network by training FLOPs above, the strengths by epochs below."""
+    chart, (sizes, strengths) = panels(sharex=False)
+    starts = [max(start, dial.SIZES[1][0] / 10) for start, _ in dial.SIZES]
+    widths = [size["embed_dim"] for _, size in dial.SIZES]
+    ends = [*starts, 10 * starts[-1]]
+    sizes.stairs(widths, ends, baseline=None, color="C0")
+    for start, end, (_, size) in zip(ends, ends[1:], dial.SIZES, strict=False):
+        text = f"{size['embed_dim']} wide\n{size['depth']} layers"
+        sizes.text(np.sqrt(start * end), size["embed_dim"], text, ha="center", va="bottom", fontsize=9)
+    sizes.set(xscale="log", xlim=(ends[0], ends[-1]), ylim=(0, 1.25 * max(widths)))
+    sizes.set(xlabel="training FLOPs", ylabel="width of a token", title="network")
+
+    epochs = np.geomspace(1, 128, 400)
+    for index, (key, line) in enumerate(dial.STRENGTHS.items()):
+        strongest = max(line.strength)
+        label = f"{key.partition('.')[2]}, up to {strongest:g}{' of the side' if line.pixels else ''}"
+        shares = [line._replace(pixels=False).at(number, 0) / strongest for number in epochs]
+        strengths.plot(epochs, shares, color=f"C{index}", ls=("-", "--", ":", "-.")[index % 4], label=label)
+    ticks = [2**power for power in range(8)]
+    strengths.set(
+        xscale="log",
+        xlim=(1, 128),
+        ylim=(0, None),
+        xlabel="epochs that the run makes",
+        ylabel="share of the strongest",
+    )
+    strengths.set_title("strengths")
+    strengths.set_xticks(ticks, [str(tick) for tick in ticks])
+    for axis in (sizes, strengths):
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    save(chart, file, strengths.get_legend_handles_labels()[0])
+
+
 def scale_errors(axis: Any, shown: list[float]) -> None:
     """Stretches high accuracies on the y axis: equal steps are equal ratios of errors."""
     low, high = np.log(100 - np.array([min(shown), max(shown)]))
@@ -638,9 +677,9 @@ def scale_errors(axis: Any, shown: list[float]) -> None:
     axis.yaxis.set_major_locator(mpl.ticker.FixedLocator(TICKS) if span > 30 else locator)
 
 
-def panels(height: float = HEIGHT) -> tuple[Any, Any]:
+def panels(height: float = HEIGHT, sharex: bool = True) -> tuple[Any, Any]:
     plt.rcParams["svg.hashsalt"] = "vitreous"  # the same bytes from the same records
-    return plt.subplots(2, 1, figsize=(WIDTH, height), sharex=True, layout="constrained")
+    return plt.subplots(2, 1, figsize=(WIDTH, height), sharex=sharex, layout="constrained")
 
 
 def dot(marker: str, color: str, label: str, hollow: bool = False) -> Any:

@@ -92,3 +92,19 @@ def test_texts_name_the_figures() -> None:
     assert labels and "12 of 500 validation and 9 of 500 test images" in labels.shows
     calibration = SHOWN["calibration"]
     assert calibration and "too sure" in calibration.shows
+
+
+def test_a_run_far_from_its_plan() -> None:
+    dial = ["model.embed_dim", "augment.crop"]
+    run = {"status": "finished", "planned_epochs": 38.04, "epochs": 8.6}
+    found = advice.far_from_plan(run, dial)
+    assert found and found.shows == (
+        "The machine was slower than forecast: 8.6 epochs instead of 38.0. The augmentation was chosen again for them. "
+        "The network keeps the size that was chosen for the forecast."
+    )
+    fast = advice.far_from_plan({**run, "epochs": 50}, [])
+    assert fast and fast.shows == "The machine was faster than forecast: 50.0 epochs instead of 38.0."
+    assert advice.far_from_plan({**run, "epochs": 30}, dial) is None
+    assert advice.far_from_plan({**run, "epochs": 46}, dial) is None
+    assert advice.far_from_plan({**run, "status": "interrupted"}, dial) is None
+    assert advice.far_from_plan({"status": "finished", "epochs": 3}, dial) is None  # of an earlier version

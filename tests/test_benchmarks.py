@@ -293,7 +293,7 @@ def test_tables_and_plots_are_those_of_the_records(tmp_path: Path) -> None:
     for page in ("README.md", "docs/results.md", "docs/speed.md", "docs/images.md"):
         assert (tmp_path / page).read_bytes() == (ROOT / page).read_bytes(), f"{page}: run make leaderboard"
     drawn = sorted((tmp_path / "docs").glob("*.svg"))
-    expected = ["accuracy-flops.svg", "accuracy-minutes.svg", "law.svg"]
+    expected = ["accuracy-flops.svg", "accuracy-minutes.svg", "dial.svg", "law.svg"]
     expected += ["folders.svg"] if any(record["study"] == "folders" for record in records()) else []
     assert [plot.name for plot in drawn] == sorted(expected)
     if f"Matplotlib v{matplotlib.__version__}," not in (ROOT / "docs" / "law.svg").read_text():
@@ -412,7 +412,7 @@ def resolve(words: list[str], train_flops: float) -> tuple[dict[str, Any], int]:
     sized, _ = apply_size(recipe, lambda architecture: budget.amount)
     cost = count_cost(sized, 32, {"cifar10": 10, "cifar100": 100}[data], batch)
     steps = planned_steps(budget, cost, Sizes(batch, steps_per_epoch, 0, 0))
-    complete = apply_strengths(sized, steps / steps_per_epoch, 32)
+    complete = apply_strengths(sized, steps, steps_per_epoch, 32)
     return json.loads(json.dumps(complete.tables())), steps
 
 

@@ -19,6 +19,7 @@ import torch
 import vitreous
 from vitreous import dial, plan
 from vitreous import recipe as recipes
+from vitreous.errors import VitreousError
 from vitreous.model.summary import count_flops
 from vitreous.model.variants import Architecture
 from vitreous.model.vit import VisionTransformer
@@ -38,9 +39,10 @@ def applied(
     size: int = 32,
 ) -> tuple[Recipe, list[str]]:
     recipe, size_reason = dial.apply_size(recipes.load("default", overrides), lambda architecture: flops)
-    strengths = dial.strengths_at(epochs, size, dial.strength_keys(recipe))
+    steps = round(100 * epochs)
+    strengths = dial.strengths_at(recipe, steps, 100, size, dial.strength_keys(recipe))
     reasons = [size_reason, dial.describe_strengths(epochs, strengths)]
-    return dial.apply_strengths(recipe, epochs, size), reasons
+    return dial.apply_strengths(recipe, steps, 100, size), reasons
 
 
 def default_for(side: int, flops: float) -> tuple[Recipe, VisionTransformer]:
@@ -121,7 +123,7 @@ def test_the_values_of_an_own_recipe_stay(tmp_path: Path) -> None:
     )
     sized, reason = dial.apply_size(recipes.load(str(own)), lambda architecture: 1e18)
     assert reason == ""
-    recipe = dial.apply_strengths(sized, 60, 32)
+    recipe = dial.apply_strengths(sized, 6000, 100, 32)
     assert (recipe.model.depth, recipe.augment.crop) == (6, 3)
     assert recipe.augment.cutout > 0  # which it does not name
 
@@ -134,7 +136,7 @@ def test_another_stem_still_gets_its_size() -> None:
 def test_a_recipe_without_a_dial_is_left_alone() -> None:
     recipe = recipes.load("notebook-cifar10")
     assert dial.apply_size(recipe, lambda architecture: 1e20) == (recipe, "")
-    assert dial.apply_strengths(recipe, 1e3, 32) == recipe
+    assert dial.apply_strengths(recipe, 100_000, 100, 32) == recipe
 
 
 SMALL = {"embed_dim": 32, "depth": 1, "num_heads": 2, "mlp_dim": 32, "stem_dims": (8, 16)}
@@ -251,6 +253,34 @@ def test_strengths_follow_the_epochs_that_are_really_made(
     del tiny["overrides"]
     vitreous.train(arrays, str(run.path / "recipe.toml"), steps=2, out=tmp_path / "own", **tiny)
     assert [values[1:] for values in used] == 2 * [steps[-1][1:]]
+
+
+def test_a_run_without_a_record_of_the_dial_is_repeated(
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    """Earlier versions wrote none; their augmentation was the same in the whole run."""
+    run = vitreous.train(arrays, steps=3, out=tmp_path / "run", **tiny)
+    tables = run.tables
+    assert tables["resolved"].pop("dial").keys() == dial.STRENGTHS.keys()
+    (run.path / "recipe.toml").write_text(recipes.dump(tables))
+    again = vitreous.repeat(run.path, arrays, out=tmp_path / "again")
+    assert same_weights(run, again) and again.recipe == run.recipe and again.resolved["dial"] == {}
+
+
+def test_a_damaged_record_of_the_dial_is_refused(
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    run = vitreous.train(arrays, steps=3, out=tmp_path / "run", **tiny)
+    text = (run.path / "recipe.toml").read_text()
+    for value, message in (
+        ("[2, 2]", "dial.augment.crop must be a list of 1 value"),
+        ("[-2]", "augment.crop"),
+    ):
+        damaged = re.sub(r'^"augment.crop" = .*$', f'"augment.crop" = {value}', text, flags=re.MULTILINE)
+        assert damaged != text
+        (run.path / "recipe.toml").write_text(damaged)
+        with pytest.raises(VitreousError, match=re.escape(message)):
+            vitreous.repeat(run.path, arrays, out=tmp_path / "again")
 
 
 @pytest.mark.usefixtures("law", "slow_machine")

@@ -626,7 +626,7 @@ def introduce(plan: Plan, path: Path, start: Path | None, say: Say) -> None:
     say(f"optimizer: {optimizer}", detail=True)
     say(f"cost: {plan.cost.mean()[0] / 1e9:,.1f} GFLOP a step, on average", detail=True)
     say(f"data: {describe_data(plan.data)}")
-    say(f"network: {describe_network(plan)}")
+    say(f"network: {describe_network(plan, known=start is None)}")
     resumed = f", resumed after step {step_of(start):,} ({start.name})" if start else ""
     say(f"budget: {describe_budget(plan, known=start is None)}{resumed}, saved in {path}")
 
@@ -647,14 +647,20 @@ def describe_data(data: ImageData) -> str:
     )
 
 
-def describe_network(plan: Plan) -> str:
-    """The network in a line, with the dial's reasons for its size and augmentation."""
+def describe_network(plan: Plan, known: bool) -> str:
+    """The network in a line, with the dial's reasons for its size and augmentation.
+
+    Args:
+        known: whether the plan knows the augmentation. A resumed run has it in its checkpoint.
+    """
     recipe = plan.recipe
     size = "" if plan.size_reason else f"{describe_size(recipe.model)}, "
     parameters = count(count_parameters(plan.model), "parameter")
     augmentation = plan.strengths_reason or f"augmentation: {describe_augmentation(recipe.augment)}"
+    if not known and plan.strengths[plan.timeline.total]:
+        augmentation = ""
     reasons = "; ".join(filter(None, (plan.size_reason, augmentation)))
-    return f"{recipe.variant}, {size}{parameters} ({reasons})"
+    return f"{recipe.variant}, {size}{parameters}" + (f" ({reasons})" if reasons else "")
 
 
 def describe_augmentation(augment: AugmentSection) -> str:

@@ -35,34 +35,36 @@ class Line(NamedTuple):
 
     Attributes:
         epochs: few and many.
-        strength: at few and at many epochs; of lengths in pixels, as a fraction of the image's side.
-        pixels: whether the strength is such a length.
+        strength: at few and at many epochs.
+        unit: what the strength is a multiple of: "1"; "side", the image's side in pixels; or "run", for a weight decay,
+            which is given as the sum of what it takes from a weight over all steps, as a multiple of the weight.
     """
 
     epochs: tuple[float, float]
     strength: tuple[float, float]
-    pixels: bool = False
+    unit: str = "1"
 
-    def at(self, epochs: float, side: int) -> float:
-        """The strength for `epochs` on images of `side` pixels."""
+    def at(self, epochs: float) -> float:
+        """The strength for `epochs`, in its unit."""
         few, many = map(math.log2, self.epochs)
         position = (math.log2(max(epochs, 1e-9)) - few) / (many - few)
         weak, strong = self.strength
-        strength = weak + (strong - weak) * min(max(position, 0.0), 1.0)
-        return round(strength * side) if self.pixels else round(strength, 4)
+        return weak + (strong - weak) * min(max(position, 0.0), 1.0)
 
 
 # Each key of the recipe that follows the number of epochs. Keys of [model] are chosen once, by the first forecast.
-# Each was measured on more than one data set (docs/log.md, "Weight decay for Muon", "Mixing by the number of epochs").
-# At 6 epochs, crop 4 with cutout 8 instead of crop 2 cost 1.6 points of validation accuracy (one seed each,
-# `cifar10-make-train-6583d17` and `cifar10-make-train-5de89af` in benchmarks/records.jsonl).
+# docs/log.md tells how each was measured: "Weight decay for Muon", "Mixing by the number of epochs". At 6 epochs, crop 4
+# with cutout 8 instead of crop 2 cost 1.6 points of validation accuracy (one seed each, `cifar10-make-train-6583d17` and
+# `cifar10-make-train-5de89af` in benchmarks/records.jsonl).
 STRENGTHS: dict[str, Line] = {
-    "augment.crop": Line((12, 40), (2 / 32, 4 / 32), pixels=True),
-    "augment.cutout": Line((12, 40), (0, 8 / 32), pixels=True),
-    "augment.mixup": Line((12, 60), (0, 0.3)),
-    "augment.cutmix": Line((12, 60), (0, 0.5)),
-    "optimizer.weight_decay": Line((5, 60), (0.3, 1.0)),
+    "augment.crop": Line((12, 40), (2 / 32, 4 / 32), "side"),
+    "augment.cutout": Line((12, 40), (0, 8 / 32), "side"),
+    "augment.mixup": Line((12, 30), (0, 0.3)),
+    "augment.cutmix": Line((12, 30), (0, 0.5)),
+    "optimizer.weight_decay": Line((5, 60), (3, 8), "run"),
 }
+# Largest part of a weight that its decay takes in one step. More was not measured, and short runs would need it.
+LARGEST_DECAY = 0.02
 
 
 def apply_size(recipe: Recipe, train_flops: Callable[[Architecture], float]) -> tuple[Recipe, str]:
@@ -102,14 +104,30 @@ def strength_keys(recipe: Recipe) -> tuple[str, ...]:
     return tuple(key for key in STRENGTHS if key not in recipe.pinned) if recipe.dial else ()
 
 
-def strengths_at(epochs: float, side: int, keys: Iterable[str]) -> dict[str, float]:
-    """The values of `keys`, as far as the law has them, for a number of epochs on images of `side` pixels."""
-    return {key: STRENGTHS[key].at(epochs, side) for key in keys if key in STRENGTHS}
+def strengths_at(
+    recipe: Recipe, steps: int, steps_per_epoch: int, side: int, keys: Iterable[str]
+) -> dict[str, float]:
+    """The values of `keys`, as far as the law has them, for a run of `steps` on images of `side` pixels."""
+    optimizer = recipe.optimizer
+    rate = optimizer.muon_learning_rate if optimizer.name == "muon" else optimizer.learning_rate
+    values: dict[str, float] = {}
+    for key in keys:
+        if key not in STRENGTHS:
+            continue
+        strength, unit = STRENGTHS[key].at(steps / steps_per_epoch), STRENGTHS[key].unit
+        if unit == "side":
+            values[key] = round(strength * side)
+        elif unit == "run":  # the learning rate, which decay is multiplied by, is half of its peak on average
+            a_step = min(strength / max(steps / 2, 1), LARGEST_DECAY)
+            values[key] = round(a_step / rate, 4) if rate else 0.0
+        else:
+            values[key] = round(strength, 4)
+    return values
 
 
-def apply_strengths(recipe: Recipe, epochs: float, side: int) -> Recipe:
-    """The recipe with the strengths for a number of epochs, and the dial off: it then holds its values."""
-    complete = with_values(recipe, strengths_at(epochs, side, strength_keys(recipe)))
+def apply_strengths(recipe: Recipe, steps: int, steps_per_epoch: int, side: int) -> Recipe:
+    """The recipe with the strengths for a run of `steps`, and the dial off: it then holds its values."""
+    complete = with_values(recipe, strengths_at(recipe, steps, steps_per_epoch, side, strength_keys(recipe)))
     return dataclasses.replace(complete, dial=False, pinned=())
 
 
@@ -120,10 +138,8 @@ def describe_size(model: Architecture) -> str:
 
 def describe_strengths(epochs: float, strengths: Mapping[str, float]) -> str:
     """What a number of epochs chose: "20.1 epochs → augmentation: crop 3, cutout 3"; "" for no strengths."""
-    parts = {}
-    for title, augments in (("augmentation: ", True), ("", False)):
-        chosen = [key for key in strengths if key.startswith("augment.") == augments]
-        values = [f"{key.partition('.')[2]} {strengths[key]:.3g}" for key in chosen if strengths[key]]
-        if chosen and (values or augments):
-            parts[title] = title + (", ".join(values) or "none")
-    return f"{epochs:.1f} epochs → {'; '.join(parts.values())}" if parts else ""
+    values = {key: f"{key.partition('.')[2]} {value:.3g}" for key, value in strengths.items() if value}
+    augments = [text for key, text in values.items() if key.startswith("augment.")]
+    others = [text for key, text in values.items() if not key.startswith("augment.")]
+    parts = [f"augmentation: {', '.join(augments) or 'none'}", *others]
+    return f"{epochs:.1f} epochs → {'; '.join(parts)}" if strengths else ""

@@ -209,9 +209,9 @@ def make_plan(
         return fits[0][1] if fits else planned_steps(recipe.budget, cost_of(model), sizes)
 
     def choose_strengths(total: int) -> dict[str, float]:
-        return strengths_at(total / sizes.steps_per_epoch, size, following)
+        return strengths_at(sized, total, sizes.steps_per_epoch, size, following)
 
-    complete = apply_strengths(sized, planned(sized.model) / sizes.steps_per_epoch, size)
+    complete = apply_strengths(sized, planned(sized.model), sizes.steps_per_epoch, size)
     timeline = Timeline([(0, planned(complete.model))])  # stochastic depth has another cost
     dialled = [*(f"model.{key}" for key in size_keys(recipe)), *strength_keys(recipe)]
     following = [key for key in recorded.get("dial", dialled) if not key.startswith("model.")]

@@ -33,7 +33,7 @@ from vitreous.data.show import check_target, default_target
 from vitreous.data.show import show as draw
 from vitreous.data.store import ImageStore
 from vitreous.dial import describe_size
-from vitreous.errors import InterruptedRun, VitreousError
+from vitreous.errors import InterruptedRun, VitreousError, unknown
 from vitreous.evaluation import bundle_of, final_figures
 from vitreous.evaluation import evaluate as evaluate  # part of this interface
 from vitreous.files import path_of
@@ -51,7 +51,7 @@ from vitreous.plan import (
 )
 from vitreous.recipe import AugmentSection, Budget, Recipe
 from vitreous.report import write_report
-from vitreous.request import Request
+from vitreous.request import BALANCES, Request
 from vitreous.run import Run, Say, accuracies, check_same_data, run_name
 from vitreous.training.budget import BudgetKeeper
 from vitreous.training.checkpoint import CheckpointKeeper, WholeFile, newest, numbered, step_of
@@ -95,6 +95,7 @@ def train(
     epochs: int | None = None,
     steps: int | None = None,
     flops: float | None = None,
+    balance: str | None = None,
     out: Path | str | None = None,
     overrides: Mapping[str, Any] | Sequence[str] = (),
     seed: int = 42,
@@ -125,6 +126,8 @@ def train(
         epochs: how often each training image is used.
         steps: optimizer steps.
         flops: training FLOPs, as in 6e13.
+        balance: for unequal classes: loss weighs them alike, sampler draws them equally often, auto decides by their
+            sizes: "auto", "none", "loss" or "sampler".
         out: run folder; by default runs/DATA-RECIPE-CHANGES-seedN-NNN.
         overrides: changes to the recipe, as `{"model.depth": 6}` or `["depth=6"]`.
         seed: seed for weights, image order, augmentation and dropout.
@@ -179,7 +182,9 @@ def train(
         recipe = recipes.load(notebook_for(data) if recipe == "notebook" else str(recipe), overrides)
     elif overrides:
         raise VitreousError("Overrides need a recipe given by name; change the values in the Recipe itself.")
-    recipe = with_budget(recipe, minutes=minutes, epochs=epochs, steps=steps, flops=flops)
+    recipe = with_balance(
+        with_budget(recipe, minutes=minutes, epochs=epochs, steps=steps, flops=flops), balance
+    )
     name = run_name(data_name(data), recipe.name, request.seed, overrides)
     with runs.new_folder(out, name) as path:
         return _train(path, recipe, request, recorded, verbose=verbose)
@@ -197,6 +202,15 @@ def with_budget(recipe: Recipe, **budgets: float | None) -> Recipe:
     for unit, amount in amounts.items():
         recipe = dataclasses.replace(recipe, budget=Budget(amount, unit))
     return recipe
+
+
+def with_balance(recipe: Recipe, balance: str | None) -> Recipe:
+    """The recipe with this treatment of unequal classes, or with its own if it is None."""
+    if balance is None:
+        return recipe
+    if balance not in BALANCES:
+        raise unknown("balance", balance, BALANCES)
+    return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, balance=balance))
 
 
 def _number(unit: str, amount: Any) -> float:
@@ -391,7 +405,13 @@ def fit(
 ) -> pl.Trainer:
     """Runs Lightning's Trainer from the checkpoint `start`, or from the beginning, to the end of the budget."""
     machine = plan.machine
-    classifier = Classifier(plan.model, plan.recipe, timeline=plan.timeline, seed=plan.request.seed)
+    classifier = Classifier(
+        plan.model,
+        plan.recipe,
+        timeline=plan.timeline,
+        seed=plan.request.seed,
+        class_counts=plan.data.class_counts,
+    )
     if machine.compile:
         for block in plan.model.blocks:
             block.compile(dynamic=False)

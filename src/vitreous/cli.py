@@ -326,6 +326,7 @@ COMMANDS: dict[str, Command] = {
         {
             "data and recipe": (WORDS, option("recipe")),
             "how the data are read": (*READING_OPTIONS, DATA_DIR),
+            "unequal classes": (option("balance"),),
             "budget (at most one; by default that of the recipe)": BUDGETS,
             "how it runs": tuple(map(option, ("seed", "device", "precision", "backend"))),
             "what it evaluates, writes and prints": (

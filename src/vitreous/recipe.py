@@ -20,7 +20,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from vitreous.errors import VitreousError, unknown
 from vitreous.habits import unknown_key_in_python
 from vitreous.model.variants import VARIANTS, Architecture
-from vitreous.request import OPTIONS
+from vitreous.request import BALANCES, OPTIONS
 from vitreous.settings import check_setting, setting
 from vitreous.wording import count
 
@@ -124,6 +124,7 @@ class TrainingSection:
     label_smoothing: float = setting(
         0.0, "fraction of the target that is spread over all classes", low=0, high=0.99
     )
+    balance: str = setting("none", OPTIONS["balance"].help, choices=BALANCES)
 
 
 @dataclass(frozen=True)

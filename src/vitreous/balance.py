@@ -1,0 +1,39 @@
+"""Classes of unequal size: what a training does about them.
+
+`loss` trains the logits that a softmax with the classes' frequencies added explains (logit adjustment, Menon et al.,
+arXiv 2007.07314). Without that addition the network then answers as if all classes were equally frequent. `sampler`
+draws classes equally often (`vitreous.data.loader.balanced_order`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vitreous.errors import VitreousError
+
+UNEQUAL = 3.0  # times as many training images in the largest class: from here on, macro figures come first
+
+
+def choose_balance(balance: str, counts: Sequence[int], classes: Sequence[str]) -> tuple[str, str]:
+    """What "auto" stands for, with the reason.
+
+    Args:
+        balance: one of `request.BALANCES`.
+        counts: training images of each class.
+        classes: their names.
+
+    Returns:
+        "none", "loss" or "sampler", and the reason; "" where it was not "auto".
+
+    Raises:
+        VitreousError: a class has no training image, so nothing can make up for its size.
+    """
+    if balance != "auto":
+        if balance != "none" and 0 in counts:
+            missing = classes[list(counts).index(0)]
+            raise VitreousError(
+                f"--balance {balance} needs training images of every class, and {missing} has none; add some, or give "
+                "--balance none."
+            )
+        return balance, ""
+    return "none", "auto"

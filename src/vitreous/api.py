@@ -126,7 +126,7 @@ def train(
         epochs: how often each training image is used.
         steps: optimizer steps.
         flops: training FLOPs, as in 6e13.
-        balance: for unequal classes: loss weighs them alike, sampler draws them equally often, auto decides by their
+        balance: unequal classes: loss weighs them alike, sampler draws them equally often, auto decides by their
             sizes: "auto", "none", "loss" or "sampler".
         out: run folder; by default runs/DATA-RECIPE-CHANGES-seedN-NNN.
         overrides: changes to the recipe, as `{"model.depth": 6}` or `["depth=6"]`.

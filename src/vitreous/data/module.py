@@ -26,9 +26,9 @@ class ImageData(pl.LightningDataModule):
     """Training, validation and test batches of any source, for `vitreous.train` and for other Trainers.
 
     A batch on the device is `{"image": float [B, 3, H, W] normalised, "label": int64 [B], "index": int64
-    [B], "sample": int64 [B], "partner": int64 [B], "epoch": int}`; `BatchLoader` describes them. Training images are augmented there. If the augmentation mixes each
-    image with its partner, the batch also has `"other"`, int64 [B], the partner's label, and `"share"`, float [B]
-    from 0 to 1, the weight of the image's own label.
+    [B], "sample": int64 [B], "partner": int64 [B], "epoch": int}`, as `BatchLoader` describes. Training images are
+    augmented there. If the augmentation mixes each image with its partner, the batch also has `"other"`, int64 [B], the
+    partner's label, and `"share"`, float [B] from 0 to 1, the weight of the image's own label.
 
     Args:
         source: a data set by name, a folder or zip, arrays, a Dataset of torch or Hugging Face, or an `ImageStore`; see

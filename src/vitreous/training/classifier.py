@@ -202,8 +202,8 @@ def class_shares(counts: Sequence[int] | None, num_classes: int) -> Tensor:
     """The share of each class in the training images, float32 [C]; raises `VitreousError` if one has none."""
     if counts is None or len(counts) != num_classes or min(counts) < 1:
         raise VitreousError(
-            f'training.balance is "loss", which needs the training images of each of {num_classes} classes, at least one '
-            f"each, not {counts}; give the Classifier class_counts, or set balance=none."
+            f'training.balance is "loss", which needs the numbers of training images of {num_classes} classes, not '
+            f"{counts}; give the Classifier class_counts, all above zero, or set balance=none."
         )
     images = torch.tensor(list(map(int, counts)), dtype=torch.float64)
     return (images / images.sum()).float()

@@ -25,6 +25,7 @@ import vitreous
 from vitreous import machine as machines
 from vitreous import recipe as recipes
 from vitreous import run as runs
+from vitreous.balance import is_unequal
 from vitreous.bundle import save_bundle
 from vitreous.data.copies import copies_record
 from vitreous.data.module import ImageData
@@ -701,6 +702,9 @@ def conclude(summary: Mapping[str, Any], plan: Plan, path: Path, say: Say) -> No
     split = "test" if "test_acc" in summary else "val"
     leaks = Run(path).copies.get("leaks", [])
     copied = len({leak["name"] for leak in leaks if leak["split"] == "test"})
+    judged = getattr(plan.data.splits, split)
+    if is_unequal(np.bincount(judged.labels).tolist()):
+        say(describe_macro(summary))
     say(describe_result(summary, len(plan.data.splits.val), len(plan.data.splits.test), copied))
     say(
         ", ".join(f"{key} {summary[key]:.4f}" for key in summary if key.endswith(("_acc", "_loss"))),
@@ -716,6 +720,16 @@ def conclude(summary: Mapping[str, Any], plan: Plan, path: Path, say: Say) -> No
         f"{scientific(summary['train_flops'], 3)} FLOPs, "
         f"{summary['images_per_second']:,.0f} images/s, {duration(summary['total_seconds'])} in all"
     )
+
+
+def describe_macro(summary: Mapping[str, Any]) -> str:
+    """The macro recalls as a sentence, for data whose accuracy says little about the smaller classes."""
+    recalls = [
+        f"{percent(summary[f'{split}_cat_recall'])} on {name}"
+        for split, name in (("test", "test"), ("val", "validation"))
+        if f"{split}_cat_recall" in summary
+    ]
+    return f"Mean of the classes' recalls, which counts unequal classes alike: {', '.join(recalls)}."
 
 
 def describe_result(summary: Mapping[str, Any], val_images: int, test_images: int, copied: int = 0) -> str:

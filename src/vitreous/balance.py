@@ -7,11 +7,19 @@ draws classes equally often (`vitreous.data.loader.balanced_order`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from vitreous.errors import VitreousError
 
-UNEQUAL = 3.0  # times as many training images in the largest class: from here on, macro figures come first
+UNEQUAL = (
+    3.0  # times as many images in the largest class as in the smallest: above that, macro figures come first
+)
+
+
+def is_unequal(counts: Iterable[int]) -> bool:
+    """Whether the largest class has more than `UNEQUAL` times the images of the smallest one that has any."""
+    present = [count for count in counts if count]
+    return bool(present) and max(present) > UNEQUAL * min(present)
 
 
 def choose_balance(balance: str, counts: Sequence[int], classes: Sequence[str]) -> tuple[str, str]:

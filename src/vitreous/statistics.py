@@ -24,6 +24,24 @@ def interval(correct: int, images: int) -> tuple[float, float]:
     return _wilson(correct / images, images, Z)
 
 
+def mean_recall_interval(hits: Sequence[int], support: Sequence[int]) -> tuple[float, float]:
+    """The 95 % interval of the mean of the classes' recalls, as two fractions.
+
+    The distances of each class's recall from the ends of its Wilson interval are added up as standard errors are (Zou
+    and Donner 2008, "Construction of confidence limits about effect measures", doi 10.1002/sim.3095). So a class that
+    is always right still adds what its few images cannot tell.
+
+    Args:
+        hits, support: correct and all images of each class; classes without images are left out.
+    """
+    known = [(right, images) for right, images in zip(hits, support, strict=True) if images]
+    recalls = np.array([right / images for right, images in known])
+    low, high = np.array([interval(right, images) for right, images in known]).T
+    mean = float(recalls.mean())
+    below, above = (math.sqrt(float(((recalls - end) ** 2).sum())) / len(known) for end in (low, high))
+    return mean - below, mean + above
+
+
 def _wilson(share: float, images: float, z: float) -> tuple[float, float]:
     square = z * z
     centre = (share + square / (2 * images)) / (1 + square / images)

@@ -25,6 +25,7 @@ import numpy as np
 
 from vitreous import dial
 from vitreous import recipe as recipes
+from vitreous.balance import is_unequal
 from vitreous.errors import VitreousError, unknown
 from vitreous.files import atomic_write
 from vitreous.run import Run
@@ -159,6 +160,16 @@ class Comparison:
         return [run for group in self.groups for run in group.runs]
 
     @property
+    def unequal(self) -> bool:
+        """Whether the classes of a run's images are so unequal that macro figures come first."""
+        return any(
+            is_unequal(
+                np.unique([key.partition("\n")[0] for key in run.keys.tolist()], return_counts=True)[1]
+            )
+            for run in self.runs
+        )
+
+    @property
     def heading(self) -> str:
         sizes = sorted({group.correct.shape[1] for group in self.groups})
         images = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
@@ -170,14 +181,19 @@ class Comparison:
 
     @property
     def sentences(self) -> list[str]:
+        macro = []
+        if self.unequal:
+            recalls = "; ".join(f"{group.title} {macro_text(group)}" for group in self.groups)
+            macro = [f"Mean of the classes' recalls, which counts unequal classes alike: {recalls}."]
         if self.pairs:
-            return [pair.sentence for pair in self.pairs]
+            return [*macro, *(pair.sentence for pair in self.pairs)]
         group = self.groups[0]
         low, high = mean_interval(group.correct)
         value, low_text, high_text = percents(group.accuracy, low, high, group.correct.shape[1])
         return [
+            *macro,
             f"These runs differ in the seed only. Their mean accuracy is {value} % (95 %: {low_text} to {high_text}), "
-            f"and its standard deviation over {len(group.runs)} seeds is {100 * (group.deviation or 0):.2g} points."
+            f"and its standard deviation over {len(group.runs)} seeds is {100 * (group.deviation or 0):.2g} points.",
         ]
 
 
@@ -227,7 +243,10 @@ def compare(paths: Iterable[Path | str], split: str | None = None) -> Comparison
     groups = sorted(_groups(runs), key=lambda group: -group.accuracy)
     number = len(groups) * (len(groups) - 1) // 2
     pairs = [_pair(groups[0], other, number, groups) for other in groups[1:]]
-    return Comparison(split, groups, pairs, _differing(groups), left_out, _notes(split, groups, pairs))
+    found = Comparison(split, groups, pairs, _differing(groups), left_out, _notes(split, groups, pairs))
+    if found.unequal:
+        found.notes.append("The order of the runs, the points and p are those of the accuracy.")
+    return found
 
 
 def run_folders(paths: Iterable[Path | str]) -> list[Path]:
@@ -580,13 +599,19 @@ def accuracy_text(group: Group) -> str:
     return f"{shown[0]} % ({shown[1]} to {shown[2]})"
 
 
+def macro_text(group: Group) -> str:
+    """The mean of the classes' recalls, over the seeds too: "84.1 %"."""
+    recall = group.mean("cat_recall")
+    return NO_VALUE if recall is None else f"{100 * recall:.{digits_of(group.correct.shape[1])}f} %"
+
+
 def text(comparison: Comparison, width: int) -> str:
     """The comparison for a terminal of `width` columns."""
     found = {id(pair.other): pair for pair in comparison.pairs}
     rows = []
     for group in comparison.groups:
         pair = found.get(id(group))
-        row = [group.title, accuracy_text(group)]
+        row = [group.title, *([macro_text(group)] if comparison.unequal else []), accuracy_text(group)]
         if pair:
             value, low, high = points(*_below(pair))
             row += [f"{value} ({low} to {high})", p_text(pair.difference.p)]
@@ -596,6 +621,7 @@ def text(comparison: Comparison, width: int) -> str:
         rows.append([*row, NO_VALUE if parameters is None else f"{parameters:,.0f}", minutes(group)])
     headings = [
         "run",
+        *(["recall (macro)"] if comparison.unequal else []),
         "accuracy (95 %)",
         *(["points to best (95 %)", "p"] if found else []),
         "parameters",
@@ -646,6 +672,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
                     for run in group.runs
                 ],
                 "images": group.correct.shape[1],
+                **({"macro_recall": group.mean("cat_recall")} if comparison.unequal else {}),
                 "accuracy": group.accuracy,
                 "interval": list(mean_interval(group.correct)),
                 "deviation": group.deviation,
@@ -960,6 +987,7 @@ def _run_row(run: Judged, group: Group, split: str) -> list[str]:
         NO_VALUE if run.seed is None else str(run.seed),
         f"{value} % ({low} to {high})",
         number("loss", lambda x: f"{x:.4f}"),
+        number("cat_recall", lambda x: f"{100 * x:.1f} %"),
         number("cat_f1", lambda x: f"{100 * x:.1f} %"),
         number(f"{split}_ece_calibrated", lambda x: f"{100 * x:.1f} %"),
         number("epochs", lambda x: f"{x:.4g}"),

@@ -362,8 +362,10 @@ def _advice(
         matrix = np.asarray(evaluation[headline]["confusion"])
         hits, support = np.diag(matrix).tolist(), matrix.sum(axis=1).tolist()
         training = evaluation["training_images"]
+        as_it_is = recipe.get("training", {}).get("balance", "none") == "none"
+        balanced = f"{again} --balance loss" if as_it_is else ""
         few = advice.few_images(evaluation["classes"], training, hits, support)
-        found.append(few or advice.unequal_classes(training, hits, support))
+        found.append(few or advice.unequal_classes(training, hits, support, balanced))
     if {"val", "test"} <= set(correct):
         found.append(advice.worse_on_test(correct["val"], correct["test"]))
 

@@ -14,6 +14,8 @@ from vitreous.errors import VitreousError
 UNEQUAL = (
     3.0  # times as many images in the largest class as in the smallest: above that, macro figures come first
 )
+# Times as many training images in the largest class, from which on "auto" is "loss". Measured, see docs/images.md.
+LOSS_FROM = 15.0
 
 
 def is_unequal(counts: Iterable[int]) -> bool:
@@ -36,12 +38,21 @@ def choose_balance(balance: str, counts: Sequence[int], classes: Sequence[str]) 
     Raises:
         VitreousError: a class has no training image, so nothing can make up for its size.
     """
+    missing = [name for name, count in zip(classes, counts, strict=True) if not count]
     if balance != "auto":
-        if balance != "none" and 0 in counts:
-            missing = classes[list(counts).index(0)]
+        if balance != "none" and missing:
             raise VitreousError(
-                f"--balance {balance} needs training images of every class, and {missing} has none; add some, or give "
+                f"balance={balance} needs training images of every class, and {missing[0]} has none; add some, or give "
                 "--balance none."
             )
         return balance, ""
-    return "none", "auto"
+    if missing:
+        return "none", f"since {missing[0]} has no training image"
+    most, least = max(counts), min(counts)
+    sizes = (
+        f"{classes[list(counts).index(most)]} has {most / least:.1f} times the training images of "
+        f"{classes[list(counts).index(least)]} ({most:,} and {least:,})"
+    )
+    if most < LOSS_FROM * least:
+        return "none", f"since {sizes}, less than {LOSS_FROM:g}"
+    return "loss", f"since {sizes}; --balance none would favour the larger classes"

@@ -17,6 +17,7 @@ import vitreous
 from conftest import TINY
 from test_training import interrupt_at, same
 from vitreous import balance, cli
+from vitreous import compare as comparing
 from vitreous import recipe as recipes
 from vitreous.bundle import load_bundle
 from vitreous.data.augment import Augment
@@ -28,14 +29,14 @@ from vitreous.evaluation import figures_of
 from vitreous.export.card import _figures
 from vitreous.metrics import MACRO
 from vitreous.model.vit import VisionTransformer
-from vitreous.statistics import interval, mean_recall_interval
+from vitreous.statistics import interval, mean_recall_difference, mean_recall_interval
 from vitreous.training.classifier import Classifier
 
 Arrays = tuple[np.ndarray, np.ndarray]
 COUNTS = [200, 60, 10]
 
 
-def classifier(counts: list[int] | None = COUNTS, **overrides: Any) -> Classifier:  # type: ignore[assignment]
+def classifier(counts: list[int] | None = COUNTS, **overrides: Any) -> Classifier:
     recipe = recipes.load("default", TINY | {"balance": "loss"} | overrides)
     torch.manual_seed(0)
     model = VisionTransformer(recipe.model, 16, len(counts or COUNTS))
@@ -178,7 +179,7 @@ def test_the_order_is_the_same_on_every_machine_and_new_in_each_epoch() -> None:
     labels = np.repeat(np.arange(3), COUNTS)
     orders = [np.concatenate(balanced_order(labels, 42, epoch)) for epoch in range(2)]
     assert [hashlib.sha256(order.astype("<i8").tobytes()).hexdigest()[:16] for order in orders] == DIGESTS
-    assert not np.array_equal(*orders) and not np.array_equal(
+    assert not np.array_equal(orders[0], orders[1]) and not np.array_equal(
         orders[0], np.concatenate(balanced_order(labels, 43, 0))
     )
     # The order of an epoch without balance is that of numpy's Philox alone, as before there was a sampler.
@@ -240,11 +241,10 @@ def test_a_run_with_the_sampler_continues_to_the_same_bits(
 
 
 def test_auto_follows_from_the_sizes_of_the_classes() -> None:
-    at = balance.LOSS_FROM
     names = ("ant", "bee")
     assert balance.choose_balance("auto", [10, 10], names)[0] == "none"
-    assert balance.choose_balance("auto", [round(10 * at) - 1, 10], names)[0] == "none"
-    chosen, reason = balance.choose_balance("auto", [round(10 * at), 10], names)
+    assert balance.choose_balance("auto", [30, 10], names)[0] == "none"
+    chosen, reason = balance.choose_balance("auto", [10, 31], names)
     assert chosen == "loss" and "ant" in reason and "bee" in reason
     assert balance.choose_balance("auto", [10, 0], names) == ("none", "since bee has no training image")
     for choice in ("none", "loss", "sampler"):
@@ -362,3 +362,48 @@ def test_the_interval_of_a_mean_of_recalls() -> None:
         low, high = mean_recall_interval(rng.binomial(support, recalls).tolist(), support.tolist())
         held += low <= recalls.mean() <= high
     assert 0.94 < held / 2000 < 0.97
+
+
+def test_the_interval_of_a_difference_of_mean_recalls() -> None:
+    rng = np.random.default_rng(1)
+    classes = np.repeat(np.arange(3), [150, 40, 12])
+    first, second = np.array([0.9, 0.7, 0.4]), np.array([0.85, 0.7, 0.6])
+    held = 0
+    for _ in range(1000):
+        draws = rng.random(len(classes))  # the same images are hard for both
+        sides = ((draws < recalls[classes])[None] for recalls in (first, second))
+        found = mean_recall_difference(*sides, classes)
+        held += found.low <= (second - first).mean() <= found.high
+    assert 0.93 < held / 1000 < 0.99
+    left, right = rng.random((2, 1, len(classes))) < 0.7
+    expected = balanced_accuracy_score(classes, np.where(right[0], classes, -1))
+    expected -= balanced_accuracy_score(classes, np.where(left[0], classes, -1))
+    assert mean_recall_difference(left, right, classes).value == pytest.approx(expected)
+
+
+def test_compare_puts_unequal_classes_first(judged: vitreous.Run, unequal: Arrays, tmp_path: Path) -> None:
+    other = vitreous.train(
+        unequal,
+        steps=12,
+        balance="sampler",
+        device="cpu",
+        precision="32",
+        overrides={**TINY, "val_fraction": 0.2},
+        out=tmp_path / "other",
+    )
+    found = comparing.compare([judged.path, other.path])
+    shown = comparing.text(found, 200).splitlines()
+    assert shown[2].split()[:3] == ["run", "recall", "(macro)"]
+    recalls = [
+        balanced_accuracy_score(kept.labels, kept.logits.argmax(axis=1))
+        for kept in (
+            group.runs[0] and vitreous.Run(group.runs[0].path).predictions["val"] for group in found.groups
+        )
+    ]
+    for line, recall in zip(shown[3:5], recalls, strict=True):
+        assert f"{100 * recall:.0f} %" in line
+    assert found.sentences[0].startswith("Unequal classes counted alike")
+    assert found.pairs[0].recalls is not None
+    assert found.pairs[0].recalls.value == pytest.approx(recalls[0] - recalls[1])
+    assert comparing.to_json(found)["groups"][0]["macro_recall"] == pytest.approx(recalls[0])
+    comparing.write_page(found, tmp_path / "compare.html")

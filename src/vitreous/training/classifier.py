@@ -60,7 +60,11 @@ class Classifier(pl.LightningModule):
         self.timeline = timeline
         self.seed = seed
         self.phases = phases(recipe.schedule, model.image_size)
-        sizes = {"image_size": model.image_size, "num_classes": model.num_classes, "seed": seed}
+        sizes: dict[str, Any] = {
+            "image_size": model.image_size,
+            "num_classes": model.num_classes,
+            "seed": seed,
+        }
         self.register_buffer("prior", None, persistent=False)  # share of each class in training, [C]
         if recipe.training.balance == "loss":
             self.prior = class_shares(class_counts, model.num_classes)

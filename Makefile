@@ -11,7 +11,7 @@ MINUTES ?= 5
 STUDY ?= ablation
 RUN ?= runs/cifar10-default-seed42-001
 
-.PHONY: setup train test test-slow test-package test-native lint format notebook bench-speed bench-peers bench-peer-recipe bench-accuracy bench-study leaderboard report-picture clean
+.PHONY: setup train test test-slow test-package test-native lint format notebook bench-speed bench-peers bench-peer-recipe bench-accuracy bench-study bench-unequal leaderboard report-picture clean
 
 setup: .venv/ready  ## .venv with the package and everything that development needs
 
@@ -57,6 +57,9 @@ bench-accuracy: .venv/ready  ## accuracy at a budget of FLOPs, e.g. BUDGET=6e13 
 
 bench-study: .venv/ready  ## a study on validation: STUDY=law, STUDY=ablation or STUDY=seconds
 	$(BIN)/python benchmarks/study.py $(STUDY)
+
+bench-unequal: .venv/ready  ## what --balance does at several ratios (about an hour); needs TRASH=path/to/trash.zip
+	$(BIN)/python benchmarks/unequal.py $(if $(TRASH),--trash $(TRASH))
 
 report-picture: .venv/ready  ## docs/report.png from a run, e.g. RUN=runs/cifar10-default-seed42-001
 	$(BIN)/python benchmarks/report_picture.py $(RUN)

@@ -1,7 +1,7 @@
 """What helps where classes are unequal: the choices of `--balance`, and class weights, at several ratios.
 
     python benchmarks/unequal.py                              # all trainings that are not on record
-    python benchmarks/unequal.py --cases cifar10-20 --arms none loss --seeds 42
+    python benchmarks/unequal.py --cases cifar10-20           # those of one case
     python benchmarks/unequal.py --table                      # what is on record
 
 CIFAR-10 is made unequal as by Cui et al. (arXiv 1901.05555): class sizes fall exponentially from 4,500 images to
@@ -12,7 +12,8 @@ error is that of a part of validation whose classes are as unequal. TrashNet (si
 each seed. Test stays unread.
 
 `weights` is no choice of `--balance`: cross-entropy with each image weighted by the inverse of its class's frequency,
-which was compared with it. The records are `unequal-CASE-ARM-seedN`.
+which was compared with it. The records are `unequal-CASE`, with the figures by arm and seed. `make leaderboard` makes
+the table of docs/images.md from them.
 """
 
 from __future__ import annotations
@@ -55,7 +56,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--cases", nargs="+", default=list(CASES), metavar="CASE")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS, metavar="ARM")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), metavar="N")
-    parser.add_argument("--flops", type=float, default=FLOPS, metavar="F")
     parser.add_argument(
         "--trash", type=Path, default=TRASH, help="TrashNet, as a zip or folder of class folders"
     )
@@ -71,30 +71,25 @@ def main() -> None:
         for seed in args.seeds:
             for case in args.cases:
                 for arm in args.arms:
-                    run(case, arm, seed, args.flops, args.trash)
+                    run(case, arm, seed, args.trash)
     print(table())
 
 
-def run(case: str, arm: str, seed: int, flops: float, trash: Path) -> None:
-    """One training, unless it is on record."""
-    at = "" if flops == FLOPS else f"-{flops:g}".replace("+", "")
-    id = f"unequal-{case}-{arm}{at}-seed{seed}"
-    if any(record["id"] == id for record in load()):
+def run(case: str, arm: str, seed: int, trash: Path) -> None:
+    """One training, unless it is on record; its figures are added to the record of the case."""
+    if str(seed) in on_record(case).get(arm, {}):
         return
     source_state = state()
-    budget = f" --flops {flops:g}".replace("+", "") if at else ""
     data: Any = trash
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = {"split_seed": seed, "val_fraction": 0.2}
     options: dict[str, Any] = {"image_size": 64}
-    if case == "trash":
-        changes = {"split_seed": seed, "val_fraction": 0.2}
-    else:
-        data, options = unequal_cifar10(float(case.partition("-")[2]), seed), {}
+    if case != "trash":
+        data, changes, options = unequal_cifar10(float(case.partition("-")[2]), seed), {}, {}
     with tempfile.TemporaryDirectory() as folder, balance(arm) as choice:
         trained = vitreous.train(
             data,
             balance=choice,
-            flops=flops,
+            flops=FLOPS,
             seed=seed,
             judge="val",
             overrides=changes,
@@ -102,21 +97,28 @@ def run(case: str, arm: str, seed: int, flops: float, trash: Path) -> None:
             **options,
         )
         machine = trained.resolved["machine"] | {"instruction_sets": instruction_sets()}
-        record = add(
-            id,
+        found = on_record(case)
+        found.setdefault(arm, {})[str(seed)] = figures(trained)
+        add(
+            f"unequal-{case}",
             study="unequal",
-            arm=arm,
-            command=f"python benchmarks/unequal.py --cases {case} --arms {arm} --seeds {seed}{budget}",
+            arm="all",
+            command=f"python benchmarks/unequal.py --cases {case}",
             data=case,
-            seed=seed,
             path=computed_by(machine),
             machine=machine,
             versions={"vitreous": vitreous.__version__, "torch": torch.__version__},
-            figures=figures(trained) | {"flops": flops},
+            figures={"flops": FLOPS, "by_arm_and_seed": found},
             source_state=source_state,
             timing=False,
         )
-    print({key: value for key, value in record["figures"].items() if key != "recalls"}, flush=True)
+    print(table(), flush=True)
+
+
+def on_record(case: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """The figures of a case by arm and seed, as far as they are on record."""
+    kept = next((record for record in load("unequal") if record["data"] == case), None)
+    return kept["figures"]["by_arm_and_seed"] if kept else {}
 
 
 def unequal_cifar10(ratio: float, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -189,29 +191,25 @@ def as_unequal_as(predictions: Predictions, counts: np.ndarray) -> Predictions:
 
 
 def table() -> str:
-    """Mean over the seeds of each arm in percent, and in brackets its difference to `none`, seeds paired."""
-    groups: dict[tuple[str, float], dict[str, dict[int, dict[str, Any]]]] = {}
-    for record in load("unequal"):
-        arms = groups.setdefault((record["data"], record["figures"]["flops"]), {})
-        arms.setdefault(record["arm"], {})[record["seed"]] = record["figures"]
-    rows = [
-        f"{'case':12} {'FLOPs':>7} {'arm':8} {'balanced accuracy':>24} {'accuracy':>24} calibration  seeds"
-    ]
-    for (case, flops), arms in sorted(groups.items()):
-        for arm in filter(arms.__contains__, ARMS):
-            seeds = arms[arm]
-            cells = [f"{case:12} {flops:7.0e} {arm:8}"]
+    """Mean over the seeds of each arm in percent, and in brackets its differences to `none`, seeds paired."""
+    rows = [f"{'case':12} {'arm':8} {'balanced accuracy':>32} {'accuracy':>32}  calibration error"]
+    for case in CASES:
+        found = on_record(case)
+        for arm in filter(found.__contains__, ARMS):
+            cells = [f"{case:12} {arm:8}"]
             for key in ("balanced_accuracy", "accuracy"):
-                mean = 100 * statistics.mean(entry[key] for entry in seeds.values())
-                paired = [
-                    100 * (entry[key] - arms["none"][seed][key])
-                    for seed, entry in seeds.items()
-                    if seed in arms.get("none", {})
-                ]
-                cells.append(f"{mean:6.2f} ({', '.join(f'{change:+.2f}' for change in paired):>16})")
-            error = 100 * statistics.mean(entry["ece_calibrated"] for entry in seeds.values())
-            rows.append("  ".join([*cells, f"{error:9.2f}", f"{len(seeds)}"]))
+                mean = 100 * statistics.mean(entry[key] for entry in found[arm].values())
+                paired = ", ".join(f"{change:+.1f}" for change in differences(found, arm, key))
+                cells.append(f"{mean:8.1f} ({paired:>20})")
+            error = 100 * statistics.mean(entry["ece_calibrated"] for entry in found[arm].values())
+            rows.append("  ".join([*cells, f"{error:6.1f}"]))
     return "\n".join(rows)
+
+
+def differences(found: dict[str, dict[str, dict[str, Any]]], arm: str, key: str) -> list[float]:
+    """How much a figure of an arm is above that of `none`, in points, for each seed that both have."""
+    none = found.get("none", {})
+    return [100 * (entry[key] - none[seed][key]) for seed, entry in found[arm].items() if seed in none]
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ FIGURES: dict[str, Figure] = {
     "loss": Figure("Loss", "mean cross-entropy, in nats"),
     "acc": Figure("Accuracy", "fraction of images classified correctly"),
     "cat_prec": Figure("Precision (macro)", "mean of the classes' precisions"),
-    "cat_recall": Figure("Recall (macro)", "mean of the classes' recalls, the balanced accuracy"),
+    "cat_recall": Figure("Recall (macro)", "mean of class recalls, the balanced accuracy"),
     "cat_f1": Figure("F1 (macro)", "mean of the classes' F1 scores"),
     "ovr_prec": Figure("Precision (micro)", "over all images; equals accuracy"),
     "ovr_recall": Figure("Recall (micro)", "over all images; equals accuracy"),

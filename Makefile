@@ -13,7 +13,7 @@ MINUTES ?= 5
 STUDY ?= ablation
 RUN ?= runs/cifar10-default-seed42-001
 
-.PHONY: setup train test test-slow test-package test-native test-cuda lint format notebook bench-speed bench-peers bench-peer-recipe bench-accuracy bench-study bench-folders leaderboard report-picture clean
+.PHONY: setup train test test-slow test-package test-native test-cuda lint format notebook bench-speed bench-peers bench-peer-recipe bench-accuracy bench-study bench-folders bench-unequal leaderboard report-picture clean
 
 setup: .venv/ready  ## .venv with the package and everything that development needs
 
@@ -65,6 +65,9 @@ bench-study: .venv/ready  ## a study on validation: STUDY=law, STUDY=ablation or
 
 bench-folders: .venv/ready  ## real data sets of several sizes: ours, a ResNet-9 and the notebook's recipe, e.g. JOBS=12 FINAL=1
 	$(BIN)/python benchmarks/folders.py --jobs $(JOBS) --trashnet $(TRASHNET) $(if $(FINAL),--final)
+
+bench-unequal: .venv/ready  ## what --balance does at several ratios (about an hour); needs TRASHNET=path/to/trash.zip
+	$(BIN)/python benchmarks/unequal.py $(if $(TRASHNET),--trash $(TRASHNET))
 
 report-picture: .venv/ready  ## docs/report.png from a run, e.g. RUN=runs/cifar10-default-seed42-001
 	$(BIN)/python benchmarks/report_picture.py $(RUN)

@@ -647,8 +647,9 @@ def plot_dial(file: Path) -> None:
     epochs = np.geomspace(1, 128, 400)
     for index, (key, line) in enumerate(dial.STRENGTHS.items()):
         strongest = max(line.strength)
-        label = f"{key.partition('.')[2]}, up to {strongest:g}{' of the side' if line.pixels else ''}"
-        shares = [line._replace(pixels=False).at(number, 0) / strongest for number in epochs]
+        unit = {"1": "", "side": " of the side", "run": " times a weight over the run"}[line.unit]
+        label = f"{key.partition('.')[2]}, up to {strongest:g}{unit}"
+        shares = [line.at(number) / strongest for number in epochs]
         strengths.plot(epochs, shares, color=f"C{index}", ls=("-", "--", ":", "-.")[index % 4], label=label)
     ticks = [2**power for power in range(8)]
     strengths.set(

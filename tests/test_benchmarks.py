@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from vitreous import recipe as recipes
+from vitreous.balance import choose_balance
 from vitreous.dial import apply_size, apply_strengths
 from vitreous.recipe import Budget
 from vitreous.training.budget import Sizes, planned_steps
@@ -374,6 +375,7 @@ def test_every_command_is_one_that_its_script_understands() -> None:
         "record",
         "speed",
         "study",
+        "unequal",
         "near_copies",
         "html_speed",
         "predict_speed",
@@ -413,6 +415,8 @@ def resolve(words: list[str], train_flops: float) -> tuple[dict[str, Any], int]:
     cost = count_cost(sized, 32, {"cifar10": 10, "cifar100": 100}[data], batch)
     steps = planned_steps(budget, cost, Sizes(batch, steps_per_epoch, 0, 0))
     complete = apply_strengths(sized, steps, steps_per_epoch, 32)
+    balance, _ = choose_balance(recipe.training.balance, (images, images), ("one class", "another"))
+    complete = dataclasses.replace(complete, training=dataclasses.replace(complete.training, balance=balance))
     return json.loads(json.dumps(complete.tables())), steps
 
 
@@ -421,6 +425,7 @@ def complete(tables: dict[str, Any]) -> dict[str, Any]:
     later = {
         "augment": {"trivial": False, "mixup": 0.0, "cutmix": 0.0},
         "schedule": {"small_sides": [], "small_until": []},
+        "training": {"balance": "none"},
     }
     return tables | {section: values | tables[section] for section, values in later.items()}
 

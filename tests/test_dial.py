@@ -85,18 +85,19 @@ def test_more_epochs_choose_more_augmentation() -> None:
 
 def test_a_line_is_straight_in_the_doublings_of_epochs() -> None:
     line = dial.Line((8, 32), (0.25, 0.75))
-    assert [line.at(epochs, 32) for epochs in (0, 1, 8, 16, 32, 1e6)] == [0.25, 0.25, 0.25, 0.5, 0.75, 0.75]
-    assert dial.Line((8, 32), (0.25, 0.75), pixels=True).at(16, 28) == 14
+    assert [line.at(epochs) for epochs in (0, 1, 8, 16, 32, 1e6)] == [0.25, 0.25, 0.25, 0.5, 0.75, 0.75]
 
 
 @pytest.mark.parametrize("side", [28, 32, 64, 96])
 @pytest.mark.parametrize("key", dial.STRENGTHS)
 def test_no_strength_has_a_cliff(key: str, side: int) -> None:
     """One percent more epochs never change a strength by more than a pixel or 0.01."""
-    values = [dial.STRENGTHS[key].at(1.01**i, side) for i in range(-200, 1000)]
-    steps = [abs(after - before) for before, after in pairwise(values)]
-    assert max(steps) <= (1 if dial.STRENGTHS[key].pixels else 0.01)
-    assert max(steps) > 0
+    recipe = recipes.load("default")
+    lengths = [round(1000 * 1.01**i) for i in range(-200, 1000)]  # steps, 1,000 to an epoch
+    values = [dial.strengths_at(recipe, steps, 1000, side, [key])[key] for steps in lengths]
+    changes = [abs(after - before) for before, after in pairwise(values)]
+    assert max(changes) <= (1 if dial.STRENGTHS[key].unit == "side" else 0.011)
+    assert max(changes) > 0
 
 
 def test_every_strength_is_a_value_that_its_key_may_have_and_that_training_follows() -> None:
@@ -160,7 +161,7 @@ def law(monkeypatch: pytest.MonkeyPatch) -> None:
     """A law with a key of each kind that may follow the epochs, steep where the tests' runs are."""
     ends = (2, 40)
     lines = {
-        "augment.crop": dial.Line(ends, (0, 0.25), pixels=True),
+        "augment.crop": dial.Line(ends, (0, 0.25), "side"),
         "augment.mixup": dial.Line(ends, (0.0, 0.9)),
         "optimizer.weight_decay": dial.Line(ends, (0.0, 5.0)),
         "training.label_smoothing": dial.Line(ends, (0.0, 0.5)),
@@ -220,7 +221,8 @@ def test_strengths_follow_the_epochs_that_are_really_made(
     made, planned = run.summary["epochs"], run.summary["planned_epochs"]
     assert made < 0.4 * planned
     for epochs, *values in used:
-        assert values == list(dial.strengths_at(epochs, 16, dial.STRENGTHS).values())
+        law = dial.strengths_at(run.recipe, round(15 * epochs), 15, 16, dial.STRENGTHS)
+        assert values == list(law.values())
     assert used[0][1:] > used[-1][1:]
     assert used[-1][0] == pytest.approx(made, rel=0.05)
 

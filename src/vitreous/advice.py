@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vitreous.balance import is_unequal
 from vitreous.calibration import Bin, calibration_error, error_by_chance
 from vitreous.statistics import digits_of, interval
 from vitreous.wording import count, series, shortened
 
 FEW_IMAGES = 100  # training images of a class
-UNEQUAL = 3.0  # times as many training images
 CONTRADICTED, SURE = 0.02, 0.9  # probabilities of the label and of the predicted class
 CONTRADICTIONS = 0.005  # share of images with such labels
 CONFLICTS = 0.001  # share of images with copies that have another label
@@ -155,10 +155,16 @@ def few_images(
     )
 
 
-def unequal_classes(training: Sequence[int], hits: Sequence[int], support: Sequence[int]) -> Advice | None:
-    """The classes with fewer images than the median are recognised less often than those with more."""
+def unequal_classes(
+    training: Sequence[int], hits: Sequence[int], support: Sequence[int], balanced: str
+) -> Advice | None:
+    """The classes with fewer images than the median are recognised less often than those with more.
+
+    Args:
+        balanced: the command that trains with balanced classes; "" where the run did.
+    """
     known = np.asarray(training)
-    if not known.all() or not len(known) or known.max() < UNEQUAL * known.min():
+    if not known.all() or not is_unequal(training):
         return None
     right, images = np.asarray(hits), np.asarray(support)
     small = known < np.median(known)
@@ -169,8 +175,13 @@ def unequal_classes(training: Sequence[int], hits: Sequence[int], support: Seque
     return Advice(
         f"Classes are unequal: the largest has {known.max() / known.min():.0f} times as many training images as the "
         f"smallest, and {few:.0f} % of the images of the smaller classes are recognised, {many:.0f} % of the others.",
-        "Judge by Recall (macro), which counts each class alike, and add images of the smaller classes.",
-        "vitreous data check DATA",
+        "Judge by Recall (macro), which counts each class alike, and add images of the smaller classes."
+        + (
+            " Balanced training recognises them more often, and the larger classes less often."
+            if balanced
+            else ""
+        ),
+        balanced or "vitreous data check DATA",
     )
 
 

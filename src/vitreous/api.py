@@ -26,6 +26,7 @@ from vitreous import machine as machines
 from vitreous import recipe as recipes
 from vitreous import run as runs
 from vitreous.advice import far_from_plan
+from vitreous.balance import is_unequal
 from vitreous.bundle import save_bundle
 from vitreous.data.copies import copies_record
 from vitreous.data.module import ImageData
@@ -34,7 +35,7 @@ from vitreous.data.show import check_target, default_target
 from vitreous.data.show import show as draw
 from vitreous.data.store import ImageStore
 from vitreous.dial import describe_size, describe_strengths
-from vitreous.errors import InterruptedRun, VitreousError
+from vitreous.errors import InterruptedRun, VitreousError, unknown
 from vitreous.evaluation import bundle_of, final_figures
 from vitreous.evaluation import evaluate as evaluate  # part of this interface
 from vitreous.files import path_of
@@ -54,7 +55,7 @@ from vitreous.plan import (
 )
 from vitreous.recipe import AugmentSection, Budget, Recipe, with_values
 from vitreous.report import write_report
-from vitreous.request import Request
+from vitreous.request import BALANCES, Request
 from vitreous.run import Run, Say, accuracies, check_same_data, run_name
 from vitreous.training.budget import BudgetKeeper
 from vitreous.training.checkpoint import CheckpointKeeper, WholeFile, newest, numbered, step_of
@@ -105,6 +106,7 @@ def train(
     epochs: int | None = None,
     steps: int | None = None,
     flops: float | None = None,
+    balance: str | None = None,
     out: Path | str | None = None,
     overrides: Mapping[str, Any] | Sequence[str] = (),
     seed: int = 42,
@@ -135,6 +137,8 @@ def train(
         epochs: how often each training image is used.
         steps: optimizer steps.
         flops: training FLOPs, as in 6e13.
+        balance: unequal classes: loss weighs them alike, sampler draws them equally often, auto decides by their
+            sizes: "auto", "none", "loss" or "sampler".
         out: run folder; by default runs/DATA-RECIPE-CHANGES-seedN-NNN.
         overrides: changes to the recipe, as `{"model.depth": 6}` or `["depth=6"]`.
         seed: seed for weights, image order, augmentation and dropout.
@@ -189,7 +193,9 @@ def train(
         recipe = recipes.load(notebook_for(data) if recipe == "notebook" else str(recipe), overrides)
     elif overrides:
         raise VitreousError("Overrides need a recipe given by name; change the values in the Recipe itself.")
-    recipe = with_budget(recipe, minutes=minutes, epochs=epochs, steps=steps, flops=flops)
+    recipe = with_balance(
+        with_budget(recipe, minutes=minutes, epochs=epochs, steps=steps, flops=flops), balance
+    )
     name = run_name(data_name(data), recipe.name, request.seed, overrides)
     with runs.new_folder(out, name) as path:
         return _train(path, recipe, request, recorded, verbose=verbose)
@@ -207,6 +213,15 @@ def with_budget(recipe: Recipe, **budgets: float | None) -> Recipe:
     for unit, amount in amounts.items():
         recipe = dataclasses.replace(recipe, budget=Budget(amount, unit))
     return recipe
+
+
+def with_balance(recipe: Recipe, balance: str | None) -> Recipe:
+    """The recipe with this treatment of unequal classes, or with its own if it is None."""
+    if balance is None:
+        return recipe
+    if balance not in BALANCES:
+        raise unknown("balance", balance, BALANCES)
+    return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, balance=balance))
 
 
 def _number(unit: str, amount: Any) -> float:
@@ -411,7 +426,13 @@ def fit(
 ) -> pl.Trainer:
     """Runs Lightning's Trainer from the checkpoint `start`, or from the beginning, to the end of the budget."""
     machine = plan.machine
-    classifier = Classifier(plan.model, plan.recipe, timeline=plan.timeline, seed=plan.request.seed)
+    classifier = Classifier(
+        plan.model,
+        plan.recipe,
+        timeline=plan.timeline,
+        seed=plan.request.seed,
+        class_counts=plan.data.class_counts,
+    )
     if machine.compile:
         for block in plan.model.blocks:
             block.compile(dynamic=False)
@@ -720,6 +741,9 @@ def conclude(summary: Mapping[str, Any], plan: Plan, path: Path, say: Say) -> No
     split = "test" if "test_acc" in summary else "val"
     leaks = Run(path).copies.get("leaks", [])
     copied = len({leak["name"] for leak in leaks if leak["split"] == "test"})
+    judged = getattr(plan.data.splits, split)
+    if is_unequal(np.bincount(judged.labels).tolist()):
+        say(describe_macro(summary))
     say(describe_result(summary, len(plan.data.splits.val), len(plan.data.splits.test), copied))
     say(
         ", ".join(f"{key} {summary[key]:.4f}" for key in summary if key.endswith(("_acc", "_loss"))),
@@ -738,6 +762,16 @@ def conclude(summary: Mapping[str, Any], plan: Plan, path: Path, say: Say) -> No
         f"{scientific(summary['train_flops'], 3)} FLOPs, "
         f"{summary['images_per_second']:,.0f} images/s, {duration(summary['total_seconds'])} in all"
     )
+
+
+def describe_macro(summary: Mapping[str, Any]) -> str:
+    """The macro recalls as a sentence, for data whose accuracy says little about the smaller classes."""
+    recalls = [
+        f"{percent(summary[f'{split}_cat_recall'])} on {name}"
+        for split, name in (("test", "test"), ("val", "validation"))
+        if f"{split}_cat_recall" in summary
+    ]
+    return f"Mean of the classes' recalls, which counts unequal classes alike: {', '.join(recalls)}."
 
 
 def describe_result(summary: Mapping[str, Any], val_images: int, test_images: int, copied: int = 0) -> str:

@@ -87,7 +87,7 @@ def figures_table(title: str, figures: Figures) -> str:
         "",
     ]
     # With one label per image, all micro-averages equal the accuracy.
-    shown = [name for name in figures.scalars if name != "majority" and not name.startswith("ovr_")]
+    shown = [name for name in figures.ordered().scalars if name != "majority" and not name.startswith("ovr_")]
     width = max(len(FIGURES[name].title) for name in shown)
     for name in shown:
         title, meaning = FIGURES[name]
@@ -326,6 +326,7 @@ COMMANDS: dict[str, Command] = {
         {
             "data and recipe": (WORDS, option("recipe")),
             "how the data are read": (*READING_OPTIONS, DATA_DIR),
+            "unequal classes": (option("balance"),),
             "budget (at most one; by default that of the recipe)": BUDGETS,
             "how it runs": tuple(map(option, ("seed", "device", "precision", "backend"))),
             "what it evaluates, writes and prints": (

@@ -24,10 +24,18 @@ import jinja2
 import numpy as np
 
 from vitreous import recipe as recipes
+from vitreous.balance import is_unequal
 from vitreous.errors import VitreousError, unknown
 from vitreous.files import atomic_write
 from vitreous.run import Run
-from vitreous.statistics import Difference, difference, digits_of, interval, mean_interval
+from vitreous.statistics import (
+    Difference,
+    difference,
+    digits_of,
+    interval,
+    mean_interval,
+    mean_recall_difference,
+)
 from vitreous.wording import count, duration, printable, scientific, series, shortened
 
 SPLITS = {"val": "validation", "test": "test"}
@@ -112,6 +120,8 @@ class Pair:
         images: how many images `better` and `other` were compared on; two equal numbers where they are paired.
         only: how many images only `better`, and only `other` got right, if each is one run and they are paired.
         keys: of the images, where they are paired.
+        recalls: the difference of the means of the classes' recalls, where the classes are unequal and the images
+            paired.
     """
 
     better: Group
@@ -121,10 +131,23 @@ class Pair:
     images: tuple[int, int]
     only: tuple[int, int] | None
     keys: np.ndarray | None
+    recalls: Difference | None
+
+    @property
+    def sentences(self) -> list[str]:
+        """What the images can tell, by the mean of the classes' recalls first where that is known."""
+        if self.recalls is None:
+            return [self.sentence]
+        return [
+            f"Unequal classes counted alike (mean of recalls): {self._said(self.recalls)}",
+            f"Accuracy: {self.sentence}",
+        ]
 
     @property
     def sentence(self) -> str:
-        found = self.difference
+        return self._said(self.difference)
+
+    def _said(self, found: Difference) -> str:
         better, other = self.better.title, self.other.title
         if found.value < 0:  # on the images that both have, unlike on all of each
             better, other = other, better
@@ -152,6 +175,8 @@ class Comparison:
     left_out: list[tuple[str, str]]
     """Folders that are not compared, and why."""
     notes: list[str]
+    unequal: bool
+    """Whether the classes are so unequal that macro figures come first."""
 
     @property
     def runs(self) -> list[Judged]:
@@ -170,13 +195,15 @@ class Comparison:
     @property
     def sentences(self) -> list[str]:
         if self.pairs:
-            return [pair.sentence for pair in self.pairs]
+            return [sentence for pair in self.pairs for sentence in pair.sentences]
         group = self.groups[0]
         low, high = mean_interval(group.correct)
         value, low_text, high_text = percents(group.accuracy, low, high, group.correct.shape[1])
+        recalls = [f"Mean of the classes' recalls, which counts unequal classes alike: {macro_text(group)}."]
         return [
+            *(recalls if self.unequal else []),
             f"These runs differ in the seed only. Their mean accuracy is {value} % (95 %: {low_text} to {high_text}), "
-            f"and its standard deviation over {len(group.runs)} seeds is {100 * (group.deviation or 0):.2g} points."
+            f"and its standard deviation over {len(group.runs)} seeds is {100 * (group.deviation or 0):.2g} points.",
         ]
 
 
@@ -225,8 +252,12 @@ def compare(paths: Iterable[Path | str], split: str | None = None) -> Comparison
     ]
     groups = sorted(_groups(runs), key=lambda group: -group.accuracy)
     number = len(groups) * (len(groups) - 1) // 2
-    pairs = [_pair(groups[0], other, number, groups) for other in groups[1:]]
-    return Comparison(split, groups, pairs, _differing(groups), left_out, _notes(split, groups, pairs))
+    unequal = any(is_unequal(np.unique(_classes_of(run.keys), return_counts=True)[1]) for run in runs)
+    pairs = [_pair(groups[0], other, number, groups, unequal) for other in groups[1:]]
+    notes = _notes(split, groups, pairs)
+    if unequal:
+        notes.append("The order of the runs, the points and p in the table are those of the accuracy.")
+    return Comparison(split, groups, pairs, _differing(groups), left_out, notes, unequal)
 
 
 def run_folders(paths: Iterable[Path | str]) -> list[Path]:
@@ -459,7 +490,12 @@ def _on_shared(runs: Sequence[Judged], keys: np.ndarray) -> np.ndarray:
     )
 
 
-def _pair(better: Group, other: Group, comparisons: int, groups: Sequence[Group]) -> Pair:
+def _classes_of(keys: np.ndarray) -> np.ndarray:
+    """str [N]: the class of each image."""
+    return np.array([key.partition("\n")[0] for key in keys.tolist()])
+
+
+def _pair(better: Group, other: Group, comparisons: int, groups: Sequence[Group], unequal: bool) -> Pair:
     """Compares two of the groups, paired by images where they share most of them."""
     runs = [*better.runs, *other.runs]
     keys = runs[0].keys
@@ -473,9 +509,11 @@ def _pair(better: Group, other: Group, comparisons: int, groups: Sequence[Group]
     only = None
     if paired and len(runs) == 2:
         only = int((second & ~first).sum()), int((first & ~second).sum())
-    return Pair(
-        better, other, found, paired, (second.shape[1], first.shape[1]), only, keys if paired else None
-    )
+    recalls = None
+    if unequal and paired:
+        recalls = mean_recall_difference(first, second, _classes_of(keys), comparisons)
+    sizes = second.shape[1], first.shape[1]
+    return Pair(better, other, found, paired, sizes, only, keys if paired else None, recalls)
 
 
 def _differing(groups: Sequence[Group]) -> dict[str, list[str]]:
@@ -579,13 +617,19 @@ def accuracy_text(group: Group) -> str:
     return f"{shown[0]} % ({shown[1]} to {shown[2]})"
 
 
+def macro_text(group: Group) -> str:
+    """The mean of the classes' recalls, over the seeds too: "84.1 %"."""
+    recall = group.mean("cat_recall")
+    return NO_VALUE if recall is None else f"{100 * recall:.{digits_of(group.correct.shape[1])}f} %"
+
+
 def text(comparison: Comparison, width: int) -> str:
     """The comparison for a terminal of `width` columns."""
     found = {id(pair.other): pair for pair in comparison.pairs}
     rows = []
     for group in comparison.groups:
         pair = found.get(id(group))
-        row = [group.title, accuracy_text(group)]
+        row = [group.title, *([macro_text(group)] if comparison.unequal else []), accuracy_text(group)]
         if pair:
             value, low, high = points(*_below(pair))
             row += [f"{value} ({low} to {high})", p_text(pair.difference.p)]
@@ -595,6 +639,7 @@ def text(comparison: Comparison, width: int) -> str:
         rows.append([*row, NO_VALUE if parameters is None else f"{parameters:,.0f}", minutes(group)])
     headings = [
         "run",
+        *(["recall (macro)"] if comparison.unequal else []),
         "accuracy (95 %)",
         *(["points to best (95 %)", "p"] if found else []),
         "parameters",
@@ -645,6 +690,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
                     for run in group.runs
                 ],
                 "images": group.correct.shape[1],
+                **({"macro_recall": group.mean("cat_recall")} if comparison.unequal else {}),
                 "accuracy": group.accuracy,
                 "interval": list(mean_interval(group.correct)),
                 "deviation": group.deviation,
@@ -664,6 +710,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
                 "only_better_right": pair.only and pair.only[0],
                 "only_other_right": pair.only and pair.only[1],
                 "covers_seeds": pair.difference.over_seeds,
+                **({"macro_recall_difference": pair.recalls.value} if pair.recalls else {}),
                 "sentence": pair.sentence,
             }
             for pair in comparison.pairs
@@ -938,6 +985,7 @@ def _run_row(run: Judged, group: Group, split: str) -> list[str]:
         NO_VALUE if run.seed is None else str(run.seed),
         f"{value} % ({low} to {high})",
         number("loss", lambda x: f"{x:.4f}"),
+        number("cat_recall", lambda x: f"{100 * x:.1f} %"),
         number("cat_f1", lambda x: f"{100 * x:.1f} %"),
         number(f"{split}_ece_calibrated", lambda x: f"{100 * x:.1f} %"),
         number("epochs", lambda x: f"{x:.4g}"),
@@ -985,7 +1033,7 @@ def _classes(pair: Pair) -> list[dict[str, Any]]:
     """
     if pair.keys is None:
         return []
-    names = np.array([key.partition("\n")[0] for key in pair.keys.tolist()])
+    names = _classes_of(pair.keys)
     better, other = (_on_shared(group.runs, pair.keys) for group in (pair.better, pair.other))
     classes = np.unique(names)
     rows = []

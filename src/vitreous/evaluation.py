@@ -82,7 +82,7 @@ def final_figures(
         "training_images": np.bincount(splits.train.labels, minlength=len(bundle.classes)).tolist(),
     }
     for stage, output in predictions.items():
-        figures = figures_of(output)
+        figures = figures_of(output).ordered()
         calibrated = figures_of(replace(output, logits=output.logits / np.float32(temperature)))
         named_figures |= figures.named(stage) | {f"{stage}_ece_calibrated": calibrated.scalars["ece"]}
         evaluation[stage] = {

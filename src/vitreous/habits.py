@@ -28,6 +28,8 @@ NAMES: dict[str, tuple[str, str]] = {
         ("resize_mode crop_mode", "fit", ""),
         ("bit_depth window", "value_range", ""),
         ("ignore_errors skip_errors", "skip_bad", ""),
+        ("class_weight class_weights class_weighting logit_adjustment", "balance", "loss"),
+        ("weighted_sampler oversample oversampling class_balanced", "balance", "sampler"),
         ("val_split validation_split", "val_fraction", ""),
         ("random_seed manual_seed", "seed", ""),
         ("model arch architecture", "variant", ""),

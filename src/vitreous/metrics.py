@@ -5,7 +5,8 @@ B batch, C num_classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from vitreous.balance import is_unequal
 from vitreous.errors import VitreousError
 
 CALIBRATION_BINS = 15
@@ -31,7 +33,7 @@ FIGURES: dict[str, Figure] = {
     "loss": Figure("Loss", "mean cross-entropy, in nats"),
     "acc": Figure("Accuracy", "fraction of images classified correctly"),
     "cat_prec": Figure("Precision (macro)", "mean of the classes' precisions"),
-    "cat_recall": Figure("Recall (macro)", "mean of the classes' recalls"),
+    "cat_recall": Figure("Recall (macro)", "mean of class recalls, the balanced accuracy"),
     "cat_f1": Figure("F1 (macro)", "mean of the classes' F1 scores"),
     "ovr_prec": Figure("Precision (micro)", "over all images; equals accuracy"),
     "ovr_recall": Figure("Recall (micro)", "over all images; equals accuracy"),
@@ -41,6 +43,9 @@ FIGURES: dict[str, Figure] = {
     "majority": Figure("Majority-class baseline", "accuracy of always guessing the largest class"),
 }
 
+
+# The figures that count each class alike, however many images it has. Where classes are unequal, they come first.
+MACRO = ("cat_recall", "cat_f1", "cat_prec")
 
 # Only of a run's final figures, since the temperature is fitted at its end.
 FINAL_FIGURES: dict[str, Figure] = {
@@ -64,6 +69,24 @@ class Figures:
     def named(self, stage: str) -> dict[str, float]:
         """The scalars as they are logged: `{"val_loss": …}` for the stage `val`."""
         return {f"{stage}_{name}": value for name, value in self.scalars.items()}
+
+    @property
+    def macro_first(self) -> bool:
+        """Whether the classes of the split are so unequal that macro figures come first."""
+        return is_unequal([entry["support"] for entry in self.per_class])
+
+    def ordered(self) -> Figures:
+        """The same figures, with the macro ones first where the classes are unequal."""
+        return replace(
+            self, scalars={name: self.scalars[name] for name in in_order(self.scalars, self.macro_first)}
+        )
+
+
+def in_order(names: Iterable[str], macro_first: bool) -> list[str]:
+    """Names of figures in their order, or with those of `MACRO` first."""
+    names = list(names)
+    first = [name for name in MACRO if name in names] if macro_first else []
+    return first + [name for name in names if name not in first]
 
 
 class SplitMetrics(nn.Module):

@@ -18,6 +18,7 @@ import torch
 import vitreous
 from vitreous import machine as machines
 from vitreous import run as runs
+from vitreous.balance import choose_balance
 from vitreous.data.augment import Augment
 from vitreous.data.module import ImageData
 from vitreous.data.named import DATASETS
@@ -160,6 +161,7 @@ def make_plan(
     began = time.monotonic()
     recipe = fit_to_data(recipe, data, say)
     data.batch_size = recipe.training.batch_size
+    data.balanced = recipe.training.balance == "sampler"
     size, classes, train = data.store.image_size, data.store.num_classes, data.splits.train
     val, test = (len(getattr(data.splits, name)) if name in request.judges else 0 for name in ("val", "test"))
     sizes = Sizes(min(data.batch_size, len(train)), len(data.train_dataloader()), val, test)
@@ -328,6 +330,10 @@ def fit_to_data(recipe: Recipe, data: ImageData, say: Say) -> Recipe:
         recipe = dataclasses.replace(
             recipe, training=dataclasses.replace(recipe.training, batch_size=largest)
         )
+    balance, reason = choose_balance(recipe.training.balance, data.class_counts, data.store.classes)
+    if reason:
+        say(f"balance: {balance}, {reason}", detail=balance == "none")
+        recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, balance=balance))
     for phase in phases(recipe.schedule, size):
         if phase.side < size and phase.side <= recipe.model.patch_size:
             raise VitreousError(

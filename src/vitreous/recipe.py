@@ -20,7 +20,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from vitreous.errors import VitreousError, unknown
 from vitreous.habits import unknown_key_in_python
 from vitreous.model.variants import VARIANTS, Architecture
-from vitreous.request import OPTIONS
+from vitreous.request import BALANCES, OPTIONS
 from vitreous.settings import check_setting, setting
 from vitreous.wording import count
 
@@ -82,7 +82,9 @@ class OptimizerSection:
     )
     beta1: float = setting(0.9, "decay of AdamW's first moment", low=0, high=0.9999)
     beta2: float = setting(0.999, "decay of AdamW's second moment", low=0, high=0.999999)
-    weight_decay: float = setting(0.0, "decoupled weight decay of all parameters, times their learning rate", low=0, high=10)
+    weight_decay: float = setting(
+        0.0, "decoupled weight decay of all parameters, times their learning rate", low=0, high=10
+    )
     muon_learning_rate: float = setting(0.02, "peak learning rate of Muon", low=0, high=10)
     muon_momentum: float = setting(0.95, "Nesterov momentum of Muon", low=0, high=0.9999)
 
@@ -124,6 +126,7 @@ class TrainingSection:
     label_smoothing: float = setting(
         0.0, "fraction of the target that is spread over all classes", low=0, high=0.99
     )
+    balance: str = setting("none", OPTIONS["balance"].help, choices=BALANCES)
 
 
 @dataclass(frozen=True)

@@ -21,17 +21,18 @@ from PIL import Image
 from vitreous import advice, charts
 from vitreous.advice import Advice
 from vitreous.attribution import heat_map
+from vitreous.balance import is_unequal
 from vitreous.calibration import Bin, calibration_error, probabilities_of, reliability
 from vitreous.charts import NO_VALUE, number, percent
 from vitreous.confusion import confusions, groups_of
 from vitreous.errors import VitreousError
 from vitreous.files import atomic_write
 from vitreous.label_errors import Suspects, find_suspects, suspects_csv
-from vitreous.metrics import FIGURES, FINAL_FIGURES
+from vitreous.metrics import FIGURES, FINAL_FIGURES, in_order
 from vitreous.model.summary import count_flops
 from vitreous.request import OPTIONS, READING
 from vitreous.run import Run
-from vitreous.statistics import accuracy_text, digits_of, interval
+from vitreous.statistics import accuracy_text, digits_of, interval, mean_recall_interval
 from vitreous.training.schedule import Timeline, phases
 from vitreous.wording import duration
 
@@ -85,6 +86,7 @@ def write_report(path: Path) -> Path:
     # Runs from before reads were counted have read test for their figures.
     test_reads = max(len(run.test_reads), "acc" in figures["test"])
     finished = "acc" in figures["test"] or summary.get("status") == "finished"
+    macro = _macro_result(evaluation[headline]) if headline in evaluation else None
     predictions = run.predictions if run.has("predictions.npz") else {}
     temperature = summary.get("temperature")
     temperature = float(temperature) if isinstance(temperature, int | float) and temperature > 0 else 1.0
@@ -110,6 +112,7 @@ def write_report(path: Path) -> Path:
         split_names=SPLITS,
         headline=headline,
         result=_result(figures[headline], sizes[headline]) if headline else None,
+        macro_result=macro,
         without_copies=next((c for c in copies["splits"] if c["split"] == headline), None)
         if copies
         else None,
@@ -118,7 +121,9 @@ def write_report(path: Path) -> Path:
         open_advice=OPEN_ADVICE,
         figures=figures,
         digits={split: digits_of(images or 1000) for split, images in sizes.items()},
-        table=[row for row in _rows() if any(row.key in figures[split] for split in figures)],
+        table=[
+            row for row in _rows(macro is not None) if any(row.key in figures[split] for split in figures)
+        ],
         temperature=summary.get("temperature"),
         test_reads=_times_read(test_reads),
         costs=_costs(summary),
@@ -250,7 +255,7 @@ def _logged(split: str, *sources: Mapping[str, Any]) -> dict[str, float]:
 def _result(figures: Mapping[str, float], images: int) -> dict[str, Any]:
     """An accuracy with its interval and no more digits than its images can tell."""
     accuracy, digits = figures["acc"], digits_of(images or 1000)
-    known = {"accuracy": accuracy, "text": percent(accuracy, digits), "images": images, "interval": None}
+    known = {"value": accuracy, "text": percent(accuracy, digits), "images": images, "interval": None}
     if images:
         low, high = interval(round(accuracy * images), images)
         known |= {
@@ -259,8 +264,31 @@ def _result(figures: Mapping[str, float], images: int) -> dict[str, Any]:
             "high": high,
         }
     if "majority" in figures:
-        known |= {"majority": figures["majority"], "majority_text": percent(figures["majority"], digits)}
+        known |= {"baseline": figures["majority"], "baseline_text": percent(figures["majority"], digits)}
     return known
+
+
+def _macro_result(entry: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The mean of the classes' recalls with its interval; None where the classes are not unequal."""
+    matrix = np.asarray(entry["confusion"])
+    hits, support = np.diag(matrix).tolist(), matrix.sum(axis=1).tolist()
+    if not is_unequal(support):
+        return None
+    recall, digits = entry["figures"]["cat_recall"], digits_of(sum(support))
+    baseline = 1 / sum(map(bool, support))
+    result = {
+        "value": recall,
+        "text": percent(recall, digits),
+        "interval": None,
+        "baseline": baseline,
+        "baseline_text": percent(baseline, digits),
+        "ratio": f"{max(support) / min(filter(None, support)):.1f}",
+    }
+    if all(support):  # a class without images that is predicted counts as a recall of 0
+        low, high = mean_recall_interval(hits, support)
+        text = f"{100 * low:.{digits}f} to {100 * high:.{digits}f}\u202f%"
+        result |= {"low": low, "high": high, "interval": text}
+    return result
 
 
 def _failures(classes: Sequence[str], entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -334,8 +362,10 @@ def _advice(
         matrix = np.asarray(evaluation[headline]["confusion"])
         hits, support = np.diag(matrix).tolist(), matrix.sum(axis=1).tolist()
         training = evaluation["training_images"]
+        as_it_is = recipe.get("training", {}).get("balance", "none") == "none"
+        balanced = f"{again} --balance loss" if as_it_is else ""
         few = advice.few_images(evaluation["classes"], training, hits, support)
-        found.append(few or advice.unequal_classes(training, hits, support))
+        found.append(few or advice.unequal_classes(training, hits, support, balanced))
     if {"val", "test"} <= set(correct):
         found.append(advice.worse_on_test(correct["val"], correct["test"]))
 
@@ -419,10 +449,10 @@ SHOWN = (
 )  # fmt: skip
 
 
-def _rows() -> list[Row]:
+def _rows(macro_first: bool) -> list[Row]:
     """The lines of the table of figures, whatever of them this run has."""
     known = FIGURES | FINAL_FIGURES
-    return [Row(key, *known[key], percent=key != "loss") for key in SHOWN]
+    return [Row(key, *known[key], percent=key != "loss") for key in in_order(SHOWN, macro_first)]
 
 
 def _costs(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -22,6 +22,8 @@ DEVICES = ("cpu", "cuda", "mps")
 # How an image becomes square: its central square; the whole with bars beside it; the whole in other proportions.
 FITS = ("crop", "pad", "stretch")
 LOGGERS = ("csv", "tensorboard", "wandb")
+# How a training treats classes of unequal size; see `vitreous.balance`.
+BALANCES = ("auto", "none", "loss", "sampler")
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,10 @@ OPTIONS: dict[str, Option] = {
     "flops": Option(float, "training FLOPs, as in 6e13", "F"),
     "out": Option(Path, "run folder; by default runs/DATA-RECIPE-CHANGES-seedN-NNN", "DIR"),
     "seed": Option(int, "seed for weights, image order, augmentation and dropout", "N", 42),
+    "balance": Option(
+        str, "unequal classes: loss weighs them alike, sampler draws them equally often, auto decides by their sizes",
+        "HOW", choices=BALANCES,
+    ),
     "device": Option(str, "where to train", "NAME", "auto", ("auto", *DEVICES)),
     "precision": Option(
         str, "number format of matrix products; auto is bf16 on hardware that has it",
@@ -115,9 +121,10 @@ class Request:
             raise VitreousError(f"data_dir is {self.data_dir!r}; give the path of a folder.")
         if type(self.skip_bad) is not bool:
             raise VitreousError(f"skip_bad is {self.skip_bad!r}; it must be True or False.")
-        for name, option in OPTIONS.items():
-            if option.choices and getattr(self, name) not in option.choices:
-                raise unknown(name, getattr(self, name), option.choices)
+        for name, value in vars(self).items():
+            choices = OPTIONS[name].choices if name in OPTIONS else ()
+            if choices and value not in choices:
+                raise unknown(name, value, choices)
         if isinstance(self.classes, list):  # TOML and JSON have no tuples; the data module checks the rest
             object.__setattr__(self, "classes", tuple(self.classes))
 

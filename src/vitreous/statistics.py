@@ -24,6 +24,24 @@ def interval(correct: int, images: int) -> tuple[float, float]:
     return _wilson(correct / images, images, Z)
 
 
+def mean_recall_interval(hits: Sequence[int], support: Sequence[int]) -> tuple[float, float]:
+    """The 95 % interval of the mean of the classes' recalls, as two fractions.
+
+    The distances of each class's recall from the ends of its Wilson interval are added up as standard errors are (Zou
+    and Donner 2008, "Construction of confidence limits about effect measures", doi 10.1002/sim.3095). So a class that
+    is always right still adds what its few images cannot tell.
+
+    Args:
+        hits, support: correct and all images of each class; classes without images are left out.
+    """
+    known = [(right, images) for right, images in zip(hits, support, strict=True) if images]
+    recalls = np.array([right / images for right, images in known])
+    low, high = np.array([interval(right, images) for right, images in known]).T
+    mean = float(recalls.mean())
+    below, above = (math.sqrt(float(((recalls - end) ** 2).sum())) / len(known) for end in (low, high))
+    return mean - below, mean + above
+
+
 def _wilson(share: float, images: float, z: float) -> tuple[float, float]:
     square = z * z
     centre = (share + square / (2 * images)) / (1 + square / images)
@@ -127,6 +145,37 @@ def difference(
         p = student_p(centre / math.sqrt(variance), freedom)
     low, high = max(centre - half, -1.0), min(centre + half, 1.0)
     return Difference(value, low, high, min(1.0, p * comparisons), bool(repeated))
+
+
+def mean_recall_difference(
+    first: np.ndarray, second: np.ndarray, classes: np.ndarray, comparisons: int = 1
+) -> Difference:
+    """The difference of the means of the classes' recalls with its 95 % interval, for these very networks.
+
+    The classes are strata, so their variances add up. That of each class is Wald's with two made-up images, as in
+    `difference`.
+
+    Args:
+        first, second: bool [R, N], as for `difference`, paired.
+        classes: [N], the class of each image.
+        comparisons: as for `difference`.
+    """
+    per_image = second.mean(axis=0) - first.mean(axis=0)
+    names = np.unique(classes)
+    value = variance = spread = 0.0
+    for name in names:
+        own = per_image[classes == name]
+        images = len(own) + 2
+        value += float(own.mean()) / len(names)
+        squares = float((own**2).sum()) + 1 - float(own.sum()) ** 2 / images
+        of_class = squares / images**2 / len(names) ** 2
+        variance += of_class
+        spread += of_class**2 / (images - 1)
+    freedom = variance**2 / spread  # Satterthwaite's, since a small class may bring most of the variance
+    half = student_quantile(0.05 / comparisons, freedom) * math.sqrt(variance)
+    p = student_p(value / math.sqrt(variance), freedom)
+    low, high = max(value - half, -1.0), min(value + half, 1.0)
+    return Difference(value, low, high, min(1.0, p * comparisons), False)
 
 
 def mean_interval(correct: np.ndarray) -> tuple[float, float]:

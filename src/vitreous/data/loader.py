@@ -21,8 +21,49 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
     random numbers: as easy as 1, 2, 3", 2011). Unlike `Generator.permutation`, the raw stream is the same in all
     versions of numpy, so old runs keep their order.
     """
+    return _order(count, seed, epoch, 0)
+
+
+def _order(count: int, seed: int, epoch: int, stream: int) -> np.ndarray:
+    """A permutation of `range(count)` as a function of (seed, epoch, stream), where `stream` starts the counter."""
     key = np.array([operator.index(seed) % 2**64, epoch], dtype=np.uint64)
-    return np.argsort(np.random.Philox(key=key).random_raw(count), kind="stable")
+    counter = np.array([0, 0, 0, stream], dtype=np.uint64)
+    return np.argsort(np.random.Philox(key=key, counter=counter).random_raw(count), kind="stable")
+
+
+def balanced_order(labels: np.ndarray, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """The images of an epoch in which classes occur equally often, as a function of (labels, seed, epoch).
+
+    Each class is an endless row of its images, which repeats all of them in a new order before it repeats any again.
+    An epoch takes the next images of each row: as many of each class, and all epochs together N·E/K of each class,
+    rounded up or down. A class that is smaller than that repeats its images; a larger one continues in the next epoch,
+    so none of its images is left out for long.
+
+    Args:
+        labels: int [N], of the split.
+
+    Returns:
+        The positions of the images in the split, int64 [N], in random order. And int64 [N], what the random numbers of
+        augmentation and dropout depend on: the position, plus N for each time that the row of the class has begun anew
+        within the epoch. So an image differs between its uses.
+    """
+    total = len(labels)
+    classes = np.unique(labels)
+    index, repeat = [], []
+    for number, label in enumerate(classes):
+        members = np.flatnonzero(labels == label)
+        # By Hermite's identity these add up to N over the classes.
+        first, last = ((e * total + number) // len(classes) for e in (epoch, epoch + 1))
+        start, end = first // len(members), -(-last // len(members))
+        row = np.concatenate(
+            [members[:0], *(members[_order(len(members), seed, c, number + 1)] for c in range(start, end))]
+        )
+        taken = slice(first - start * len(members), last - start * len(members))
+        index.append(row[taken])
+        repeat.append(np.repeat(np.arange(end - start), len(members))[taken])
+    order = epoch_order(total, seed, epoch)
+    chosen = np.concatenate(index)[order]
+    return chosen, chosen + total * np.concatenate(repeat)[order]
 
 
 def partners(count: int) -> np.ndarray:
@@ -39,8 +80,9 @@ class BatchLoader:
     """Batches of a split, one epoch per `iter()`. A Lightning Trainer takes it as a dataloader.
 
     Each batch is a dict: `image` uint8 [B, H, W, 3], `label` int64 [B], `index` int64 [B] (position in the
-    split, which the random numbers of augmentation depend on), `partner` int64 [B] (position in the batch of the
-    image that each is mixed with, see `partners`) and `epoch` int. It needs no workers: gathering uint8 images from
+    split), `sample` int64 [B] (what the random numbers of augmentation and dropout depend on: the position, and another
+    number where a balanced epoch repeats an image), `partner` int64 [B] (position in the batch of the image that each
+    is mixed with, see `partners`) and `epoch` int. It needs no workers: gathering uint8 images from
     memory takes well under a thousandth of a training step.
 
     Use one iteration at a time. The state advances with each batch: with the last batch of an epoch it is already
@@ -54,13 +96,21 @@ class BatchLoader:
         seed: seed of the order if `shuffle` is set.
         shuffle: a new order each epoch (see `epoch_order`) instead of the order of the split.
         drop_last: leave out the partial last batch, unless it is the only one.
+        balanced: draw classes equally often in each epoch instead of each image once (see `balanced_order`).
 
     Raises:
         VitreousError: the split is empty or the batch size is not positive.
     """
 
     def __init__(
-        self, split: Split, batch_size: int, *, seed: int = 0, shuffle: bool = False, drop_last: bool = False
+        self,
+        split: Split,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        balanced: bool = False,
     ) -> None:
         if len(split) == 0:
             raise VitreousError("This split has no images; give it at least one.")
@@ -71,6 +121,7 @@ class BatchLoader:
         self.seed = seed
         self.shuffle = shuffle
         self.drop_last = drop_last
+        self.balanced = balanced
         self.epoch = 0
         self._batch = 0  # batches already yielded in this epoch
         self._resume = False  # the next iteration starts at `_batch` instead of 0
@@ -90,14 +141,18 @@ class BatchLoader:
         start = self._batch if self._resume else 0
         self._resume = False
         count = len(self.split)
-        order = epoch_order(count, self.seed, epoch) if self.shuffle else np.arange(count)
+        order = samples = epoch_order(count, self.seed, epoch) if self.shuffle else np.arange(count)
+        if self.balanced:
+            order, samples = balanced_order(np.asarray(self.split.labels), self.seed, epoch)
         for batch in range(start, len(self)):
-            index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            part = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
+            index = order[part]
             item = {
                 # Indexing with an array copies, so the tensors are writable and outlive an open file.
                 "image": torch.from_numpy(np.ascontiguousarray(self.split.images[index])),
                 "label": torch.from_numpy(np.asarray(self.split.labels[index], dtype=np.int64)),
                 "index": torch.from_numpy(index.copy()),
+                "sample": torch.from_numpy(samples[part].copy()),
                 "partner": torch.from_numpy(partners(len(index))),
                 "epoch": epoch,
             }

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 from torch import Tensor
 
@@ -25,9 +26,9 @@ class ImageData(pl.LightningDataModule):
     """Training, validation and test batches of any source, for `vitreous.train` and for other Trainers.
 
     A batch on the device is `{"image": float [B, 3, H, W] normalised, "label": int64 [B], "index": int64
-    [B], "partner": int64 [B], "epoch": int}`. Training images are augmented there. If the augmentation mixes each
-    image with its partner, the batch also has `"other"`, int64 [B], the partner's label, and `"share"`, float [B]
-    from 0 to 1, the weight of the image's own label.
+    [B], "sample": int64 [B], "partner": int64 [B], "epoch": int}`, as `BatchLoader` describes. Training images are
+    augmented there. If the augmentation mixes each image with its partner, the batch also has `"other"`, int64 [B], the
+    partner's label, and `"share"`, float [B] from 0 to 1, the weight of the image's own label.
 
     Args:
         source: a data set by name, a folder or zip, arrays, a Dataset of torch or Hugging Face, or an `ImageStore`; see
@@ -37,6 +38,7 @@ class ImageData(pl.LightningDataModule):
         drop_last: leave out the partial last batch of a training epoch.
         val_fraction, split_seed: how validation is cut if the source has none, see `resolve_splits`.
         seed: seed of the order of the training images.
+        balanced: draw classes equally often, see `vitreous.data.loader.balanced_order`.
         train_on_val: train on the validation images too, so that only test can judge the model.
         recorded_split: the `split.json` of an earlier run on the same data, to cut the same images as it did.
         data_dir, say, reading: see `vitreous.data.sources.open_data`; `reading` are its other arguments.
@@ -55,6 +57,7 @@ class ImageData(pl.LightningDataModule):
         val_fraction: float = 0.1,
         split_seed: int = 42,
         seed: int = 42,
+        balanced: bool = False,
         train_on_val: bool = False,
         recorded_split: Mapping[str, Any] | None = None,
         data_dir: Path | str | None = None,
@@ -64,7 +67,7 @@ class ImageData(pl.LightningDataModule):
         super().__init__()
         self.source, self.augment, self.batch_size, self.drop_last = source, augment, batch_size, drop_last
         self.val_fraction, self.split_seed, self.seed = val_fraction, split_seed, seed
-        self.train_on_val, self.recorded_split = train_on_val, recorded_split
+        self.balanced, self.train_on_val, self.recorded_split = balanced, train_on_val, recorded_split
         self.open = partial(  # unlike a lambda, it can be sent to other processes
             open_data,
             source,
@@ -102,9 +105,19 @@ class ImageData(pl.LightningDataModule):
         assert self._store is not None, "call setup() first"
         return self._store
 
+    @property
+    def class_counts(self) -> list[int]:
+        """Training images of each class, available after `setup`."""
+        return np.bincount(self.splits.train.labels, minlength=self.store.num_classes).tolist()
+
     def train_dataloader(self) -> BatchLoader:
         return BatchLoader(
-            self.splits.train, self.batch_size, seed=self.seed, shuffle=True, drop_last=self.drop_last
+            self.splits.train,
+            self.batch_size,
+            seed=self.seed,
+            shuffle=True,
+            drop_last=self.drop_last,
+            balanced=self.balanced,
         )
 
     def val_dataloader(self) -> BatchLoader:
@@ -128,10 +141,10 @@ class ImageData(pl.LightningDataModule):
         training = self.trainer is not None and self.trainer.training
         image: Tensor = batch["image"]
         if training and self.augment is not None:
-            image = self.augment(image, batch["index"], batch["epoch"])
+            image = self.augment(image, batch["sample"], batch["epoch"])
             if self.augment.mixes:
                 partner = batch["partner"]
-                image, share = self.augment.mix(image, image[partner], batch["index"], batch["epoch"])
+                image, share = self.augment.mix(image, image[partner], batch["sample"], batch["epoch"])
                 batch = {**batch, "other": batch["label"][partner], "share": share}
         else:
             image = to_float(image)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from vitreous.balance import is_unequal
 from vitreous.bundle import Bundle
 from vitreous.data.named import DOWNLOADED_NAMES
 from vitreous.export import Material, Target
@@ -73,7 +74,7 @@ def _sections(material: Material, target: Target, proof: Proof, notes: Sequence[
     if target.usage:
         yield f"## Use\n\n```python\n{target.usage.strip()}\n```"
     yield "## Proof\n\n" + " ".join((*proof.sentences(), *notes))
-    yield "## Figures\n\n" + "\n".join(f"- {line}" for line in _figures(bundle))
+    yield "## Figures\n\n" + "\n".join(f"- {line}" for line in _figures(bundle, material.run))
     yield "## Limits\n\n" + "\n".join(f"- {line}" for line in _limits(bundle, material.run))
     yield "## Data\n\n" + "\n".join(f"- {line}" for line in _data(bundle))
     yield (
@@ -82,17 +83,26 @@ def _sections(material: Material, target: Target, proof: Proof, notes: Sequence[
     )
 
 
-def _figures(bundle: Bundle) -> Iterator[str]:
+def _figures(bundle: Bundle, run: Run | None) -> Iterator[str]:
     known = False
+    evaluation = run.evaluation if run and run.has("evaluation.json") else {}
     for split, title in (("test", "Test"), ("val", "Validation")):
         accuracy, images = bundle.figures.get(f"{split}_acc"), bundle.images.get(split)
         if accuracy is None:
             continue
         known = True
-        if images is None:
-            yield f"{title} accuracy: {percent(accuracy)}."
-        else:
-            yield f"{title} accuracy: {accuracy_text(round(accuracy * images), images)} on {count(images, 'image')}."
+        lines = [f"{title} accuracy: {percent(accuracy)}."]
+        if images is not None:
+            shown = accuracy_text(round(accuracy * images), images)
+            lines = [f"{title} accuracy: {shown} on {count(images, 'image')}."]
+        recall = bundle.figures.get(f"{split}_cat_recall")
+        if recall is not None:
+            lines.append(
+                f"{title}, mean of the classes' recalls, which counts each class alike: {percent(recall)}."
+            )
+        if is_unequal([entry["support"] for entry in evaluation.get(split, {}).get("per_class", [])]):
+            lines.reverse()
+        yield from lines
         calibration = bundle.figures.get(f"{split}_ece_calibrated")
         if calibration is not None:
             yield (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -38,10 +39,20 @@ class Classifier(pl.LightningModule):
         recipe: its optimizer, schedule and training sections are used.
         timeline: the run's length in steps; by default the Trainer's own estimate.
         seed: of dropout and stochastic depth, together with the step.
+        class_counts: training images of each class, which `balance = "loss"` needs.
+
+    Raises:
+        VitreousError: the recipe balances the loss, and `class_counts` are missing or do not fit.
     """
 
     def __init__(
-        self, model: VisionTransformer, recipe: Recipe, *, timeline: Timeline | None = None, seed: int = 42
+        self,
+        model: VisionTransformer,
+        recipe: Recipe,
+        *,
+        timeline: Timeline | None = None,
+        seed: int = 42,
+        class_counts: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -49,7 +60,15 @@ class Classifier(pl.LightningModule):
         self.timeline = timeline
         self.seed = seed
         self.phases = phases(recipe.schedule, model.image_size)
-        sizes = {"image_size": model.image_size, "num_classes": model.num_classes, "seed": seed}
+        sizes: dict[str, Any] = {
+            "image_size": model.image_size,
+            "num_classes": model.num_classes,
+            "seed": seed,
+        }
+        self.register_buffer("prior", None, persistent=False)  # share of each class in training, [C]
+        if recipe.training.balance == "loss":
+            self.prior = class_shares(class_counts, model.num_classes)
+            sizes["class_counts"] = list(map(int, class_counts or ()))
         self.save_hyperparameters({**recipe.tables(), **sizes})
         self.figures = SplitMetrics(model.num_classes)
 
@@ -67,10 +86,11 @@ class Classifier(pl.LightningModule):
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
             tables = dict(checkpoint["hyper_parameters"])
             image_size, num_classes, seed = (tables.pop(n) for n in ("image_size", "num_classes", "seed"))
+            counts = tables.pop("class_counts", None)
             recipe = recipes.parse(tables, own=True)
             with torch.random.fork_rng(devices=[]):
                 model = VisionTransformer(recipe.model, image_size, num_classes)
-            classifier = cls(model, recipe, seed=seed)
+            classifier = cls(model, recipe, seed=seed, class_counts=counts)
             classifier.load_state_dict(checkpoint["state_dict"])
         except FileNotFoundError:
             raise VitreousError(f"There is no checkpoint {path}; check the path.") from None
@@ -94,7 +114,7 @@ class Classifier(pl.LightningModule):
         # Compiling again for an epoch's last, smaller batch does not pay.
         stance = "default" if len(labels) == self.recipe.training.batch_size else "force_eager"
         # The keys stay until the end of the step, because a checkpointed block runs again in the backward pass.
-        samples = batch["index"] if "index" in batch else torch.arange(len(labels), device=self.device)
+        samples = batch["sample"] if "sample" in batch else torch.arange(len(labels), device=self.device)
         key_noise(self.model, self.seed, self.global_step, samples)
         generator = counted_generator(self.seed, self.global_step, self.device)
         with generator, torch.compiler.set_stance(stance):
@@ -108,9 +128,15 @@ class Classifier(pl.LightningModule):
         return loss
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy of each image, [B]."""
+        """Cross-entropy of each image, [B]; with `balance = "loss"` of the logits plus the classes' log shares."""
         smoothing = self.recipe.training.label_smoothing
-        return F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
+        if self.prior is None:
+            return F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
+        # The smoothed part of the target has the classes' shares too. Spread evenly, it would make the network answer
+        # a rare class for images that are surely of another one.
+        log_probabilities = F.log_softmax(logits + self.prior.log(), dim=1)
+        own = F.nll_loss(log_probabilities, labels, reduction="none")
+        return (1 - smoothing) * own - smoothing * (log_probabilities @ self.prior)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         batch = named(batch)
@@ -175,6 +201,17 @@ class Classifier(pl.LightningModule):
         for logger in self.loggers:
             if isinstance(logger, Wandb):
                 logger.log_histograms(self.model, self.global_step)
+
+
+def class_shares(counts: Sequence[int] | None, num_classes: int) -> Tensor:
+    """The share of each class in the training images, float32 [C]; raises `VitreousError` if one has none."""
+    if counts is None or len(counts) != num_classes or min(counts) < 1:
+        raise VitreousError(
+            f'training.balance is "loss", which needs the numbers of training images of {num_classes} classes, not '
+            f"{counts}; give the Classifier class_counts, all above zero, or set balance=none."
+        )
+    images = torch.tensor(list(map(int, counts)), dtype=torch.float64)
+    return (images / images.sum()).float()
 
 
 def named(batch: Any) -> dict[str, Any]:

@@ -364,6 +364,18 @@ def full_float32(device: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def within_memory() -> Iterator[None]:
+    """Says in a sentence that the memory of a GPU is full."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise VitreousError(
+            "The memory of the GPU is full; train anew with a smaller batch_size or a smaller network, or end other "
+            "programs that use the GPU."
+        ) from None
+
+
 def wait(device: str) -> None:
     """Waits until `device` has done all its work, so that a clock shows when it is done."""
     if device == "cuda":

@@ -49,7 +49,10 @@ pytestmark = [
 
 SMALL = {"embed_dim": 32, "num_heads": 2, "mlp_dim": 64, "depth": 2, "stem_dims": [16, 32], "batch_size": 64}
 NOISY = {**SMALL, "drop_path": 0.2, "dropout": 0.1, "mixup": 0.3, "cutmix": 0.3, "cutout": 8}
-ONE_SIZE = {"schedule.small_sides": [], "schedule.small_until": []}  # a second size would be compiled too
+ONE_SIZE: dict[str, Any] = {
+    "schedule.small_sides": [],
+    "schedule.small_until": [],
+}  # a second size would be compiled too
 STEPS = 40
 # The trainings that are made twice, each in a process of its own: from how many FLOPs on torch compiles the network,
 # and arguments of `train`.
@@ -170,7 +173,7 @@ def test_resized_crops_and_trivial_augment_are_those_of_the_cpu(images: Tensor) 
     on_gpu = random_boxes(u.to(DEVICE), 32, 32, (0.2, 1.0)).cpu()
     assert (on_gpu == boxes).all(dim=1).float().mean() > 0.98  # rounding may move a border by a pixel
     for options in ({"resized_crop": (0.2, 1.0)}, {"trivial": True}):
-        augment = Augment(**options)  # type: ignore[arg-type]
+        augment = Augment(**options)
         expected = augment(images, index, 2)
         out = augment(images.to(DEVICE), index.to(DEVICE), 2).cpu()
         assert ((out - expected).abs() > 1e-3).float().mean() < 0.01
@@ -314,9 +317,10 @@ def test_a_budget_of_minutes_ends_in_time_and_leaves_torch_as_it_was(tmp_path: P
 
 def settings() -> list[Any]:
     """What a training may change in torch."""
+    memory: Any = torch.utils.deterministic
     return [
         torch.are_deterministic_algorithms_enabled(),
-        torch.utils.deterministic.fill_uninitialized_memory,
+        memory.fill_uninitialized_memory,
         torch.backends.cudnn.deterministic,
         torch.backends.cudnn.benchmark,
         torch.backends.cudnn.allow_tf32,

@@ -332,7 +332,7 @@ def deterministic() -> Iterator[None]:
         return
     mode = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    memory = torch.utils.deterministic
+    memory: Any = torch.utils.deterministic  # a module whose setting mypy does not know
     fill, workspace = memory.fill_uninitialized_memory, os.environ.get("CUBLAS_WORKSPACE_CONFIG")
     if workspace not in CUBLAS_WORKSPACES:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = CUBLAS_WORKSPACES[0]

@@ -49,12 +49,16 @@ pytestmark = [
 
 SMALL = {"embed_dim": 32, "num_heads": 2, "mlp_dim": 64, "depth": 2, "stem_dims": [16, 32], "batch_size": 64}
 NOISY = {**SMALL, "drop_path": 0.2, "dropout": 0.1, "mixup": 0.3, "cutmix": 0.3, "cutout": 8}
+ONE_SIZE: dict[str, Any] = {
+    "schedule.small_sides": [],
+    "schedule.small_until": [],
+}  # a second size would be compiled too
 STEPS = 40
 # The trainings that are made twice, each in a process of its own: from how many FLOPs on torch compiles the network,
 # and arguments of `train`.
 TWICE: dict[str, tuple[float, dict[str, Any]]] = {
     "eager": (math.inf, {"steps": STEPS, "overrides": NOISY}),
-    "compiled": (0.0, {"steps": STEPS, "overrides": NOISY}),
+    "compiled": (0.0, {"steps": STEPS, "overrides": {**NOISY, **ONE_SIZE}}),
     "float32": (math.inf, {"steps": STEPS, "overrides": SMALL, "precision": "32"}),
     "notebook": (math.inf, {"steps": 12, "recipe": "notebook-cifar10"}),
     "AdamW": (math.inf, {"steps": 12, "overrides": {**SMALL, "optimizer.name": "adamw", "trivial": True}}),
@@ -65,7 +69,7 @@ import vitreous, vitreous.machine
 vitreous.machine.COMPILE_FLOPS["{DEVICE}"] = float(sys.argv[1])
 vitreous.train("shapes", device="{DEVICE}", **json.loads(sys.argv[2]))
 """
-SECONDS = 55  # for all of them, side by side
+SECONDS = 100  # at most, for all of them side by side; compiling takes longest
 
 
 @pytest.fixture(scope="module")
@@ -97,10 +101,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Pat
         except subprocess.TimeoutExpired:
             log.write(f"\nkilled after {SECONDS} s\n")
             process.kill()
-    for (name, twin), (process, log) in processes.items():
-        if process.wait():
-            log.seek(0)
-            print(f"{name} {twin}:", log.read()[-1500:])
+    for process, log in processes.values():
+        process.wait()
         log.close()
     return {name: (root / name / "a", root / name / "b") for name, twin in processes if twin == "a"}
 
@@ -171,7 +173,7 @@ def test_resized_crops_and_trivial_augment_are_those_of_the_cpu(images: Tensor) 
     on_gpu = random_boxes(u.to(DEVICE), 32, 32, (0.2, 1.0)).cpu()
     assert (on_gpu == boxes).all(dim=1).float().mean() > 0.98  # rounding may move a border by a pixel
     for options in ({"resized_crop": (0.2, 1.0)}, {"trivial": True}):
-        augment = Augment(**options)  # type: ignore[arg-type]
+        augment = Augment(**options)
         expected = augment(images, index, 2)
         out = augment(images.to(DEVICE), index.to(DEVICE), 2).cpu()
         assert ((out - expected).abs() > 1e-3).float().mean() < 0.01
@@ -190,7 +192,8 @@ def test_smaller_images_and_positions_are_those_of_the_cpu() -> None:
             position = model.position(4)
             position.square().sum().backward()
         assert model.pos_embed.grad is not None
-        gradients.append((position.detach().cpu(), model.pos_embed.grad.cpu()))
+        # Cloned, since moving the model moves its gradients too.
+        gradients.append((position.detach().cpu(), model.pos_embed.grad.clone().cpu()))
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-7)
 
 
@@ -248,6 +251,9 @@ def test_a_training_step_does_not_wait_for_the_gpu() -> None:
 def test_two_processes_train_the_same_bits(pairs: dict[str, tuple[Path, Path]], name: str) -> None:
     if name not in pairs:
         pytest.skip("compiling needs a C++ compiler")
+    for path in pairs[name]:
+        log = path.parent.with_name(f"{name}-{path.name}.txt").read_text()
+        assert (path / "summary.json").exists(), log[-1500:]
     a, b = map(vitreous.Run, pairs[name])
     assert_same_weights(a.path, b.path)
     facts = a.resolved["machine"]
@@ -311,9 +317,10 @@ def test_a_budget_of_minutes_ends_in_time_and_leaves_torch_as_it_was(tmp_path: P
 
 def settings() -> list[Any]:
     """What a training may change in torch."""
+    memory: Any = torch.utils.deterministic
     return [
         torch.are_deterministic_algorithms_enabled(),
-        torch.utils.deterministic.fill_uninitialized_memory,
+        memory.fill_uninitialized_memory,
         torch.backends.cudnn.deterministic,
         torch.backends.cudnn.benchmark,
         torch.backends.cudnn.allow_tf32,
@@ -366,10 +373,6 @@ def test_predict_and_explain(run: vitreous.Run, tmp_path: Path, capsys: pytest.C
     assert list((tmp_path / "explained").iterdir())
 
 
-@pytest.mark.parametrize("target", ["onnx", "html"])
-def test_exports(run: vitreous.Run, target: str, tmp_path: Path) -> None:
-    if target == "onnx":
-        pytest.importorskip("onnx")
-        pytest.importorskip("onnxscript")
-    exported = export(run.path, target, tmp_path / target)
+def test_a_page_is_exported(run: vitreous.Run, tmp_path: Path) -> None:
+    exported = export(run.path, "html", tmp_path / "page")  # all exports read the bundle on the CPU
     assert any(exported.folder.iterdir())

@@ -429,6 +429,19 @@ def test_a_slow_start_does_not_end_a_run(
     assert 350 < run.summary["steps"] < 420
 
 
+def test_a_full_memory_of_the_gpu_is_one_sentence(
+    arrays: Arrays, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(Classifier, "training_step", full)
+    with pytest.raises(
+        VitreousError, match="memory of the GPU is full; train anew with a smaller batch_size"
+    ):
+        vitreous.train(arrays, steps=2, out=tmp_path / "run", **tiny)
+
+
 def keeper(unit: str, amount: float, steps_per_epoch: int = 176) -> BudgetKeeper:
     sizes = Sizes(256, steps_per_epoch, val=5000, test=10000)
     step = StepCost(flops=3_000_000_000, seconds=0.5, evaluation_seconds=0.1)

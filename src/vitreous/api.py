@@ -351,6 +351,7 @@ def _train(
         machines.keep_memory(),
         machines.keep_torch(),
         machines.deterministic(),
+        machines.within_memory(),
     ):
         earlier = repeats
         if resumes and ((path / "split.json").exists() or numbered(path / "checkpoints")):

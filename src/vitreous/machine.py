@@ -332,7 +332,7 @@ def deterministic() -> Iterator[None]:
         return
     mode = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    memory = torch.utils.deterministic
+    memory: Any = torch.utils.deterministic  # a module whose setting mypy does not know
     fill, workspace = memory.fill_uninitialized_memory, os.environ.get("CUBLAS_WORKSPACE_CONFIG")
     if workspace not in CUBLAS_WORKSPACES:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = CUBLAS_WORKSPACES[0]
@@ -362,6 +362,18 @@ def full_float32(device: str) -> Iterator[None]:
     cudnn = torch.backends.cudnn
     with cudnn.flags(enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False):
         yield
+
+
+@contextmanager
+def within_memory() -> Iterator[None]:
+    """Says in a sentence that the memory of a GPU is full."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise VitreousError(
+            "The memory of the GPU is full; train anew with a smaller batch_size or a smaller network, or end other "
+            "programs that use the GPU."
+        ) from None
 
 
 def wait(device: str) -> None:

@@ -128,8 +128,9 @@ class Muon(torch.optim.Optimizer):
             stacked = torch.stack([nesterov[i].reshape(rows, columns) for i in indices])  # [K, rows, columns]
             update = orthogonalize(stacked.to(self.dtype)).to(params[0].dtype)
             scale = group["lr"] * max(1.0, rows / columns) ** 0.5
-            for i, matrix in zip(indices, update, strict=True):
-                params[i].add_(matrix.view_as(params[i]), alpha=-scale)
+            targets = [params[i] for i in indices]
+            changes = [matrix.view_as(p) for p, matrix in zip(targets, update, strict=True)]
+            torch._foreach_add_(targets, changes, alpha=-scale)
 
     def _adamw(self, group: dict[str, Any], params: list[Tensor]) -> None:
         """AdamW (Loshchilov & Hutter, arXiv 1711.05101) by torch's fused kernel, for all parameters at once."""

@@ -404,6 +404,8 @@ def test_the_bench_stops_continues_and_reads_test_at_the_end(tmp_path: Path) -> 
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            # A shell that starts the tests in the background has SIGINT ignored, and children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     first = start()

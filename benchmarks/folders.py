@@ -28,7 +28,7 @@ import statistics
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
@@ -111,7 +111,9 @@ class Task:
 
     @property
     def key(self) -> str:
-        return f"{self.entry.id}/{'all' if self.fold is None else self.fold}"
+        """Tells the training apart from all others, also from those of another recipe under the same name."""
+        changes = f" {shlex.join(self.entry.overrides)}" if self.entry.overrides else ""
+        return f"{self.entry.id}{changes}, fold {'all' if self.fold is None else self.fold}"
 
     @property
     def flops(self) -> float:
@@ -208,9 +210,12 @@ def command(entry: Entry, args: argparse.Namespace) -> str:
     return shlex.join([*words, *(["--final"] if entry.final else [])])
 
 
-def chosen_rate(entry: Entry, rates_at: str) -> str:
-    """The learning rate with the best figure on validation; "" while not all are on record."""
-    known = {r["id"]: r["figures"] for r in record.load("folders-rates")}
+def chosen_rate(entry: Entry, rates_at: str, known: dict[str, dict[str, Any]]) -> str:
+    """The learning rate with the best figure on validation; "" while not all are on record.
+
+    Args:
+        known: the figures of the records of learning rates, by id.
+    """
     tried = {
         rate: replace(entry, budget=rates_at, seed=RATES_SEED, rate=rate, final=False).id for rate in RATES
     }
@@ -236,35 +241,37 @@ def bench(args: argparse.Namespace) -> None:
         record.check_replacement(entry.id, command(entry, args), args.replace)
     wanted = [e for e in entries if e.id not in on_record or (args.replace and not e.rate)]
     sets: dict[str, Images] = {}
+    left_out = []
     for data in dict.fromkeys(entry.data for entry in wanted):
         try:
             sets[data] = open_set(data, data_dir, paths)  # packed here once, before workers open it
         except VitreousError as error:
+            left_out.append(data)
             print(f"{data} is left out: {error}")
-    wanted = [entry for entry in wanted if entry.data in sets]
-    parts = Parts(record.RECORDS.with_suffix(".parts.jsonl"))
-    if args.replace:
-        parts.forget({entry.id for entry in wanted})
     source_state = state(args.commit)
-    tasks = []
-    for entry in wanted:
-        for fold in [None] if entry.final else range(sets[entry.data].folds):
-            if (task := Task(entry, fold)).key not in parts.results:
-                tasks.append(task)
+    parts = Parts(record.RECORDS.with_suffix(".parts.jsonl"), source_state["commit"])
+    tasks_of = {
+        entry: [Task(entry, fold) for fold in ([None] if entry.final else range(sets[entry.data].folds))]
+        for entry in wanted
+        if entry.data in sets
+    }
+    if args.replace:
+        parts.forget(task.key for own in tasks_of.values() for task in own)
+    tasks = [task for own in tasks_of.values() for task in own if task.key not in parts.results]
     print(
-        f"{count(len(entries), 'record')}, {len(entries) - len(wanted)} on record or left out: "
+        f"{count(len(entries), 'record')}, {len(entries) - len(tasks_of)} on record or left out: "
         f"{count(len(tasks), 'training')} to do, {args.jobs} at a time",
         flush=True,
     )
 
     def finish(entry: Entry) -> None:
         """Records an entry of which every fold is done."""
-        keys = [Task(entry, fold).key for fold in ([None] if entry.final else range(sets[entry.data].folds))]
+        keys = [task.key for task in tasks_of[entry]]
         if all(key in parts.results for key in keys):
             add_record(entry, sets[entry.data], [parts.results[key] for key in keys], args, source_state)
-            parts.forget({entry.id})
+            parts.forget(keys)
 
-    for entry in wanted:  # the last fold may have ended just before an earlier process did
+    for entry in tasks_of:  # an earlier process may have been killed between the last fold and the record
         finish(entry)
     failed: list[Task] = []
     setup = Setup(args.device, args.jobs, data_dir, paths)
@@ -283,37 +290,47 @@ def bench(args: argparse.Namespace) -> None:
     if failed:
         print(f"{count(len(failed), 'training')} failed; the same command tries them again:")
         print("\n".join(f"  {task.key}" for task in failed))
+    if failed or left_out:
         raise SystemExit(1)
 
 
 class Parts:
-    """Results of single trainings until their record is complete, a line of JSON each in a file."""
+    """Results of single trainings until their record is complete, a line of JSON each in a file.
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    Results of another commit are dropped, since a record names one commit.
+    """
+
+    def __init__(self, file: Path, commit: str) -> None:
+        self.file, self.commit = file, commit
         text = file.read_text(encoding="utf-8") if file.exists() else ""
-        whole = text[: text.rfind("\n") + 1]  # without a line that a killed process did not finish
-        if whole != text:
-            record.atomic_write(file, whole)
-        lines = [json.loads(line) for line in whole.splitlines()]
-        self.results: dict[str, dict[str, Any]] = {part["key"]: part["result"] for part in lines}
+        # The last line may be one that a killed process did not finish.
+        lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        self.results: dict[str, dict[str, Any]] = {
+            part["key"]: part["result"] for part in lines if part["commit"] == commit
+        }
+        if dropped := len(lines) - len(self.results):
+            print(f"{count(dropped, 'finished training')} of another commit dropped from {file.name}")
+        if text:
+            self._write()
 
     def add(self, key: str, result: dict[str, Any]) -> None:
         self.results[key] = result
         with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"key": key, "result": result}) + "\n")
+            file.write(self._line(key, result))
 
-    def forget(self, ids: set[str]) -> None:
-        """Drops the parts of these records."""
-        kept = {k: v for k, v in self.results.items() if k.rpartition("/")[0] not in ids}
-        if len(kept) == len(self.results):
-            return
-        self.results = kept
-        lines = [json.dumps({"key": key, "result": result}) + "\n" for key, result in kept.items()]
-        if lines:
-            record.atomic_write(self.file, "".join(lines))
+    def forget(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self.results.pop(key, None)
+        self._write()
+
+    def _line(self, key: str, result: dict[str, Any]) -> str:
+        return json.dumps({"key": key, "commit": self.commit, "result": result}) + "\n"
+
+    def _write(self) -> None:
+        if self.results:
+            record.atomic_write(self.file, "".join(self._line(*part) for part in self.results.items()))
         else:
-            self.file.unlink()
+            self.file.unlink(missing_ok=True)
 
 
 def state(commit: str | None) -> dict[str, Any]:
@@ -518,9 +535,10 @@ def results(
 
 def next_task(waiting: list[Task], rates_at: str) -> Task | None:
     """Takes the first task that can begin out of `waiting`."""
+    known = {r["id"]: r["figures"] for r in record.load("folders-rates")}
     for position, task in enumerate(waiting):
         entry = task.entry
-        rate = entry.rate or (chosen_rate(entry, rates_at) if entry.arm in WIDTHS else "")
+        rate = entry.rate or (chosen_rate(entry, rates_at, known) if entry.arm in WIDTHS else "")
         if rate or entry.arm not in WIDTHS:
             return replace(waiting.pop(position), rate=rate)
     return None

@@ -309,19 +309,29 @@ def test_parts_survive_a_killed_process(tmp_path: Path) -> None:
     import folders
 
     file = tmp_path / "x.parts.jsonl"
-    parts = folders.Parts(file)
+    parts = folders.Parts(file, "c1")
     for key in ("a/0", "a/1", "b/0"):
         parts.add(key, {"n": key})
     with file.open("a") as torn:
         torn.write('{"key": "b/1", "resu')
-    again = folders.Parts(file)
+    again = folders.Parts(file, "c1")
     assert set(again.results) == {"a/0", "a/1", "b/0"}
     again.add("b/2", {"n": "b/2"})
-    assert set(folders.Parts(file).results) == {"a/0", "a/1", "b/0", "b/2"}
-    again.forget({"a"})
-    assert set(folders.Parts(file).results) == {"b/0", "b/2"}
-    again.forget({"b"})
-    assert not file.exists()
+    assert set(folders.Parts(file, "c1").results) == {"a/0", "a/1", "b/0", "b/2"}
+    again.forget(["a/0", "a/1"])
+    assert folders.Parts(file, "c1").results == {"b/0": {"n": "b/0"}, "b/2": {"n": "b/2"}}
+    assert folders.Parts(file, "c2").results == {} and not file.exists()  # a record names one commit
+
+
+def test_another_recipe_of_the_same_name_shares_no_parts() -> None:
+    import folders
+
+    keys = {
+        folders.Task(folders.Entry("cifar10", "3e13", "mine", 42, "", changes), fold).key
+        for changes in ((), ("mixup=0.3",), ("mixup=0.5",))
+        for fold in (0, 1)
+    }
+    assert len(keys) == 6
 
 
 @pytest.mark.parametrize(
@@ -404,6 +414,8 @@ def test_the_bench_stops_continues_and_reads_test_at_the_end(tmp_path: Path) -> 
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            # A shell that starts the tests in the background has SIGINT ignored, and children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     first = start()
@@ -424,7 +436,7 @@ def test_the_bench_stops_continues_and_reads_test_at_the_end(tmp_path: Path) -> 
     records = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(records) == 5
     assert all(
-        sum(r["figures"]["images_of_class"]) == 68 for r in records
+        sum(r["figures"]["images_of_class"]) == 69 for r in records
     )  # 76 without the tenth that is test
     command += ["--final"]
     third = start()
@@ -433,8 +445,8 @@ def test_the_bench_stops_continues_and_reads_test_at_the_end(tmp_path: Path) -> 
     tested = [
         json.loads(line) for line in file.read_text().splitlines() if "-test-" in json.loads(line)["id"]
     ]
-    assert [sum(r["figures"]["images_of_class"]) for r in tested] == [8, 8]
-    assert {r["figures"]["training_images"] for r in tested} == {68}
+    assert [sum(r["figures"]["images_of_class"]) for r in tested] == [7, 7]
+    assert {r["figures"]["training_images"] for r in tested} == {69}
     command = [word for word in command if word not in ("--final", "--arms", "vitreous", "resnet9")]
     command += ["--name", "broken", "small_sides=[0.01]", "small_until=[0.5]"]
     fourth = start()

@@ -7,11 +7,13 @@ BUDGET ?= 6e13
 DATA ?= cifar10
 SEEDS ?= 42 43 44
 FINAL ?=
+JOBS ?= 1
+TRASHNET ?= trash.zip
 MINUTES ?= 5
 STUDY ?= ablation
 RUN ?= runs/cifar10-default-seed42-001
 
-.PHONY: setup train test test-slow test-package test-native lint format notebook bench-speed bench-peers bench-peer-recipe bench-accuracy bench-study leaderboard report-picture clean
+.PHONY: setup train test test-slow test-package test-native test-cuda lint format notebook bench-speed bench-peers bench-peer-recipe bench-accuracy bench-study bench-folders leaderboard report-picture clean
 
 setup: .venv/ready  ## .venv with the package and everything that development needs
 
@@ -30,6 +32,9 @@ test-package: .venv/ready  ## build wheel and source distribution, install the w
 
 test-native:  ## the C++ kernels under ASan, UBSan and, where it can be had, TSan
 	sh tests/native/check.sh
+
+test-cuda: .venv/ready  ## training and its commands on an NVIDIA GPU
+	$(BIN)/python -m pytest -m cuda
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -57,6 +62,9 @@ bench-accuracy: .venv/ready  ## accuracy at a budget of FLOPs, e.g. BUDGET=6e13 
 
 bench-study: .venv/ready  ## a study on validation: STUDY=law, STUDY=ablation or STUDY=seconds
 	$(BIN)/python benchmarks/study.py $(STUDY)
+
+bench-folders: .venv/ready  ## real data sets of several sizes: ours, a ResNet-9 and the notebook's recipe, e.g. JOBS=12 FINAL=1
+	$(BIN)/python benchmarks/folders.py --jobs $(JOBS) --trashnet $(TRASHNET) $(if $(FINAL),--final)
 
 report-picture: .venv/ready  ## docs/report.png from a run, e.g. RUN=runs/cifar10-default-seed42-001
 	$(BIN)/python benchmarks/report_picture.py $(RUN)

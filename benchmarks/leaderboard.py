@@ -3,8 +3,8 @@
     python benchmarks/leaderboard.py
 
 Fills the tables of `docs/results.md`, `docs/speed.md` and `docs/images.md`, and the table of results in `README.md`.
-Draws `docs/accuracy-flops.svg`, `docs/accuracy-minutes.svg` and `docs/law.svg`. Draws `docs/dial.svg` too, but that is
-from the tables of `vitreous/dial.py`.
+Draws `docs/accuracy-flops.svg`, `docs/accuracy-minutes.svg`, `docs/law.svg` and `docs/folders.svg`. Draws
+`docs/dial.svg` too, but that is from the tables of `vitreous/dial.py`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from typing import Any
 import matplotlib as mpl
 
 mpl.use("svg")
+import folders_page
 import images_page
 import matplotlib.pyplot as plt
 import numpy as np
 import speed_page
+from folder_sets import SETS
 from pages import fill, markers
 from record import HERE, load
 
@@ -114,14 +116,19 @@ def render(root: Path) -> None:
     results, readme = root / "docs" / "results.md", root / "README.md"
     for name, table in TABLES.items():
         fill(results, name, table())
+    for name, lines in folders_page.tables().items():
+        fill(results, name, lines)
     if markers("results")[0] in readme.read_text(encoding="utf-8"):
         fill(readme, "results", readme_table())
+    if markers("folders")[0] in readme.read_text(encoding="utf-8"):
+        fill(readme, "folders", folders_page.readme_table())
     speed_page.fill_page(root / "docs" / "speed.md")
     images_page.fill_page(root / "docs" / "images.md")
     plot_accuracy(root / "docs" / "accuracy-flops.svg", "train_flops")
     plot_accuracy(root / "docs" / "accuracy-minutes.svg", "total_seconds")
     plot_law(root / "docs" / "law.svg")
     plot_dial(root / "docs" / "dial.svg")
+    folders_page.plot(root / "docs" / "folders.svg")
 
 
 # ---- what a record says
@@ -429,7 +436,7 @@ def other_table() -> list[str]:
             f"`{record['commit'][:7]}`",
         ]
         for record in load()
-        if record["study"] not in STUDIES
+        if record["study"] not in (*STUDIES, "folders", "folders-rates")  # these have tables of their own
     ]
     return table(("id", "command", "machine", "commit"), rows)
 
@@ -464,7 +471,8 @@ def reads_text() -> list[str]:
     reads = [r for r in load() if "test_acc" in r["figures"]]
     flips = [r for r in reads if "test_acc_with_flips" in r["figures"]]
     replaced = [r for r in reads if r["study"] == "make-train" and r["command"] is None]
-    kinds = grouped(reads, lambda r: r["data"])
+    titles = DATA | {"trashnet": "TrashNet", "fashion-mnist": "Fashion-MNIST"}
+    kinds = grouped(reads, lambda r: SETS[r["data"]].origin if r["data"] in SETS else r["data"])
     golden_runs = [
         case["summary"]
         for record in load("golden")
@@ -472,7 +480,7 @@ def reads_text() -> list[str]:
         for case in cases.values()
     ]
     short_runs = [s for s in golden_runs if s.get("data") == "cifar10" and "test_acc" in s]
-    counts = " and ".join(f"{len(records)} on {DATA[data]}" for data, records in sorted(kinds.items()))
+    counts = listed([f"{len(records)} on {titles[data]}" for data, records in sorted(kinds.items())])
     sentences = [
         f"{len(reads)} runs on record read a test split, {counts}.",
         f"Each evaluated on it once, at its end; {len(flips)} also made a second pass over the mirrored images.",
@@ -491,6 +499,11 @@ def reads_text() -> list[str]:
             "They compare bits between versions, and nothing is chosen by their accuracy.",
         ]
     return [" ".join(sentences)]
+
+
+def listed(items: list[str]) -> str:
+    """Items as a sentence lists them: "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]]))
 
 
 def published_table() -> list[str]:

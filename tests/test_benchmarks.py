@@ -255,7 +255,7 @@ def test_every_record_is_complete() -> None:
         assert record["command"] or record["note"], record["id"]
         if "train_flops" in record["figures"]:
             assert {"data", "seed"} <= set(record) and (
-                "recipe" in record or record["study"] == "peer-recipe"
+                "recipe" in record or record["study"] in ("peer-recipe", "folders", "folders-rates")
             )
 
 
@@ -293,7 +293,9 @@ def test_tables_and_plots_are_those_of_the_records(tmp_path: Path) -> None:
     for page in ("README.md", "docs/results.md", "docs/speed.md", "docs/images.md"):
         assert (tmp_path / page).read_bytes() == (ROOT / page).read_bytes(), f"{page}: run make leaderboard"
     drawn = sorted((tmp_path / "docs").glob("*.svg"))
-    assert [plot.name for plot in drawn] == ["accuracy-flops.svg", "accuracy-minutes.svg", "dial.svg", "law.svg"]
+    expected = ["accuracy-flops.svg", "accuracy-minutes.svg", "dial.svg", "law.svg"]
+    expected += ["folders.svg"] if any(record["study"] == "folders" for record in records()) else []
+    assert [plot.name for plot in drawn] == sorted(expected)
     if f"Matplotlib v{matplotlib.__version__}," not in (ROOT / "docs" / "law.svg").read_text():
         pytest.skip("the plots were drawn by another version of Matplotlib")
     for plot in drawn:
@@ -359,11 +361,12 @@ def test_every_command_is_one_that_its_script_understands() -> None:
         except SystemExit:
             pytest.fail(f"{record['id']}: {script} does not understand {words}")
         scripts.add(module.__name__)
-    assert scripts == {
+    assert scripts | {"folders"} == {
         "accuracy",
         "faithfulness",
         "exports",
         "fits",
+        "folders",
         "golden",
         "pairs",
         "peer_recipe",
@@ -422,7 +425,8 @@ def complete(tables: dict[str, Any]) -> dict[str, Any]:
     return tables | {section: values | tables[section] for section, values in later.items()}
 
 
-TRAININGS = [r for r in records() if "recipe" in r and r["study"] != "peer-recipe"]  # of `vitreous train`
+# Of `vitreous train`; tests/test_folders.py has those of the bench of folders.
+TRAININGS = [r for r in records() if "recipe" in r and r["study"] not in ("peer-recipe", "folders")]
 # Seeds share a recipe.
 DISTINCT = {re.sub(r"seeds? ?\d+", "", record["command"] or record["id"]): record for record in TRAININGS}
 

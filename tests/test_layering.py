@@ -34,7 +34,7 @@ MAY = {
     "confusion": {"bundle"},
     "advice": {"calibration", "statistics"},
     "charts": {"calibration", "statistics"},
-    "attribution": {"bundle", "model", "native", "data.normalize"},
+    "attribution": {"bundle", "machine", "model", "native", "data.normalize"},
     "request": set(),
     "machine": {"native.build", "request"},
     "depth": set(),
@@ -43,7 +43,7 @@ MAY = {
     "data": {"depth", "preprocess", "profiles", "request"},
     "recipe": {"habits", "model.variants", "request"},
     "recipes": set(),
-    "bundle": {"coverage", "model", "native", "preprocess", "data.decode", "data.normalize"},
+    "bundle": {"coverage", "machine", "model", "native", "preprocess", "data.decode", "data.normalize"},
     "run": {"recipe", "bundle", "model"},
     "training": {"model", "native", "data", "metrics", "recipe", "machine", "run"},
     "report": {

@@ -66,8 +66,15 @@ from vitreous.wording import count, duration, percent, scientific, shortened
 
 SHOWN_CLASSES = 10  # names in the line about the data
 DIVERGED = 10  # times the loss of guessing, ln(classes)
-# Environment variables that change the order or precision of sums inside torch's CPU kernels.
-ENVIRONMENT = ("ONEDNN_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS")
+# Environment variables that change the order or precision of sums inside torch's kernels.
+ENVIRONMENT = (
+    "ONEDNN_MAX_CPU_ISA",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "NVIDIA_TF32_OVERRIDE",
+)
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
@@ -323,7 +330,13 @@ def _train(
     """
     check_torch()
     check_logger(request.logger)
-    with runs.log(path, verbose) as say, quiet_lightning(), machines.keep_memory(), machines.keep_torch():
+    with (
+        runs.log(path, verbose) as say,
+        quiet_lightning(),
+        machines.keep_memory(),
+        machines.keep_torch(),
+        machines.deterministic(),
+    ):
         earlier = repeats
         if resumes and ((path / "split.json").exists() or numbered(path / "checkpoints")):
             earlier = Run(path)  # otherwise it was killed before it had begun

@@ -21,6 +21,7 @@ from torch import Tensor
 from vitreous.bundle import Bundle, predictor, shallow_copy
 from vitreous.data.normalize import normalize, to_float
 from vitreous.errors import VitreousError, unknown
+from vitreous.machine import full_float32
 from vitreous.model.vit import Attention, VisionTransformer, attention_weights
 from vitreous.native.accelerate import plain
 
@@ -69,7 +70,7 @@ def heat_map(
         if not len(x):
             return np.zeros((0, bundle.model.grid, bundle.model.grid), np.float32)
         chosen = torch.from_numpy(classes.astype(np.int64)).to(x.device)
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(x.device.type, enabled=False), full_float32(x.device.type):
             return METHODS[method](bundle, x, chosen).detach().cpu().numpy()
 
 

@@ -26,6 +26,7 @@ from vitreous.data.decode import read_image
 from vitreous.data.normalize import normalize, to_float
 from vitreous.errors import VitreousError
 from vitreous.files import atomic_write, path_of
+from vitreous.machine import full_float32
 from vitreous.model.variants import Architecture
 from vitreous.model.vit import VisionTransformer
 from vitreous.native.accelerate import accelerate, unsupported
@@ -126,7 +127,7 @@ class Bundle:
         """What `model`, a copy of the own one, computes for images: float32 [N, width] on the CPU."""
         device = next(self.model.parameters()).device
         parts = [torch.empty(0, width)]
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False), full_float32(device.type):
             for batch in self.preprocess.batches(images, EVAL_BATCH, read_image):
                 # Copied, since torch warns of arrays that may not be written to.
                 pixels = torch.from_numpy(np.array(batch)).to(device)  # uint8 [B, S, S, 3]

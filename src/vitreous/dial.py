@@ -53,11 +53,15 @@ class Line(NamedTuple):
 
 
 # Each key of the recipe that follows the number of epochs. Keys of [model] are chosen once, by the first forecast.
+# Each was measured on more than one data set (docs/log.md, "Weight decay for Muon", "Mixing by the number of epochs").
 # At 6 epochs, crop 4 with cutout 8 instead of crop 2 cost 1.6 points of validation accuracy (one seed each,
 # `cifar10-make-train-6583d17` and `cifar10-make-train-5de89af` in benchmarks/records.jsonl).
 STRENGTHS: dict[str, Line] = {
     "augment.crop": Line((12, 40), (2 / 32, 4 / 32), pixels=True),
     "augment.cutout": Line((12, 40), (0, 8 / 32), pixels=True),
+    "augment.mixup": Line((12, 60), (0, 0.3)),
+    "augment.cutmix": Line((12, 60), (0, 0.5)),
+    "optimizer.weight_decay": Line((5, 60), (0.3, 1.0)),
 }
 
 

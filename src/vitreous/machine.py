@@ -92,9 +92,9 @@ def detect_machine(device: str = "auto", threads: int | None = None) -> Machine:
         VitreousError: the device is unknown, or this machine does not have it.
     """
     device = resolve_device(device)
-    if device == "cpu":
-        processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(min(threads or torch.get_num_threads(), processors))
+    # The whitening is fitted on the CPU for every device.
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(min(threads or torch.get_num_threads(), processors))
     float32, bf16 = (0.0, 0.0) if device == "mps" else product_speeds(device)
     return Machine(
         device=device,
@@ -191,18 +191,13 @@ def product_speeds(device: str) -> tuple[float, float]:
 
 def best_time(run: Callable[[], Any], device: str, repeats: int) -> float:
     """The shortest of `repeats` timings of `run()`, in seconds, after one call that is not timed."""
-
-    def wait() -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
-
     run()
     times = []
     for _ in range(repeats):
-        wait()
+        wait(device)
         start = time.perf_counter()
         run()
-        wait()
+        wait(device)
         times.append(time.perf_counter() - start)
     return min(times)
 
@@ -319,6 +314,60 @@ def keep_torch() -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(threads)
+
+
+# What torch asks for before it calls cuBLAS deterministic: a workspace of its own for each stream, here 8 x 4096 KiB.
+CUBLAS_WORKSPACES = (":4096:8", ":16:8")
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Makes CUDA compute the same bits from the same command, and float32 products in float32.
+
+    By default some of torch's CUDA kernels add in the order in which threads arrive. At the end all settings are the
+    caller's again. They belong to the process, so other threads see them too. Does nothing without a GPU.
+    """
+    if not torch.cuda.is_available():
+        yield
+        return
+    mode = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    memory = torch.utils.deterministic
+    fill, workspace = memory.fill_uninitialized_memory, os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    if workspace not in CUBLAS_WORKSPACES:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = CUBLAS_WORKSPACES[0]
+    try:
+        torch.use_deterministic_algorithms(True)
+        memory.fill_uninitialized_memory = False  # it would write every new tensor twice
+        with full_float32("cuda"):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(mode, warn_only=warn_only)
+        memory.fill_uninitialized_memory = fill
+        if workspace is None:
+            os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+        else:
+            os.environ["CUBLAS_WORKSPACE_CONFIG"] = workspace
+
+
+@contextmanager
+def full_float32(device: str) -> Iterator[None]:
+    """Convolutions of float32 on CUDA keep all bits, and cuDNN chooses the same kernels for them each time.
+
+    By default they run in TF32, with 10 bits of the mantissa. At the end all settings are the caller's again.
+    """
+    if device != "cuda":
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    with cudnn.flags(enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
+
+
+def wait(device: str) -> None:
+    """Waits until `device` has done all its work, so that a clock shows when it is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def processor() -> str:

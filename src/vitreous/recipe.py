@@ -82,7 +82,9 @@ class OptimizerSection:
     )
     beta1: float = setting(0.9, "decay of AdamW's first moment", low=0, high=0.9999)
     beta2: float = setting(0.999, "decay of AdamW's second moment", low=0, high=0.999999)
-    weight_decay: float = setting(0.0, "decoupled weight decay of AdamW's parameters", low=0, high=10)
+    weight_decay: float = setting(
+        0.0, "decoupled weight decay of all parameters, times their learning rate", low=0, high=10
+    )
     muon_learning_rate: float = setting(0.02, "peak learning rate of Muon", low=0, high=10)
     muon_momentum: float = setting(0.95, "Nesterov momentum of Muon", low=0, high=0.9999)
 

@@ -95,7 +95,8 @@ def difference(
     components" (doi 10.2307/3002019).
 
     Args:
-        first, second: bool [R, N], whether a run classified an image correctly; one row for each seed.
+        first, second: bool [R, N], whether a run classified an image correctly; one row for each seed. For balanced
+            accuracy, float [R, N]: the image's weight where it was, else 0. The weights have a mean of 1.
         paired: whether column i of both is the same image. Then N is equal.
         comparisons: the number of comparisons for which the intervals shall hold together, and by which p is
             multiplied (Bonferroni).
@@ -121,7 +122,7 @@ def difference(
     variance, freedom = _with_seeds(variance, smallest, 1 / len(first) + 1 / len(second), repeated)
     half = student_quantile(0.05 / comparisons, freedom) * math.sqrt(variance)
     if paired and not repeated and len(first) == len(second) == 1:
-        p = mcnemar(int((first & ~second).sum()), int((second & ~first).sum()))
+        p = mcnemar(int((first > second).sum()), int((second > first).sum()))
     else:
         p = student_p(centre / math.sqrt(variance), freedom)
     low, high = max(centre - half, -1.0), min(centre + half, 1.0)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitreous.counted import random_bits, shift_right
-from vitreous.data.normalize import to_float
+from vitreous.data.normalize import constant, to_float
 from vitreous.data.trivial import trivial
 from vitreous.errors import VitreousError, unknown
 
@@ -199,7 +199,7 @@ class Augment:
 
         rows = inside(u[:, CUTOUT_Y], x.shape[2])[:, None, :, None]  # [B, 1, H, 1]
         cols = inside(u[:, CUTOUT_X], x.shape[3])[:, None, None, :]  # [B, 1, 1, W]
-        fill = torch.tensor(self.fill, dtype=x.dtype, device=x.device).view(1, 3, 1, 1)
+        fill = constant(self.fill, x).view(1, 3, 1, 1)
         return torch.where(rows & cols, fill, x)
 
 

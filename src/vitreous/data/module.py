@@ -117,6 +117,12 @@ class ImageData(pl.LightningDataModule):
         """The test split, for Lightning's `Trainer.predict`."""
         return self.test_dataloader()
 
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Pins a batch for a GPU: otherwise its copy would wait until the GPU has finished all earlier work."""
+        if self.trainer is None or self.trainer.strategy.root_device.type != "cuda":
+            return batch
+        return {key: x.pin_memory() if isinstance(x, Tensor) else x for key, x in batch.items()}
+
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Augments (in training only) and normalises a batch on its device."""
         training = self.trainer is not None and self.trainer.training

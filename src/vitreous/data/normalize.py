@@ -26,8 +26,13 @@ def normalize(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Ten
     """
     width = x.shape[3]
     # Whole rows, with the statistics repeated along them: five times as fast on a CPU as three channels at a time.
-    shift, scale = (
-        torch.tensor(channels, dtype=x.dtype, device=x.device).repeat(width) for channels in (mean, std)
-    )
+    shift, scale = (constant(channels, x).repeat(width) for channels in (mean, std))
     rows = x.permute(0, 2, 3, 1).flatten(2)  # [B, H, 3W]
     return (rows - shift).div_(scale).unflatten(2, (width, -1)).permute(0, 3, 1, 2)
+
+
+def constant(values: tuple[float, ...], x: Tensor) -> Tensor:
+    """The numbers as a tensor with the type and on the device of `x`."""
+    if x.is_cuda:  # torch.tensor would wait until the GPU has done all earlier work
+        return torch.tensor(values, dtype=x.dtype).to(x.device, non_blocking=True)
+    return torch.tensor(values, dtype=x.dtype, device=x.device)

@@ -122,7 +122,7 @@ class VisionTransformer(nn.Module):
             return self.pos_embed
         extra = self.num_tokens - self.grid**2  # 1 for a class token, whose position stays as it is
         plane = self.pos_embed[:, extra:].transpose(1, 2).unflatten(2, (self.grid, self.grid))  # [1, D, G, G]
-        plane = F.interpolate(plane, size=(grid, grid), mode="bilinear")
+        plane = resize(plane, grid)
         return torch.cat([self.pos_embed[:, :extra], plane.flatten(2).transpose(1, 2)], dim=1)
 
     def pool(self, x: Tensor) -> Tensor:
@@ -197,6 +197,20 @@ class PatchEmbed(nn.Module):
         x = F.pad(x, (0, -S % P, 0, -S % P)) if S % P else x
         # A matrix product with the convolution's weight; on a CPU it is faster than the convolution.
         return F.linear(patchify(x, P), self.proj.weight.flatten(1), self.proj.bias)
+
+
+def resize(plane: Tensor, side: int) -> Tensor:
+    """Resizes a plane [B, C, G, G] to [B, C, side, side], bilinear."""
+    if not plane.is_cuda:
+        return F.interpolate(plane, size=(side, side), mode="bilinear")
+    # There the gradient of `interpolate` has no fixed order of additions, or takes a hundred small kernels. The
+    # interpolation is linear in rows and in columns, so two products do the same.
+    size = plane.shape[-1]
+    eye = torch.eye(size, dtype=plane.dtype, device=plane.device)
+    with torch.no_grad():
+        rows = F.interpolate(eye[None], size=side, mode="linear")[0]  # [G, side]
+    with torch.autocast("cuda", enabled=False):
+        return rows.mT @ plane @ rows
 
 
 def patchify(x: Tensor, patch_size: int) -> Tensor:

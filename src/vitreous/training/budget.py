@@ -12,6 +12,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from vitreous.machine import wait
 from vitreous.recipe import Budget
 from vitreous.training.cost import RunCost
 from vitreous.training.schedule import Timeline
@@ -148,6 +149,7 @@ class BudgetKeeper(pl.Callback):
             self._stop(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        wait(module.device.type)  # for the training steps that a GPU still has to compute
         self.mark = time.monotonic()
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -160,6 +162,10 @@ class BudgetKeeper(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if trainer.global_step >= self.timeline.total:
+            wait(
+                module.device.type
+            )  # a GPU is a few steps behind, and the clock has to show when the last one is done
         now = time.monotonic()
         cost = self.cost.at(self.timeline.fraction(trainer.global_step - 1))
         self.flops += cost.flops

@@ -77,7 +77,15 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         groups: list[dict[str, Any]] = [
             {"params": list(matrices), "muon": True, "lr": muon_learning_rate, "momentum": momentum},
-            {"params": list(others), "muon": False, "lr": learning_rate, "betas": betas, "eps": 1e-8},
+            # With "fused", torch loads the saved number of steps onto the device of the parameter, as the kernel needs.
+            {
+                "params": list(others),
+                "muon": False,
+                "lr": learning_rate,
+                "betas": betas,
+                "eps": 1e-8,
+                "fused": True,
+            },
         ]
         super().__init__(groups, {"weight_decay": weight_decay})
         self.dtype, self.native = dtype, native

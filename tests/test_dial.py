@@ -79,8 +79,25 @@ def test_more_epochs_choose_more_augmentation() -> None:
     few, reasons = applied(flops=6.48e13, epochs=10.2)
     many, _ = applied(epochs=60)
     assert few.augment.cutout < many.augment.cutout and few.augment.crop <= many.augment.crop
-    assert reasons == ["6.5e13 FLOPs → 96 wide, 4 layers", "10.2 epochs → augmentation: crop 2"]
+    assert reasons == [
+        "6.5e13 FLOPs → 96 wide, 4 layers",
+        dial.describe_strengths(10.2, dial.strengths_at(10.2, 32, dial.STRENGTHS)),
+    ]
     assert applied(epochs=60, size=64)[0].augment.cutout == 2 * many.augment.cutout
+
+
+def test_strengths_in_words() -> None:
+    strengths = {
+        "optimizer.weight_decay": 0.3,
+        "augment.crop": 2,
+        "augment.cutout": 0,
+        "augment.mixup": 0.1234,
+    }
+    assert dial.describe_strengths(10.24, strengths) == (
+        "10.2 epochs → augmentation: crop 2, mixup 0.123; weight_decay 0.3"
+    )
+    assert dial.describe_strengths(1, {"augment.crop": 0}) == "1.0 epochs → augmentation: none"
+    assert dial.describe_strengths(1, {}) == ""
 
 
 def test_a_line_is_straight_in_the_doublings_of_epochs() -> None:
@@ -152,7 +169,7 @@ def test_the_dial_works_for_every_unit(
     assert run.model.architecture.embed_dim == 32
     log = (run.path / "log.txt").read_text()
     assert re.search(r"dial: \S+ FLOPs → 32 wide, 1 layer\n", log)
-    assert re.search(r"dial: \S+ epochs → augmentation: crop 1\n", log)  # 2 of 32 pixels
+    assert re.search(r"dial: \S+ epochs → augmentation: crop 1\b", log)  # 2 of 32 pixels
     assert not run.recipe.dial
 
 

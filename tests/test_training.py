@@ -27,6 +27,7 @@ from vitreous import recipe as recipes
 from vitreous.data.arrays import from_arrays
 from vitreous.data.augment import Augment
 from vitreous.data.module import ImageData
+from vitreous.dial import describe_strengths
 from vitreous.errors import VitreousError
 from vitreous.model.vit import VisionTransformer
 from vitreous.native.build import load_kernels
@@ -142,9 +143,9 @@ def test_a_run_prints_three_lines_before_it_and_three_after(
         "30 to test (cut from training), 3 classes (0, 1, 2), 16 x 16 pixels"
     )
     parameters = sum(p.numel() for p in run.model.parameters())
-    assert network == (
-        f"network: compact, 32 wide, 1 layer, {parameters:,} parameters (0.4 epochs → augmentation: crop 1)"
-    )
+    strengths = describe_strengths(0.4, {key: values[0] for key, values in run.resolved["dial"].items()})
+    assert strengths.startswith("0.4 epochs → augmentation: crop 1")
+    assert network == f"network: compact, 32 wide, 1 layer, {parameters:,} parameters ({strengths})"
     assert budget == f"budget: 6 steps of 16 images, 0.40 epochs, saved in {run.path}"
     assert result == (
         f"Test accuracy: {100 * right[0]:.1f} % on 30 images it had never seen "

@@ -371,8 +371,8 @@ def test_the_interval_of_a_difference_of_mean_recalls() -> None:
     held = 0
     for _ in range(1000):
         draws = rng.random(len(classes))  # the same images are hard for both
-        sides = ((draws < recalls[classes])[None] for recalls in (first, second))
-        found = mean_recall_difference(*sides, classes)
+        left, right = ((draws < recalls[classes])[None] for recalls in (first, second))
+        found = mean_recall_difference(left, right, classes)
         held += found.low <= (second - first).mean() <= found.high
     assert 0.93 < held / 1000 < 0.99
     left, right = rng.random((2, 1, len(classes))) < 0.7
@@ -394,12 +394,8 @@ def test_compare_puts_unequal_classes_first(judged: vitreous.Run, unequal: Array
     found = comparing.compare([judged.path, other.path])
     shown = comparing.text(found, 200).splitlines()
     assert shown[2].split()[:3] == ["run", "recall", "(macro)"]
-    recalls = [
-        balanced_accuracy_score(kept.labels, kept.logits.argmax(axis=1))
-        for kept in (
-            group.runs[0] and vitreous.Run(group.runs[0].path).predictions["val"] for group in found.groups
-        )
-    ]
+    kept = [vitreous.Run(group.runs[0].path).predictions["val"] for group in found.groups]
+    recalls = [balanced_accuracy_score(one.labels, one.logits.argmax(axis=1)) for one in kept]
     for line, recall in zip(shown[3:5], recalls, strict=True):
         assert f"{100 * recall:.0f} %" in line
     assert found.sentences[0].startswith("Unequal classes counted alike")

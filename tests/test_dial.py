@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -81,7 +81,7 @@ def test_more_epochs_choose_more_augmentation() -> None:
     assert few.augment.cutout < many.augment.cutout and few.augment.crop <= many.augment.crop
     assert reasons == [
         "6.5e13 FLOPs → 96 wide, 4 layers",
-        dial.describe_strengths(10.2, dial.strengths_at(10.2, 32, dial.STRENGTHS)),
+        dial.describe_strengths(10.2, dial.strengths_at(few, 1020, 100, 32, dial.STRENGTHS)),
     ]
     assert applied(epochs=60, size=64)[0].augment.cutout == 2 * many.augment.cutout
 
@@ -215,9 +215,10 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
     def watched(self: Classifier, batch: Any, index: int) -> None:
         start(self, batch, index)
-        augment = self.trainer.datamodule.augment
-        decays = {group["weight_decay"] for group in self.optimizers().param_groups}
+        augment = cast("Any", self.trainer).datamodule.augment
+        decays = {group["weight_decay"] for group in cast("Any", self.optimizers()).param_groups}
         smoothing = self.recipe.training.label_smoothing
+        assert self.timeline is not None
         seen.append((self.timeline.total / 15, augment.crop, augment.mixup, *decays, smoothing))
 
     monkeypatch.setattr(Classifier, "on_train_batch_start", watched)

@@ -47,7 +47,9 @@ def applied(
 
 def default_for(side: int, flops: float) -> tuple[Recipe, VisionTransformer]:
     """The default recipe as it is trained on images of `side` pixels, and its network."""
-    data = SimpleNamespace(store=SimpleNamespace(image_size=side), splits=SimpleNamespace(train=range(5000)))
+    store = SimpleNamespace(image_size=side, classes=list("abcdefghij"))
+    splits = SimpleNamespace(train=range(5000))
+    data = SimpleNamespace(store=store, splits=splits, class_counts=[500] * 10)
     fitted = plan.fit_to_data(recipes.load("default"), data, lambda line, detail=False: None)  # type: ignore[arg-type]
     recipe, _ = dial.apply_size(fitted, lambda architecture: flops)
     with torch.device("meta"):
@@ -108,12 +110,12 @@ def test_a_line_is_straight_in_the_doublings_of_epochs() -> None:
 @pytest.mark.parametrize("side", [28, 32, 64, 96])
 @pytest.mark.parametrize("key", dial.STRENGTHS)
 def test_no_strength_has_a_cliff(key: str, side: int) -> None:
-    """One percent more epochs never change a strength by more than a pixel or 0.01."""
+    """One percent more epochs never change a strength by more than a pixel or 0.02."""
     recipe = recipes.load("default")
     lengths = [round(1000 * 1.01**i) for i in range(-200, 1000)]  # steps, 1,000 to an epoch
     values = [dial.strengths_at(recipe, steps, 1000, side, [key])[key] for steps in lengths]
     changes = [abs(after - before) for before, after in pairwise(values)]
-    assert max(changes) <= (1 if dial.STRENGTHS[key].unit == "side" else 0.011)
+    assert max(changes) <= (1 if dial.STRENGTHS[key].unit == "side" else 0.02)
     assert max(changes) > 0
 
 

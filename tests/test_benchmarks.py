@@ -21,6 +21,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from vitreous import dial
 from vitreous import recipe as recipes
 from vitreous.balance import choose_balance
 from vitreous.dial import apply_size, apply_strengths
@@ -454,8 +455,15 @@ def test_the_command_makes_the_record_of_its_id_and_seed() -> None:
 def test_the_command_makes_the_recorded_recipe(record: dict[str, Any]) -> None:
     _, words = train_words(record["command"])
     tables, steps = resolve(words, record["figures"]["train_flops"])
-    assert tables == complete(record["recipe"])
-    if "--flops" in words:
+    recorded = complete(record["recipe"])
+    same_network = tables["model"] == recorded["model"]
+    # A record keeps what the dial of its commit chose; its values are in its recipe. All else has to be the command's.
+    for name in (*(f"model.{key}" for key in dial.SIZES[0][1]), *dial.STRENGTHS):
+        section, _, key = name.partition(".")
+        if not any(word.startswith((f"{key}=", f"{name}=")) for word in words):
+            tables[section][key] = recorded[section][key]
+    assert tables == recorded
+    if "--flops" in words and same_network:
         assert steps == record["figures"]["steps"]
 
 

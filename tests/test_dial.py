@@ -215,7 +215,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     seen = []
     start = Classifier.on_train_batch_start
 
-    def watched(self: Classifier, batch: Any, index: int) -> None:
+    def watched(self: Any, batch: Any, index: int) -> None:
         start(self, batch, index)
         augment = cast("Any", self.trainer).datamodule.augment
         decays = {group["weight_decay"] for group in cast("Any", self.optimizers()).param_groups}

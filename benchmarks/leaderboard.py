@@ -239,12 +239,14 @@ def final_table() -> list[str]:
                 spread(minutes(records)),
                 spread(accuracies(records, "test_acc")),
                 spread(accuracies(records, "test_acc_with_flips")),
+                spread(accuracies(records, "test_acc_with_shifts")),
                 " / ".join(sorted({r["path"] for r in records})),
                 links(records),
             ]
         )
     head = ("data", "training FLOPs", "network", "epochs", "augmentation", "minutes", "test, %")
-    return table([*head, "test with flips, %", "backend, precision", "seeds"], rows)
+    averages = ("test with flips, %", "with flips and shifts, %")
+    return table([*head, *averages, "backend, precision", "seeds"], rows)
 
 
 def readme_table() -> list[str]:

@@ -309,9 +309,9 @@ def test_tables_and_plots_are_those_of_the_records(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("id", "figure", "changed"),
     [
-        ("cifar10-default-6e13-test-seed42", "test_acc", ["docs/results.md", "docs/accuracy-flops.svg"]),
+        ("cifar10-undecayed-6e13-test-seed42", "test_acc", ["docs/results.md", "docs/accuracy-flops.svg"]),
         (
-            "cifar10-default-6e13-test-seed42",
+            "cifar10-undecayed-6e13-test-seed42",
             "total_seconds",
             ["docs/results.md", "docs/accuracy-minutes.svg"],
         ),

@@ -110,6 +110,11 @@ def cases(records: Records, split: str) -> list[Case]:
     return found
 
 
+def compared(records: Records, split: str) -> list[Case]:
+    """The cases in which a peer was trained too."""
+    return [case for case in cases(records, split) if case.peer]
+
+
 def short(number: float) -> str:
     """3e13 as people write it."""
     mantissa, exponent = f"{number:.1e}".split("e")
@@ -144,8 +149,9 @@ def tables() -> dict[str, list[str]]:
     """The lines of each table of `docs/results.md`, by name."""
     records = record.load("folders")
     return {
-        "folders": main_table(cases(records, "val"), minutes_of()),
-        "folders-test": main_table(cases(records, "test"), minutes_of()),
+        "folders": main_table(compared(records, "val"), minutes_of()),
+        "folders-test": main_table(compared(records, "test"), minutes_of()),
+        "folders-changes": changes_table(cases(records, "val")),
         "folders-runs": runs_table(records),
         "folders-rates": rates_table(record.load("folders-rates")),
     }
@@ -213,6 +219,36 @@ def readme_table() -> list[str]:
         )
     head = ("data", "images", "training FLOPs", "vitreous, %", "best peer, %", "ahead, points (95 %)")
     return table(head, rows)
+
+
+def changes_table(of: Sequence[Case]) -> list[str]:
+    """The default recipe beside recipes with something changed, on the same images and with the same seeds."""
+    rows = []
+    for case in of:
+        for arm, runs in case.arms.items():
+            if arm in TITLES or OURS not in case.arms:
+                continue
+            seeds = [r["seed"] for r in runs]
+            same = Case(
+                case.data,
+                case.budget,
+                case.split,
+                {arm: runs, OURS: [r for r in case.ours if r["seed"] in seeds]},
+            )
+            rows.append(
+                [
+                    case.title + (", balanced accuracy" if case.balanced else ""),
+                    case.budget,
+                    epochs(runs),
+                    f"`{' '.join(runs[0]['overrides'])}`",
+                    percent(same.shares(OURS)),
+                    percent(same.shares(arm)),
+                    points(same.ahead(OURS, arm)),
+                    seed_links(runs),
+                ]
+            )
+    head = ["data", "training FLOPs", "epochs", "changed", "default recipe, %", "changed, %"]
+    return table([*head, "the default is ahead, points (95 %)", "seeds"], rows)
 
 
 def runs_table(records: Records) -> list[str]:
@@ -308,7 +344,7 @@ def plot(file: Path) -> bool:
 
     records = record.load("folders")
     read = {(case.data, case.budget): case for case in cases(records, "test")}
-    shown = [read.get((case.data, case.budget), case) for case in cases(records, "val")]
+    shown = [read.get((case.data, case.budget), case) for case in compared(records, "val")]
     if not shown:
         return False
     plt.rcParams["svg.hashsalt"] = "vitreous"  # the same bytes from the same records

@@ -176,7 +176,13 @@ def test_the_bits_of_a_record_survive() -> None:
 
 
 def made_up_record(
-    data: str, arm: str, seed: int, counts: list[int], share: float, split: str = "val"
+    data: str,
+    arm: str,
+    seed: int,
+    counts: list[int],
+    share: float,
+    split: str = "val",
+    overrides: tuple[str, ...] = (),
 ) -> None:
     """Adds a record by way of the results of the folds."""
     import folder_sets
@@ -188,7 +194,7 @@ def made_up_record(
     part = Split(dots, labels, [str(i) for i in range(len(labels))])
     fold = rng.integers(0, 5, len(labels)) if split == "val" else np.zeros(len(labels), int)
     images = folder_sets.Images(data, part, part, fold, tuple("abcdefghij"[: len(counts)]), "f00")
-    entry = folders.Entry(data, "3e13", arm, seed, final=split == "test")
+    entry = folders.Entry(data, "3e13", arm, seed, overrides=overrides, final=split == "test")
     results = []
     for number in [None] if split == "test" else range(5):
         right = rng.random(len(images.judged_labels(number))) < share
@@ -273,6 +279,21 @@ def test_the_pages_show_ours_ahead_of_the_best_peer(empty_records: Path, tmp_pat
     assert folders_page.plot(tmp_path / "folders.svg")
     drawn = (tmp_path / "folders.svg").read_text()
     assert "TrashNet" in drawn
+
+
+def test_a_changed_recipe_is_compared_with_the_default_on_its_own_seeds(empty_records: Path) -> None:
+    import folders_page
+    import record
+
+    for seed in (42, 43):
+        made_up_record("cifar10-2k", "vitreous", seed, [300, 300], 0.9)
+    made_up_record("cifar10-2k", "without-decay", 43, [300, 300], 0.8, overrides=("weight_decay=0",))
+    (default,) = [r for r in record.load("folders") if r["arm"] == "vitreous" and r["seed"] == 43]
+    (row,) = folders_page.tables()["folders-changes"][2:]
+    cells = [cell.strip() for cell in row.split("|")]
+    assert "`weight_decay=0`" in cells and f"{100 * default['figures']['acc']:.1f}" in cells
+    assert cells[-3].startswith("+")  # the default is ahead
+    assert folders_page.tables()["folders"] == []  # there is no peer
 
 
 def test_the_learning_rate_is_chosen_when_all_are_on_record(empty_records: Path) -> None:

@@ -17,7 +17,7 @@ import pytorch_lightning as pl
 import torch
 
 import vitreous
-from vitreous import dial, plan
+from vitreous import api, dial, plan
 from vitreous import recipe as recipes
 from vitreous.errors import VitreousError
 from vitreous.model.summary import count_flops
@@ -98,8 +98,23 @@ def test_strengths_in_words() -> None:
     assert dial.describe_strengths(10.24, strengths) == (
         "10.2 epochs → augmentation: crop 2, mixup 0.123; weight_decay 0.3"
     )
-    assert dial.describe_strengths(1, {"augment.crop": 0}) == "1.0 epochs → augmentation: none"
+    assert dial.describe_strengths(1, {"augment.cutout": 0, "augment.mixup": 0.0}) == (
+        "1.0 epochs → augmentation: cutout 0, mixup 0"
+    )
+    assert dial.describe_strengths(1, {"augment.cutout": 0, "optimizer.weight_decay": 1.0}) == (
+        "1.0 epochs → weight_decay 1"
+    )
     assert dial.describe_strengths(1, {}) == ""
+
+
+def test_data_show_names_the_augmentation_that_it_draws(
+    tmp_path: Path, arrays: Arrays, tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = [*(f"{key}={value}" for key, value in tiny["overrides"].items()), "crop=3"]
+    api.show(arrays, overrides=overrides, epochs=1, out=tmp_path / "a.png")
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "augmentation: crop 3, flip alternating, as in a training of 1 epoch"
+    )
 
 
 def test_a_line_is_straight_in_the_doublings_of_epochs() -> None:

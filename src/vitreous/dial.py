@@ -139,9 +139,13 @@ def describe_size(model: Architecture) -> str:
 
 
 def describe_strengths(epochs: float, strengths: Mapping[str, float]) -> str:
-    """What a number of epochs chose: "20.1 epochs → augmentation: crop 3, cutout 3"; "" for no strengths."""
-    values = {key: f"{key.partition('.')[2]} {value:.3g}" for key, value in strengths.items() if value}
+    """What a number of epochs chose: "20.1 epochs → augmentation: crop 3, cutout 3"; "" for no strengths.
+
+    Zeros are left out, unless all are: a person may have set other strengths, so "none" could be wrong.
+    """
+    shown = {key: value for key, value in strengths.items() if value} or strengths
+    values = {key: f"{key.partition('.')[2]} {value:.3g}" for key, value in shown.items()}
     augments = [text for key, text in values.items() if key.startswith("augment.")]
     others = [text for key, text in values.items() if not key.startswith("augment.")]
-    parts = [f"augmentation: {', '.join(augments) or 'none'}", *others]
-    return f"{epochs:.1f} epochs → {'; '.join(parts)}" if strengths else ""
+    parts = [f"augmentation: {', '.join(augments)}"] if augments else []
+    return f"{epochs:.1f} epochs → {'; '.join([*parts, *others])}" if strengths else ""

@@ -17,7 +17,7 @@ import pytorch_lightning as pl
 import torch
 
 import vitreous
-from vitreous import dial, plan
+from vitreous import api, dial, plan
 from vitreous import recipe as recipes
 from vitreous.errors import VitreousError
 from vitreous.model.summary import count_flops
@@ -98,8 +98,23 @@ def test_strengths_in_words() -> None:
     assert dial.describe_strengths(10.24, strengths) == (
         "10.2 epochs → augmentation: crop 2, mixup 0.123; weight_decay 0.3"
     )
-    assert dial.describe_strengths(1, {"augment.crop": 0}) == "1.0 epochs → augmentation: none"
+    assert dial.describe_strengths(1, {"augment.cutout": 0, "augment.mixup": 0.0}) == (
+        "1.0 epochs → augmentation: cutout 0, mixup 0"
+    )
+    assert dial.describe_strengths(1, {"augment.cutout": 0, "optimizer.weight_decay": 1.0}) == (
+        "1.0 epochs → weight_decay 1"
+    )
     assert dial.describe_strengths(1, {}) == ""
+
+
+def test_data_show_names_the_augmentation_that_it_draws(
+    tmp_path: Path, arrays: Arrays, tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = [*(f"{key}={value}" for key, value in tiny["overrides"].items()), "crop=3"]
+    api.show(arrays, overrides=overrides, epochs=1, out=tmp_path / "a.png")
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "augmentation: crop 3, flip alternating, as in a training of 1 epoch"
+    )
 
 
 def test_a_line_is_straight_in_the_doublings_of_epochs() -> None:
@@ -125,6 +140,15 @@ def test_every_strength_is_a_value_that_its_key_may_have_and_that_training_follo
         assert key.startswith(followed)
     for epochs, side in ((0.1, 16), (1e6, 28), (20, 512)):
         applied(epochs=epochs, size=side)  # refuses what a person may not set either
+
+
+@pytest.mark.parametrize(
+    "overrides", [{"learning_rate": 1e-4}, {"optimizer.name": "adamw", "learning_rate": 1e-5}]
+)
+def test_a_small_learning_rate_gets_the_largest_weight_decay_that_is_allowed(
+    overrides: dict[str, Any],
+) -> None:
+    assert applied(overrides, epochs=0.1)[0].optimizer.weight_decay == 10
 
 
 def test_what_a_person_sets_stays() -> None:

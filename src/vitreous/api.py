@@ -535,8 +535,9 @@ def show(
     )
     with machines.keep_torch():
         plan = make_plan(chosen, request, lambda line, detail=False: None if detail else print(line))
-    reason = plan.strengths_reason or f"augmentation: {describe_augmentation(plan.recipe.augment)}"
-    print(f"{reason}, as in a training of {chosen.budget}")
+    epochs = plan.timeline.total / plan.sizes.steps_per_epoch
+    length = f"{chosen.budget}" + (f" ({epochs:.1f} epochs)" if chosen.budget.unit != "epochs" else "")
+    print(f"augmentation: {describe_augmentation(plan.recipe.augment)}, as in a training of {length}")
     return draw(plan.data.store, plan.data.augment, target)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from vitreous.model.variants import Architecture
-from vitreous.recipe import Recipe, with_values
+from vitreous.recipe import OptimizerSection, Recipe, with_values
 from vitreous.wording import count, scientific
 
 # Smallest number of training FLOPs for each network. Neighbours reach the same accuracy where one takes over from the
@@ -65,6 +65,8 @@ STRENGTHS: dict[str, Line] = {
 }
 # Largest part of a weight that its decay takes in one step. More was not measured, and short runs would need it.
 LARGEST_DECAY = 0.02
+# Largest weight decay that a recipe may have. With a small learning rate the law would need more.
+LARGEST_WEIGHT_DECAY: float = OptimizerSection.__dataclass_fields__["weight_decay"].metadata["high"]
 
 
 def apply_size(recipe: Recipe, train_flops: Callable[[Architecture], float]) -> tuple[Recipe, str]:
@@ -119,7 +121,7 @@ def strengths_at(
             values[key] = round(strength * side)
         elif unit == "run":  # the learning rate, which decay is multiplied by, is half of its peak on average
             a_step = min(strength / max(steps / 2, 1), LARGEST_DECAY)
-            values[key] = round(a_step / rate, 4) if rate else 0.0
+            values[key] = min(round(a_step / rate, 4), LARGEST_WEIGHT_DECAY) if rate else 0.0
         else:
             values[key] = round(strength, 4)
     return values
@@ -137,9 +139,13 @@ def describe_size(model: Architecture) -> str:
 
 
 def describe_strengths(epochs: float, strengths: Mapping[str, float]) -> str:
-    """What a number of epochs chose: "20.1 epochs → augmentation: crop 3, cutout 3"; "" for no strengths."""
-    values = {key: f"{key.partition('.')[2]} {value:.3g}" for key, value in strengths.items() if value}
+    """What a number of epochs chose: "20.1 epochs → augmentation: crop 3, cutout 3"; "" for no strengths.
+
+    Zeros are left out, unless all are: a person may have set other strengths, so "none" could be wrong.
+    """
+    shown = {key: value for key, value in strengths.items() if value} or strengths
+    values = {key: f"{key.partition('.')[2]} {value:.3g}" for key, value in shown.items()}
     augments = [text for key, text in values.items() if key.startswith("augment.")]
     others = [text for key, text in values.items() if not key.startswith("augment.")]
-    parts = [f"augmentation: {', '.join(augments) or 'none'}", *others]
-    return f"{epochs:.1f} epochs → {'; '.join(parts)}" if strengths else ""
+    parts = [f"augmentation: {', '.join(augments)}"] if augments else []
+    return f"{epochs:.1f} epochs → {'; '.join([*parts, *others])}" if strengths else ""

@@ -61,7 +61,7 @@ STRENGTHS: dict[str, Line] = {
     "augment.cutout": Line((12, 40), (0, 8 / 32), "side"),
     "augment.mixup": Line((12, 30), (0, 0.3)),
     "augment.cutmix": Line((12, 30), (0, 0.5)),
-    "optimizer.weight_decay": Line((5, 60), (3, 8), "run"),
+    "optimizer.weight_decay": Line((8, 150), (3, 18), "run"),
 }
 # Largest part of a weight that its decay takes in one step. More was not measured, and short runs would need it.
 LARGEST_DECAY = 0.02

@@ -646,17 +646,17 @@ def plot_dial(file: Path) -> None:
     sizes.set(xscale="log", xlim=(ends[0], ends[-1]), ylim=(0, 1.25 * max(widths)))
     sizes.set(xlabel="training FLOPs", ylabel="width of a token", title="network")
 
-    epochs = np.geomspace(1, 128, 400)
+    epochs = np.geomspace(1, 256, 400)
     for index, (key, line) in enumerate(dial.STRENGTHS.items()):
         strongest = max(line.strength)
         unit = {"1": "", "side": " of the side", "run": " times a weight over the run"}[line.unit]
         label = f"{key.partition('.')[2]}, up to {strongest:g}{unit}"
         shares = [line.at(number) / strongest for number in epochs]
         strengths.plot(epochs, shares, color=f"C{index}", ls=("-", "--", ":", "-.")[index % 4], label=label)
-    ticks = [2**power for power in range(8)]
+    ticks = [2**power for power in range(9)]
     strengths.set(
         xscale="log",
-        xlim=(1, 128),
+        xlim=(1, 256),
         ylim=(0, None),
         xlabel="epochs that the run makes",
         ylabel="share of the strongest",

@@ -59,8 +59,8 @@ class Line(NamedTuple):
 STRENGTHS: dict[str, Line] = {
     "augment.crop": Line((12, 40), (2 / 32, 4 / 32), "side"),
     "augment.cutout": Line((12, 40), (0, 8 / 32), "side"),
-    "augment.mixup": Line((12, 30), (0, 0.3)),
-    "augment.cutmix": Line((12, 30), (0, 0.5)),
+    "augment.mixup": Line((12, 60), (0, 0.3)),
+    "augment.cutmix": Line((12, 60), (0, 0.5)),
     "optimizer.weight_decay": Line((8, 150), (3, 18), "run"),
 }
 # Largest part of a weight that its decay takes in one step. More was not measured, and short runs would need it.

@@ -108,8 +108,8 @@ def test_the_shown_augmentation_is_that_of_the_training(
         assert (shown[-1].crop, shown[-1].cutout) == (run.recipe.augment.crop, run.recipe.augment.cutout)
     assert [(augment.crop, augment.cutout) for augment in shown] == [
         (1, 0),
-        (2, 4),
-    ]  # 2 and 4, 8 of 32 pixels
+        (2, 3),
+    ]  # 2 and 3, 5 of 32 pixels
 
 
 # ---- by facts

@@ -535,8 +535,10 @@ def show(
     )
     with machines.keep_torch():
         plan = make_plan(chosen, request, lambda line, detail=False: None if detail else print(line))
-    epochs = plan.timeline.total / plan.sizes.steps_per_epoch
-    length = f"{chosen.budget}" + (f" ({epochs:.1f} epochs)" if chosen.budget.unit != "epochs" else "")
+    planned_epochs = plan.timeline.total / plan.sizes.steps_per_epoch
+    length = str(chosen.budget)
+    if chosen.budget.unit != "epochs":
+        length += f" ({planned_epochs:.1f} epochs)"
     print(f"augmentation: {describe_augmentation(plan.recipe.augment)}, as in a training of {length}")
     return draw(plan.data.store, plan.data.augment, target)
 

@@ -66,8 +66,8 @@ bench-study: .venv/ready  ## a study on validation: STUDY=law, STUDY=ablation or
 bench-folders: .venv/ready  ## real data sets of several sizes: ours, a ResNet-9 and the notebook's recipe, e.g. JOBS=12 FINAL=1
 	$(BIN)/python benchmarks/folders.py --jobs $(JOBS) --trashnet $(TRASHNET) $(if $(FINAL),--final)
 
-bench-unequal: .venv/ready  ## what --balance does at several ratios (about an hour); needs TRASHNET=path/to/trash.zip
-	$(BIN)/python benchmarks/unequal.py $(if $(TRASHNET),--trash $(TRASHNET))
+bench-unequal: .venv/ready  ## what --balance does at several ratios (about an hour); TRASHNET=path/to/trash.zip
+	$(BIN)/python benchmarks/unequal.py --trash $(TRASHNET)
 
 report-picture: .venv/ready  ## docs/report.png from a run, e.g. RUN=runs/cifar10-default-seed42-001
 	$(BIN)/python benchmarks/report_picture.py $(RUN)

@@ -27,7 +27,6 @@ from vitreous.recipe import DataSection
 SPLIT_SEED = 42
 VAL_FRACTION = DataSection().val_fraction  # what `vitreous train` holds out
 FOLDS, FEW_IMAGES = 5, 5000  # fewer training images than this validate in folds
-UNEQUAL = 3.0  # from this ratio of the class sizes on, balanced accuracy is the figure
 NEVER = -1  # the fold of an image that only trains
 
 LONG = ("3e13", "1.2e14")
@@ -218,8 +217,3 @@ def read_idx(folder: Path, name: str) -> np.ndarray:
     if kind != 8:
         raise VitreousError(f"{folder / name} does not hold bytes; give the original files.")
     return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
-
-
-def is_unequal(counts: np.ndarray) -> bool:
-    """Whether balanced accuracy comes first, from the number of judged images of each class."""
-    return bool(counts.max() > UNEQUAL * counts.min())

@@ -40,12 +40,13 @@ import numpy as np
 import record
 import resnet9
 import torch
-from folder_sets import SETS, Images, is_unequal, open_set
+from folder_sets import SETS, Images, open_set
 
 import vitreous
 from vitreous import api
 from vitreous import machine as machines
 from vitreous import recipe as recipes
+from vitreous.balance import is_unequal
 from vitreous.data import splits as splits_module
 from vitreous.data.module import ImageData
 from vitreous.errors import VitreousError

@@ -19,7 +19,7 @@ import numpy as np
 import record
 from folder_sets import SETS
 
-from vitreous.statistics import Difference, difference, mean_interval
+from vitreous.statistics import Difference, difference, mean_interval, mean_recall_interval
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -78,6 +78,15 @@ class Case:
             counts.sum() / np.count_nonzero(counts) / np.repeat(counts, counts) if self.balanced else 1.0
         )
         return np.array(rows) * weights
+
+    def interval(self, arm: str) -> tuple[float, float]:
+        """The 95 % interval of the figure, over images and, where the arm has several, seeds."""
+        figures = self.arms[arm][0]["figures"]
+        if self.balanced and len(self.arms[arm]) == 1:  # the weights are no part of Wilson's interval
+            ends = np.cumsum(figures["images_of_class"])[:-1]
+            hits = [int(part.sum()) for part in np.split(bits(figures), ends)]
+            return mean_recall_interval(hits, figures["images_of_class"])
+        return mean_interval(self.correct(arm))
 
     def ahead(self, arm: str, of: str) -> Difference | None:
         """How far `arm` is ahead of another, paired by image, with images and seeds as crossed effects."""
@@ -355,8 +364,7 @@ def plot(file: Path) -> bool:
             if arm not in case.arms:
                 continue
             y = row + 0.2 * (place - (len(arms) - 1) / 2)
-            correct = case.correct(arm)
-            value, (low, high) = correct.mean(), mean_interval(correct)
+            value, (low, high) = statistics.mean(case.shares(arm)), case.interval(arm)
             axis.plot([100 * low, 100 * high], [y, y], color=COLORS[arm], lw=1.6)
             axis.plot(100 * value, y, MARKERS[arm], color=COLORS[arm], ms=7, mec="white", mew=0.6)
     axis.set_yticks(range(len(shown)), [label(case) for case in shown])

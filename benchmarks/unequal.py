@@ -46,7 +46,7 @@ ARMS = ("none", "weights", "loss", "sampler")
 SEEDS = (42, 43)
 FLOPS = 1e13
 LARGEST, JUDGED = 4500, 500  # images of a class to train on, and to validate on
-TRASH = Path(__file__).parents[2] / "shared" / "data" / "trash.zip"
+TRASH = Path("trash.zip")
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -99,11 +99,17 @@ def test_a_run_far_from_its_plan() -> None:
     run = {"status": "finished", "planned_epochs": 38.04, "epochs": 8.6}
     found = advice.far_from_plan(run, dial)
     assert found and found.shows == (
-        "The machine was slower than forecast: 8.6 epochs instead of 38.0. The augmentation was chosen again for them. "
+        "The machine was slower than forecast: 8.6 epochs instead of 38.0. Augmentation was chosen again for them. "
         "The network keeps the size that was chosen for the forecast."
     )
     fast = advice.far_from_plan({**run, "epochs": 50}, [])
     assert fast and fast.shows == "The machine was faster than forecast: 50.0 epochs instead of 38.0."
+    short = advice.far_from_plan(
+        {**run, "epochs": 0.0476, "planned_epochs": 0.1429}, [*dial, "optimizer.weight_decay"]
+    )
+    assert short and short.shows.startswith(
+        "The machine was slower than forecast: 0.048 epochs instead of 0.14. Augmentation and weight decay were"
+    )
     assert advice.far_from_plan({**run, "epochs": 30}, dial) is None
     assert advice.far_from_plan({**run, "epochs": 46}, dial) is None
     assert advice.far_from_plan({**run, "status": "interrupted"}, dial) is None

@@ -272,6 +272,16 @@ def test_a_run_records_what_auto_was_and_says_why(
     )
     assert equal.recipe == none.recipe and same(equal, none)
 
+    # The list of runs shows what a person changed, not what follows from the data.
+    vitreous.repeat(run.path, unequal, out=tmp_path / "repeated")
+    changes = {
+        Path(record["path"]).name: record["changes"].split() for record in comparing.list_runs(tmp_path)
+    }
+    shown = {name: [key for key in keys if key.startswith("balance")] for name, keys in changes.items()}
+    assert shown == {
+        "unequal": [], "repeated": [], "forced": ["balance=none"], "auto": [], "none": ["balance=none"]
+    }  # fmt: skip
+
 
 def test_the_notebooks_recipe_and_earlier_runs_are_not_balanced() -> None:
     assert all(recipes.load(name).training.balance == "none" for name in recipes.NOTEBOOKS)

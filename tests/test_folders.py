@@ -296,6 +296,20 @@ def test_a_changed_recipe_is_compared_with_the_default_on_its_own_seeds(empty_re
     assert folders_page.tables()["folders"] == []  # there is no peer
 
 
+def test_the_plots_interval_of_one_balanced_seed_is_that_of_its_classes(empty_records: Path) -> None:
+    import folders_page
+    import record
+
+    counts = np.array([400, 200, 50])
+    made_up_record("trashnet", "resnet9", 42, counts.tolist(), 0.8)
+    (case,) = folders_page.cases(record.load("folders"), "val")
+    right = folders_page.bits(case.arms["resnet9"][0]["figures"])
+    recalls = np.array([part.mean() for part in np.split(right, np.cumsum(counts)[:-1])])
+    half = 1.96 * np.sqrt((recalls * (1 - recalls) / counts).sum()) / len(counts)  # the normal approximation
+    low, high = case.interval("resnet9")
+    assert (high - low) / 2 == pytest.approx(half, rel=0.06) and low < recalls.mean() < high
+
+
 def test_the_learning_rate_is_chosen_when_all_are_on_record(empty_records: Path) -> None:
     import folders
     import record

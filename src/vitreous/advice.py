@@ -56,12 +56,20 @@ def far_from_plan(summary: Mapping[str, Any], chosen: Collection[str]) -> Advice
     made, planned = summary.get("epochs"), summary.get("planned_epochs")
     if summary.get("status") != "finished" or not made or not planned or abs(made / planned - 1) <= OFF_PLAN:
         return None
-    again = [key for key in chosen if not key.startswith("model.")]
-    shows = f"The machine was {'slower' if made < planned else 'faster'} than forecast: {made:.1f} epochs instead of "
-    shows += f"{planned:.1f}."
+    epochs, forecast = (f"{number:,.1f}" if number >= 1 else f"{number:.2g}" for number in (made, planned))
+    speed = "slower" if made < planned else "faster"
+    shows = f"The machine was {speed} than forecast: {epochs} epochs instead of {forecast}."
+    sections = {key.partition(".")[0] for key in chosen}
+    again = [
+        name
+        for section, name in (("augment", "augmentation"), ("optimizer", "weight decay"))
+        if section in sections
+    ]
     if again:
-        shows += " The augmentation was chosen again for them."
-    if len(again) < len(chosen):
+        shows += (
+            f" {series(again).capitalize()} {'was' if len(again) == 1 else 'were'} chosen again for them."
+        )
+    if "model" in sections:
         shows += " The network keeps the size that was chosen for the forecast."
     return Advice(
         shows,

@@ -137,8 +137,8 @@ def train(
         epochs: how often each training image is used.
         steps: optimizer steps.
         flops: training FLOPs, as in 6e13.
-        balance: unequal classes: loss weighs them alike, sampler draws them equally often, auto decides by their
-            sizes: "auto", "none", "loss" or "sampler".
+        balance: treatment of unequal classes; loss weighs them alike, sampler draws them equally often, auto decides by
+            their sizes: "auto", "none", "loss" or "sampler".
         out: run folder; by default runs/DATA-RECIPE-CHANGES-seedN-NNN.
         overrides: changes to the recipe, as `{"model.depth": 6}` or `["depth=6"]`.
         seed: seed for weights, image order, augmentation and dropout.
@@ -535,8 +535,10 @@ def show(
     )
     with machines.keep_torch():
         plan = make_plan(chosen, request, lambda line, detail=False: None if detail else print(line))
-    epochs = plan.timeline.total / plan.sizes.steps_per_epoch
-    length = f"{chosen.budget}" + (f" ({epochs:.1f} epochs)" if chosen.budget.unit != "epochs" else "")
+    planned_epochs = plan.timeline.total / plan.sizes.steps_per_epoch
+    length = str(chosen.budget)
+    if chosen.budget.unit != "epochs":
+        length += f" ({planned_epochs:.1f} epochs)"
     print(f"augmentation: {describe_augmentation(plan.recipe.augment)}, as in a training of {length}")
     return draw(plan.data.store, plan.data.augment, target)
 
@@ -556,6 +558,7 @@ def resolve(plan: Plan, earlier: Mapping[str, Any] | None, say: Say) -> dict[str
         "parameters": count_parameters(plan.model),
         "steps_per_epoch": plan.sizes.steps_per_epoch,
         "step_flops": plan.cost.full.flops,
+        "fitted": list(plan.fitted),
         "exact": True,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {

@@ -842,7 +842,9 @@ def _changes(tables: Mapping[str, Any]) -> str:
         return ""
     original = recipes.load(tables["name"])
     known = original.tables()
-    chosen = tables["resolved"].get("dial", {}) if original.dial else {}  # no change of a person's
+    # What dial and data chose is no change of a person's.
+    fitted = tables["resolved"].get("fitted")
+    chosen = [*_table(tables["resolved"], "dial"), *(fitted if isinstance(fitted, list) else ())]
     return " ".join(
         f"{key}={_plain(value)}"
         for section, table in tables.items()

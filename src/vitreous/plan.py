@@ -79,6 +79,7 @@ class Plan:
         recipe: complete, with all values that follow from data and budget; its strengths are those of the first fit.
         strengths: the values of its keys that follow the epochs when the run's length is fitted again.
         dialled: all keys that the dial chose.
+        fitted: all keys whose values follow from the data, such as "training.balance".
         data: opened and split, with the augmentation.
         model: the network to train, on the CPU. Its weights are a function of the seed. It is accelerated if the
             machine's backend is native.
@@ -96,6 +97,7 @@ class Plan:
     recipe: Recipe
     strengths: Strengths
     dialled: tuple[str, ...]
+    fitted: tuple[str, ...]
     data: ImageData
     model: VisionTransformer
     machine: Machine
@@ -159,7 +161,13 @@ def make_plan(
     data = open_module(recipe, request, say, recorded, recorded_split)
     notices |= dict.fromkeys(data.splits.warnings)
     began = time.monotonic()
-    recipe = fit_to_data(recipe, data, say)
+    given, recipe = recipe, fit_to_data(recipe, data, say)
+    fitted = [
+        f"{section}.{key}"
+        for section in ("model", "training")
+        for key, value in vars(getattr(recipe, section)).items()
+        if value != getattr(getattr(given, section), key)
+    ]
     data.batch_size = recipe.training.batch_size
     data.balanced = recipe.training.balance == "sampler"
     size, classes, train = data.store.image_size, data.store.num_classes, data.splits.train
@@ -246,6 +254,7 @@ def make_plan(
         recipe=complete,
         strengths=strengths,
         dialled=tuple(recorded.get("dial", dialled)),
+        fitted=tuple(recorded.get("fitted", fitted)),
         data=data,
         model=set_up(model, machine),
         machine=machine,
@@ -477,7 +486,7 @@ def check_values(resolved: Any, file: Path | str) -> None:
         for name in ("machine", "versions", "request", "timeline", "environment"):
             tables[name] = check_table(resolved.get(name, {}), f"resolved.{name}")
         kinds = {
-            "resolved": {"fingerprint": str, "exact": bool, "repeats": str},
+            "resolved": {"fingerprint": str, "exact": bool, "repeats": str, "fitted": tuple[str, ...]},
             "machine": get_type_hints(Machine),
             "versions": {"vitreous": str, "torch": str},
         }

@@ -49,7 +49,9 @@ OPTIONS: dict[str, Option] = {
     "out": Option(Path, "run folder; by default runs/DATA-RECIPE-CHANGES-seedN-NNN", "DIR"),
     "seed": Option(int, "seed for weights, image order, augmentation and dropout", "N", 42),
     "balance": Option(
-        str, "unequal classes: loss weighs them alike, sampler draws them equally often, auto decides by their sizes",
+        str,
+        "treatment of unequal classes; loss weighs them alike, sampler draws them equally often, auto decides by their "
+        "sizes",
         "HOW", choices=BALANCES,
     ),
     "device": Option(str, "where to train", "NAME", "auto", ("auto", *DEVICES)),

@@ -163,9 +163,8 @@ class BudgetKeeper(pl.Callback):
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.global_step >= self.timeline.total:
-            wait(
-                module.device.type
-            )  # a GPU is a few steps behind, and the clock has to show when the last one is done
+            # A GPU is a few steps behind, and the clock has to show when the last one is done.
+            wait(module.device.type)
         now = time.monotonic()
         cost = self.cost.at(self.timeline.fraction(trainer.global_step - 1))
         self.flops += cost.flops

@@ -39,7 +39,8 @@ class Classifier(pl.LightningModule):
         recipe: its optimizer, schedule and training sections are used.
         timeline: the run's length in steps; by default the Trainer's own estimate.
         seed: of dropout and stochastic depth, together with the step.
-        class_counts: training images of each class, which `balance = "loss"` needs.
+        class_counts: training images of each class, which `balance = "loss"` needs. Any other `balance` changes nothing
+            here: `vitreous.train` decides what "auto" is, and "sampler" is a matter of the data.
 
     Raises:
         VitreousError: the recipe balances the loss, and `class_counts` are missing or do not fit.

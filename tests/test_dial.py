@@ -142,13 +142,15 @@ def test_every_strength_is_a_value_that_its_key_may_have_and_that_training_follo
         applied(epochs=epochs, size=side)  # refuses what a person may not set either
 
 
-@pytest.mark.parametrize(
-    "overrides", [{"learning_rate": 1e-4}, {"optimizer.name": "adamw", "learning_rate": 1e-5}]
-)
-def test_a_small_learning_rate_gets_the_largest_weight_decay_that_is_allowed(
-    overrides: dict[str, Any],
-) -> None:
-    assert applied(overrides, epochs=0.1)[0].optimizer.weight_decay == 10
+def test_a_small_learning_rate_gets_the_largest_weight_decay_that_is_allowed() -> None:
+    assert applied({"learning_rate": 1e-4}, epochs=0.1)[0].optimizer.weight_decay == 10
+
+
+def test_adamw_keeps_the_weight_decay_of_its_recipe() -> None:
+    for decay in ({}, {"weight_decay": 0.05}):
+        recipe, reasons = applied({"optimizer.name": "adamw", **decay}, epochs=100)
+        assert recipe.optimizer.weight_decay == decay.get("weight_decay", 0)
+        assert "weight_decay" not in reasons[1] and recipe.augment.mixup > 0
 
 
 def test_what_a_person_sets_stays() -> None:

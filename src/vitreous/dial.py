@@ -102,16 +102,19 @@ def size_keys(recipe: Recipe) -> tuple[str, ...]:
 
 
 def strength_keys(recipe: Recipe) -> tuple[str, ...]:
-    """The keys that the epochs choose for a recipe: all of the law but those that a person has set."""
-    return tuple(key for key in STRENGTHS if key not in recipe.pinned) if recipe.dial else ()
+    """The keys that the epochs choose for a recipe: all of the law but those that a person has set.
+
+    Weight decay was measured with Muon, so AdamW keeps that of its recipe.
+    """
+    left = {*recipe.pinned, *(() if recipe.optimizer.name == "muon" else ("optimizer.weight_decay",))}
+    return tuple(key for key in STRENGTHS if key not in left) if recipe.dial else ()
 
 
 def strengths_at(
     recipe: Recipe, steps: int, steps_per_epoch: int, side: int, keys: Iterable[str]
 ) -> dict[str, float]:
     """The values of `keys`, as far as the law has them, for a run of `steps` on images of `side` pixels."""
-    optimizer = recipe.optimizer
-    rate = optimizer.muon_learning_rate if optimizer.name == "muon" else optimizer.learning_rate
+    rate = recipe.optimizer.muon_learning_rate
     values: dict[str, float] = {}
     for key in keys:
         if key not in STRENGTHS:

@@ -38,7 +38,7 @@ def main() -> None:
             command(args, seed),
             study=before.get(id, {}).get("study", "final" if args.final else "choose"),
             arm=before.get(id, {}).get("arm", ", ".join(args.overrides) or "default"),
-            more=with_flips if args.final else lambda run: {},
+            more=averaged if args.final else lambda run: {},
             replace=args.replace,
         )
         accuracies.append(record["figures"][f"{judge}_acc"])
@@ -91,13 +91,28 @@ def command(args: argparse.Namespace, seed: int) -> str:
     return shlex.join([*words, *(["--name", args.name] if args.name else [])])
 
 
-def with_flips(run: Run) -> dict[str, float]:
-    """Test accuracy from the mean logits of each image and its mirror image, for a column of its own."""
+def averaged(run: Run) -> dict[str, float]:
+    """Test accuracies from mean logits over changed copies of each image, for columns of their own.
+
+    `test_acc_with_flips` takes the image and its mirror image. `test_acc_with_shifts` takes both, and both moved by one
+    pixel towards two opposite corners, with half of the weight on those that were not moved, as airbench does
+    (Jordan, arXiv 2404.00498).
+    """
     test = open_data(str(run.resolved["request"]["data"]), None, say=print).splits["test"]
-    images = np.asarray(test.images)
-    logits = run.bundle.logits(images) + run.bundle.logits(np.ascontiguousarray(images[:, :, ::-1]))
-    labels = torch.as_tensor(np.asarray(test.labels))
-    return {"test_acc_with_flips": (logits.argmax(1) == labels).float().mean().item()}
+    images, labels = np.asarray(test.images), torch.as_tensor(np.asarray(test.labels))
+
+    def logits(images: np.ndarray) -> torch.Tensor:
+        both = (images, np.ascontiguousarray(images[:, :, ::-1]))
+        return torch.stack([run.bundle.logits(view) for view in both]).mean(0)
+
+    flips = logits(images)
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+    shifts = [logits(np.ascontiguousarray(padded[:, at:, at:][:, : images.shape[1], : images.shape[2]])) for at in (0, 2)]
+    moved = flips / 2 + (shifts[0] + shifts[1]) / 4
+    means = {"flips": flips, "shifts": moved}
+    return {
+        f"test_acc_with_{name}": (mean.argmax(1) == labels).float().mean().item() for name, mean in means.items()
+    }
 
 
 if __name__ == "__main__":

@@ -481,6 +481,8 @@ def test_nothing_is_left_behind_and_ctrl_c_is_clean(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell starts background jobs with Ctrl-C ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while child.poll() is None and written_to(child.pid, tmp_path / "scratch") < 1_000_000:
         time.sleep(0.01)

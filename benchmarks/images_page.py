@@ -67,7 +67,8 @@ def unequal_table() -> list[str]:
         *rows,
         "",
         f"Mean of the classes' recalls / accuracy on validation images as unequal as those in training, at {FLOPS:.0e} "
-        "training FLOPs. Columns 3 to 5 are differences to `none` in points with the same seed, one value a seed "
+        "training FLOPs, of the recipe before weight decay and mixing. "
+        "Columns 3 to 5 are differences to `none` in points with the same seed, one value a seed "
         "(`make bench-unequal`, records `unequal-…`).".replace("+", ""),
     ]
 

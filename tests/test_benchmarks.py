@@ -143,7 +143,7 @@ def test_a_run_without_meaningful_times_counts_for_accuracy_only(empty_records: 
     assert [timed[column] for column in columns] == ["1.0", "500"]
     assert [untimed[column] for column in columns] == ["–", "–"]
     record.add(**line(f"{id}1", test_acc=0.8, total_seconds=60, images_per_second=500), timing=False)
-    assert "| – |" in leaderboard.readme_table()[2] and "85.0" in leaderboard.readme_table()[2]
+    assert "[–](" in leaderboard.readme_table()[2] and "85.0" in leaderboard.readme_table()[2]
 
 
 def add_ten(name: str) -> None:
@@ -203,7 +203,7 @@ def test_a_row_takes_accuracy_and_minutes_from_the_same_runs(empty_records: Path
     (row,) = leaderboard.readme_table()[2:]
     assert row == (
         "| 3e13 | [3.0 (2.0 to 4.0)](docs/results.md#cifar10-3e13) | "
-        "[82.0 (81.0 to 85.0) %](docs/results.md#cifar10-3e13) | – |"
+        "[82.0 (81.0 to 85.0) %](docs/results.md#cifar10-3e13) |"
     )
     assert leaderboard.reads_text()[0].startswith("3 runs on record read a test split, 3 on CIFAR-10.")
 

@@ -13,6 +13,7 @@ import argparse
 import re
 import shlex
 import statistics
+from pathlib import Path
 
 import leaderboard
 import numpy as np
@@ -39,6 +40,7 @@ def main() -> None:
             study=before.get(id, {}).get("study", "final" if args.final else "choose"),
             arm=before.get(id, {}).get("arm", ", ".join(args.overrides) or "default"),
             more=averaged if args.final else lambda run: {},
+            keep=args.keep / id if args.keep else None,
             replace=args.replace,
         )
         accuracies.append(record["figures"][f"{judge}_acc"])
@@ -59,6 +61,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--final", action="store_true", help="train on everything and read test, once a run")
     parser.add_argument("--recipe", default="default")
     parser.add_argument("--name", help="the id of each record is NAME-seedSEED (default: from the options)")
+    parser.add_argument(
+        "--keep", type=Path, metavar="DIR", help="keep the run folders here, and continue interrupted ones"
+    )
     add_replace_option(parser)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for vitreous train")
     return parser

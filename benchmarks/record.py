@@ -73,7 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("id", help="of the record")
     parser.add_argument("--study", help="default: that of the record which is replaced, or 'other'")
     parser.add_argument("--arm", help="default: that of the record which is replaced, or 'default'")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the run folder here")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the run folder here, and continue an interrupted one")
     add_replace_option(parser)
     parser.add_argument("words", nargs="+", metavar="-- ARGUMENT", help="for vitreous train")
     return parser
@@ -228,7 +228,7 @@ def training(
         words: the arguments of `vitreous train`.
         command: makes this record again.
         more: further figures, computed while the run folder is there.
-        keep: where the run folder stays; by default it is removed.
+        keep: where the run folder stays; by default it is removed. A run that was interrupted there is continued.
         replace: replaces a record with this id even if another command made it.
 
     Raises:
@@ -238,7 +238,8 @@ def training(
     source_state = state()
     with tempfile.TemporaryDirectory() as folder:
         path = keep or Path(folder) / id
-        process = subprocess.Popen([sys.executable, "-m", "vitreous", "train", *words, "--out", str(path)])
+        words = ["--resume", str(path)] if interrupted(path) else [*words, "--out", str(path)]
+        process = subprocess.Popen([sys.executable, "-m", "vitreous", "train", *words])
         try:
             _, status, usage = os.wait4(process.pid, 0)
         except KeyboardInterrupt:
@@ -268,6 +269,13 @@ def training(
             replace=replace,
             fingerprint=resolved["fingerprint"],
         )
+
+
+def interrupted(path: Path) -> bool:
+    """Whether a run folder holds a training that has begun and not finished."""
+    if not (path / "summary.json").exists():
+        return (path / "recipe.toml").exists()
+    return bool(Run(path).summary.get("status") == "interrupted")
 
 
 def computed_by(machine: dict[str, Any]) -> str:

@@ -73,7 +73,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("id", help="of the record")
     parser.add_argument("--study", help="default: that of the record which is replaced, or 'other'")
     parser.add_argument("--arm", help="default: that of the record which is replaced, or 'default'")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the run folder here, and continue an interrupted one")
+    parser.add_argument(
+        "--keep", type=Path, metavar="DIR", help="keep the run folder here, and continue an interrupted one"
+    )
     add_replace_option(parser)
     parser.add_argument("words", nargs="+", metavar="-- ARGUMENT", help="for vitreous train")
     return parser

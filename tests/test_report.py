@@ -6,10 +6,12 @@ import base64
 import csv
 import io
 import json
+import math
 import re
 import shlex
 import shutil
 import subprocess
+import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from PIL import Image
 
 from vitreous.bundle import Bundle, save_bundle
 from vitreous.charts import pick, round_marks, thin
+from vitreous.dial import apply_strengths
 from vitreous.errors import VitreousError
 from vitreous.metrics import Figures, SplitMetrics
 from vitreous.model.variants import Architecture
@@ -385,6 +388,31 @@ def test_a_test_split_that_was_left_unread_is_said_to_be(tmp_path: Path) -> None
         content = json.loads((run / name).read_text())
         (run / name).write_text(json.dumps({k: v for k, v in content.items() if not k.startswith("test")}))
     assert "The test split has not been read." in report(run).text
+
+
+def test_training_longer_takes_the_strengths_of_a_longer_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    resolved = tomllib.loads(RECIPE)["resolved"] | {"image_size": 32}
+    recipe = apply_strengths(load("default", ["cutout=3", "minutes=5"]), 975, 175, 32)
+    dial = {"augment.crop": [2], "augment.mixup": [0.0], "optimizer.weight_decay": [0.3]}
+    write_recipe(run, recipe, resolved | {"dial": dial})
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"status": "finished"}))
+    rows = list(csv.DictReader(io.StringIO((run / "metrics.csv").read_text())))
+    for row in rows:
+        if row["val_acc"]:
+            row["val_acc"] = str(int(row["step"]) / 1100)
+    with (run / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+    line = re.search(r"vitreous train cifar10 [^\n]*--minutes 10[^\n]*", report(run).text)
+    assert line
+    values = dict(re.findall(r"([\w.]+)=([\d.]+)", line[0]))
+    # 1,950 steps are 11.14 epochs: the crop is still 2, mixing is 0, and the decay sums up to 4.69.
+    total = 3 + 15 * math.log(1950 / 175 / 8) / math.log(150 / 8)
+    assert values == {"optimizer.weight_decay": f"{total / 975 / 0.02:.4f}".rstrip("0")}
 
 
 def test_a_diverged_run_is_reported(tmp_path: Path) -> None:

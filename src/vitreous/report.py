@@ -25,6 +25,7 @@ from vitreous.balance import is_unequal
 from vitreous.calibration import Bin, calibration_error, probabilities_of, reliability
 from vitreous.charts import NO_VALUE, number, percent
 from vitreous.confusion import confusions, groups_of
+from vitreous.dial import strengths_at
 from vitreous.errors import VitreousError
 from vitreous.files import atomic_write
 from vitreous.label_errors import Suspects, find_suspects, suspects_csv
@@ -377,7 +378,10 @@ def _advice(
     found.append(advice.far_from_plan(summary, run.tables.get("resolved", {}).get("dial", {})))
     found.append(advice.overfitted(losses, f"{again} {_stronger(recipe, run)}"))
     if unit and isinstance(amount, int | float) and summary.get("status") == "finished":
-        twice, half = (f"{again} --{unit} {factor * amount:g}" for factor in (2, 0.5))
+        twice, half = (
+            " ".join((again, f"--{unit} {factor * amount:g}", *_rechosen(run, summary, factor)))
+            for factor in (2, 0.5)
+        )
         found.append(advice.still_rising(validations, sizes["val"], twice))
         found.append(advice.long_flat(validations, sizes["val"], half))
     if diagrams:
@@ -407,6 +411,17 @@ def _reading_options(run: Run) -> list[str]:
         text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         options.append(flag if value is True else f"{flag} {shlex.quote(text)}")
     return options
+
+
+def _rechosen(run: Run, summary: Mapping[str, Any], factor: float) -> list[str]:
+    """What the dial would choose for a run `factor` times as long, where that differs from the run's own recipe."""
+    resolved = run.tables.get("resolved", {})
+    if not summary.get("steps") or not {"dial", "steps_per_epoch", "image_size"} <= set(resolved):
+        return []
+    steps, side = round(factor * summary["steps"]), resolved["image_size"]
+    values = strengths_at(run.recipe, steps, resolved["steps_per_epoch"], side, resolved["dial"])
+    own = {key: run.tables[key.partition(".")[0]][key.partition(".")[2]] for key in values}
+    return [f"{key}={value:g}" for key, value in values.items() if value != own[key]]
 
 
 def _stronger(recipe: Mapping[str, Any], run: Run) -> str:

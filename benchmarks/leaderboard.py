@@ -165,6 +165,10 @@ def augmentation(record: Record) -> str:
     return ", ".join(parts) or "no crop"
 
 
+def weight_decay(record: Record) -> float:
+    return record["recipe"]["optimizer"].get("weight_decay", 0.0)
+
+
 def network(record: Record) -> str:
     model = record["recipe"]["model"]
     return f"{model['embed_dim']} wide, {model['depth']} layers"
@@ -270,28 +274,32 @@ def readme_table() -> list[str]:
 
 
 def stem_table() -> list[str]:
-    """Linear patches beside the convolutional stem: each pair at one budget, width and data set."""
+    """Linear patches beside the convolutional stem: each pair alike in all but the stem, at one budget and data set."""
     read_test = [r for r in trainings() if r["study"] in ("final", "earlier") and "recipe" in r]
-    pairs = grouped(read_test, lambda r: (r["data"], budget(r), network(r)))
+    pairs = grouped(read_test, lambda r: (r["data"], budget(r), network(r), augmentation(r), weight_decay(r)))
     rows = []
-    for (data, amount, net), records in pairs.items():
+    for (data, amount, net, augment, decay), records in pairs.items():
         stems = grouped(records, lambda r: r["recipe"]["model"]["stem"])
         if "linear" not in stems or "conv" not in stems:
             continue
-        kinds = sorted({augmentation(r) for r in records})
         for stem, name in (("linear", "linear patches"), ("conv", "convolutional")):
-            for augment, runs in grouped(stems[stem], augmentation).items():
-                rows.append(
-                    [
-                        *(DATA[data], amount, net, name, augment),
-                        spread(values(runs, "epochs")),
-                        spread(accuracies(runs, "test_acc")),
-                        links(runs),
-                        "the stem" if len(kinds) == 1 else "the stem and the augmentation",
-                    ]
-                )
-    head = ("data", "training FLOPs", "network", "stem", "augmentation", "epochs", "test, %", "seeds")
-    return table([*head, "what differs"], rows)
+            runs = stems[stem]
+            epochs, accuracy = spread(values(runs, "epochs")), spread(accuracies(runs, "test_acc"))
+            rows.append(
+                [DATA[data], amount, net, augment, f"{decay:.3g}", name, epochs, accuracy, links(runs)]
+            )
+    head = (
+        "data",
+        "training FLOPs",
+        "network",
+        "augmentation",
+        "weight decay",
+        "stem",
+        "epochs",
+        "test, %",
+        "seeds",
+    )
+    return table([*head], rows)
 
 
 def adamw_records() -> dict[str, list[Record]]:

@@ -675,7 +675,7 @@ def train_resnet9(task: Task, images: Images, device: str) -> tuple[dict[str, An
 
 def batch_size(store: Any) -> int:
     """Images in a step, as the default recipe chooses it for these data."""
-    data = ImageData(store, say=lambda line: None)
+    data = ImageData(store, say=lambda line: None, train_on_val="val" not in store.splits)
     data.setup()
     fitted = fit_to_data(recipes.load("default"), data, lambda line, detail=False: None)
     return min(fitted.training.batch_size, len(data.splits.train))
@@ -744,11 +744,13 @@ def timer(arm: str, store: Any, budget: str) -> tuple[float, Any]:
             device="cpu",
             bf16=machine.precision == "bf16",
         )
-        trainer.step()
+        x = torch.rand(batch, 3, side, side).contiguous(memory_format=torch.channels_last)
+        labels = trainer.labels[:batch]
+        trainer.step(x, labels)
 
         def step() -> float:
             started = time.perf_counter()
-            trainer.step().item()
+            trainer.step(x, labels).item()
             return time.perf_counter() - started
 
         return resnet9.step_flops(store.num_classes, side, WIDTHS[arm], batch), step

@@ -118,11 +118,14 @@ class Trainer:
                 yield order[start : start + self.batch], epoch
             epoch += 1
 
-    def step(self) -> Tensor:
-        """Trains on one batch and returns the loss, which stays on the device."""
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        """Augmented images, float [B, 3, H, H] from 0 to 1, and their labels."""
         index, epoch = next(self.order)
-        x = self.augment(self.images[index], index, epoch)
-        loss = F.cross_entropy(self._logits(x), self.labels[index], label_smoothing=LABEL_SMOOTHING)
+        return self.augment(self.images[index], index, epoch), self.labels[index]
+
+    def step(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Trains on one batch and returns the loss, which stays on the device."""
+        loss = F.cross_entropy(self._logits(x), labels, label_smoothing=LABEL_SMOOTHING)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -173,7 +176,7 @@ def train(
     trainer = Trainer(images, labels, num_classes, steps=steps, batch=batch, width=width, **options)
     started = time.perf_counter()
     for _ in range(steps):
-        loss = trainer.step()
+        loss = trainer.step(*trainer.next_batch())
     loss.item()  # waits for the device
     return trainer, {
         "parameters": sum(parameter.numel() for parameter in trainer.network.parameters()),

@@ -64,6 +64,16 @@ def test_the_loss_is_torchs_of_logits_and_log_shares(smoothing: float) -> None:
     torch.testing.assert_close(classifier(label_smoothing=smoothing)._loss(logits, labels), expected)
 
 
+def test_the_balanced_loss_is_float32_under_autocast() -> None:
+    torch.manual_seed(2)
+    logits, labels = torch.randn(64, 3), torch.randint(3, (64,))
+    balanced = classifier([20, 5, 1], label_smoothing=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = balanced._loss(logits, labels)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, balanced._loss(logits, labels))
+
+
 def test_equal_classes_have_the_usual_loss() -> None:
     logits, labels = torch.randn(50, 3), torch.randint(0, 3, (50,))
     usual = torch.nn.CrossEntropyLoss(label_smoothing=0.1, reduction="none")(logits, labels)

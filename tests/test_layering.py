@@ -48,8 +48,8 @@ MAY = {
     "run": {"recipe", "bundle", "model"},
     "training": {"model", "native", "data", "metrics", "recipe", "machine", "run"},
     "report": {
-        "advice", "attribution", "balance", "bundle", "calibration", "charts", "confusion", "label_errors", "metrics",
-        "run", "statistics", "training.schedule", "model.summary", "request",
+        "advice", "attribution", "balance", "bundle", "calibration", "charts", "confusion", "dial", "label_errors",
+        "metrics", "run", "statistics", "training.schedule", "model.summary", "request",
     },
     "predict": {"run", "bundle", "statistics", "preprocess", "data", "machine"},
     "explain": {"run", "bundle", "model", "attribution", "preprocess", "depth", "data"},

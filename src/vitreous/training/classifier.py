@@ -137,7 +137,8 @@ class Classifier(pl.LightningModule):
         # a rare class for images that are surely of another one.
         log_probabilities = F.log_softmax(logits + self.prior.log(), dim=1)
         own = F.nll_loss(log_probabilities, labels, reduction="none")
-        return (1 - smoothing) * own - smoothing * (log_probabilities @ self.prior)
+        # A sum, not a matrix product, which autocast would compute in bf16.
+        return (1 - smoothing) * own - smoothing * (log_probabilities * self.prior).sum(1)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         batch = named(batch)

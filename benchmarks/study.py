@@ -6,6 +6,9 @@
 
 Runs that are on record are not run again, so a study may be stopped and continued. `make leaderboard` then renews the
 tables and plots.
+
+Both studies chose the default recipe before it had weight decay and mixing. They set every key that the dial would
+choose today, so that a new row is comparable with those on record.
 """
 
 from __future__ import annotations
@@ -19,13 +22,18 @@ from leaderboard import ABLATED_AT, ABLATION, best_adamw
 from record import add, command, load, state, training
 
 from vitreous import recipe as recipes
-from vitreous.dial import SIZES
 from vitreous.machine import instruction_sets
 from vitreous.plan import make_plan
 from vitreous.recipe import Budget
 from vitreous.request import Request
 from vitreous.training.cost import measure_seconds
 
+SIZES = (  # the stems of the first two have become narrower since
+    ("embed_dim=96", "depth=4", "num_heads=3", "mlp_dim=192", "stem_dims=[28,96]"),
+    ("embed_dim=128", "depth=4", "num_heads=2", "mlp_dim=256", "stem_dims=[40,128]"),
+    ("embed_dim=192", "depth=5", "num_heads=3", "mlp_dim=384", "stem_dims=[64,192]"),
+)
+STRENGTHS = ("crop=2", "cutout=0", "mixup=0", "cutmix=0", "weight_decay=0")
 BUDGETS = {"cifar10": ("3e13", "6e13", "1.2e14"), "cifar100": ("3e13", "1.2e14")}
 ABLATION_SEEDS = (42, 43)
 ADAMW_RATES = ("5e-4", "1e-3", "4e-3", "8e-3")  # beside 2e-3, which AdamW has in the default recipe
@@ -47,9 +55,9 @@ def make_parser() -> argparse.ArgumentParser:
 def law() -> None:
     for data, budgets in BUDGETS.items():
         for budget in budgets:
-            for _, size in SIZES:
-                changes = [f"{key}={list(v) if isinstance(v, tuple) else v}" for key, v in size.items()]
-                wide = size["embed_dim"]
+            for size in SIZES:
+                wide = size[0].partition("=")[2]
+                changes = [*size, *STRENGTHS]
                 run(f"{data}-law-{wide}wide", "law", f"{wide} wide", data, budget, 42, changes)
 
 
@@ -57,7 +65,7 @@ def ablation() -> None:
     for arm, (_, changes) in ABLATION.items():
         for seed in ABLATION_SEEDS:
             name = f"cifar10-ablation-{arm.partition(' ')[0]}"
-            run(name, "ablation", arm, "cifar10", ABLATED_AT, seed, changes)
+            run(name, "ablation", arm, "cifar10", ABLATED_AT, seed, ablated(changes))
     for rate in ADAMW_RATES:
         run_adamw(rate, ABLATION_SEEDS[0])
     if (best := best_adamw()) in ADAMW_RATES:
@@ -66,8 +74,14 @@ def ablation() -> None:
 
 
 def run_adamw(rate: str, seed: int) -> None:
-    changes = ["optimizer.name=adamw", f"optimizer.learning_rate={rate}"]
+    changes = ablated(["optimizer.name=adamw", f"optimizer.learning_rate={rate}"])
     run(f"cifar10-adamw-lr{rate}", "ablation", f"adamw lr {rate}", "cifar10", ABLATED_AT, seed, changes)
+
+
+def ablated(changes: list[str]) -> list[str]:
+    """What sets the recipe of a row: the recipe of the study, with `changes`."""
+    words = {word.partition("=")[0]: word for word in (*SIZES[0], *STRENGTHS, *changes)}
+    return list(words.values())
 
 
 def run(name: str, study: str, arm: str, data: str, budget: str, seed: int, changes: list[str]) -> None:
@@ -75,7 +89,7 @@ def run(name: str, study: str, arm: str, data: str, budget: str, seed: int, chan
     id = f"{name}-{budget}-val-seed{seed}"
     if any(record["id"] == id for record in load()):
         return
-    words = [data, *(change.replace(" ", "") for change in changes), "--flops", budget, "--judge", "val"]
+    words = [data, *changes, "--flops", budget, "--judge", "val"]
     words += ["--seed", str(seed)]
     training(id, words, command(id, words), study=study, arm=arm)
 
@@ -87,7 +101,7 @@ def time_ablation() -> None:
     plans = {}
     for arm, (_, changes) in ABLATION.items():
         recipe = dataclasses.replace(
-            recipes.load("default", changes), budget=Budget(float(ABLATED_AT), "flops")
+            recipes.load("default", ablated(changes)), budget=Budget(float(ABLATED_AT), "flops")
         )
         plans[arm] = make_plan(
             recipe, Request("cifar10", judge="val", device="cpu"), lambda line, detail=False: None

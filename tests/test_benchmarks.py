@@ -21,7 +21,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vitreous import dial
 from vitreous import recipe as recipes
 from vitreous.balance import choose_balance
 from vitreous.dial import apply_size, apply_strengths
@@ -408,8 +407,11 @@ def test_a_rerun_writes_the_recorded_command_of_an_accuracy_run() -> None:
         assert shlex.split(accuracy.command(args, args.seeds[0])) == shlex.split(command)
 
 
-def resolve(words: list[str], train_flops: float) -> tuple[dict[str, Any], int]:
-    """The tables and the steps that `vitreous train` would come to; minutes as the FLOPs that they amounted to."""
+def resolve(words: list[str], figures: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """The tables and the steps that `vitreous train` would come to; for minutes, with the recorded steps.
+
+    The steps that fit into minutes depend on the machine, and the strengths follow them.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("words", nargs="+")
     parser.add_argument("--recipe", default="default")
@@ -423,13 +425,14 @@ def resolve(words: list[str], train_flops: float) -> tuple[dict[str, Any], int]:
     unit = "flops" if args.flops else "minutes"
     recipe = recipes.load(name, overrides)
     recipe = dataclasses.replace(recipe, budget=Budget(getattr(args, unit), unit))
-    budget = Budget(args.flops or train_flops, "flops")
+    budget = Budget(args.flops or figures["train_flops"], "flops")
     images = 50_000 if args.judge == "test" else round(50_000 * (1 - recipe.data.val_fraction))
     batch = recipe.training.batch_size
     steps_per_epoch = images // batch if recipe.training.drop_last else math.ceil(images / batch)
     sized, _ = apply_size(recipe, lambda architecture: budget.amount)
     cost = count_cost(sized, 32, {"cifar10": 10, "cifar100": 100}[data], batch)
-    steps = planned_steps(budget, cost, Sizes(batch, steps_per_epoch, 0, 0))
+    planned = planned_steps(budget, cost, Sizes(batch, steps_per_epoch, 0, 0))
+    steps = planned if args.flops else figures["steps"]
     complete = apply_strengths(sized, steps, steps_per_epoch, 32)
     balance, _ = choose_balance(recipe.training.balance, (images, images), ("one class", "another"))
     complete = dataclasses.replace(complete, training=dataclasses.replace(complete.training, balance=balance))
@@ -446,6 +449,8 @@ def complete(tables: dict[str, Any]) -> dict[str, Any]:
     return tables | {section: values | tables[section] for section, values in later.items()}
 
 
+# Their weight decay is that of the first form of the law. Empty this when the new records are here.
+BEING_TRAINED_AGAIN: tuple[str, ...] = ("cifar10-default-6e13-test-", "cifar10-default-1.2e14-test-")
 # Of `vitreous train`; tests/test_folders.py has those of the bench of folders.
 TRAININGS = [r for r in records() if "recipe" in r and r["study"] not in ("peer-recipe", "folders")]
 # Seeds share a recipe.
@@ -469,17 +474,24 @@ def test_the_command_makes_the_record_of_its_id_and_seed() -> None:
 )
 def test_the_command_makes_the_recorded_recipe(record: dict[str, Any]) -> None:
     _, words = train_words(record["command"])
-    tables, steps = resolve(words, record["figures"]["train_flops"])
+    tables, steps = resolve(words, record["figures"])
     recorded = complete(record["recipe"])
-    same_network = tables["model"] == recorded["model"]
-    # A record keeps what the dial of its commit chose; its values are in its recipe. All else has to be the command's.
-    for name in (*(f"model.{key}" for key in dial.SIZES[0][1]), *dial.STRENGTHS):
-        section, _, key = name.partition(".")
-        if not any(word.startswith((f"{key}=", f"{name}=")) for word in words):
-            tables[section][key] = recorded[section][key]
+    if record["id"].startswith(BEING_TRAINED_AGAIN):
+        tables["optimizer"]["weight_decay"] = recorded["optimizer"]["weight_decay"]
     assert tables == recorded
-    if "--flops" in words and same_network:
-        assert steps == record["figures"]["steps"]
+    assert steps == record["figures"]["steps"]
+
+
+def test_the_studies_train_by_the_recorded_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    import study
+
+    made: dict[str, str] = {}
+    monkeypatch.setattr(study, "load", lambda: [])  # as if nothing were on record
+    monkeypatch.setattr(study, "training", lambda id, words, command, **names: made.update({id: command}))
+    study.law()
+    study.ablation()
+    known = {r["id"]: r["command"] for r in records() if r["study"] in ("law", "ablation")}
+    assert len(known) >= 40 and known.items() <= made.items()
 
 
 def test_every_product_of_a_step_is_found_with_its_shape() -> None:

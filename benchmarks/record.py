@@ -230,27 +230,26 @@ def training(
         words: the arguments of `vitreous train`.
         command: makes this record again.
         more: further figures, computed while the run folder is there.
-        keep: where the run folder stays; by default it is removed. A run that was interrupted there is continued.
+        keep: where the run folder stays; by default it is removed. A run that was interrupted there is continued. One
+            that finished there without being recorded is recorded.
         replace: replaces a record with this id even if another command made it.
 
     Raises:
-        SystemExit: the training failed, or `check_replacement` refused it before it began.
+        SystemExit: the training failed, or `check_replacement` or `begin` refused it before it began.
     """
     check_replacement(id, command, replace)
-    source_state = state()
     with tempfile.TemporaryDirectory() as folder:
         path = keep or Path(folder) / id
-        words = ["--resume", str(path)] if interrupted(path) else [*words, "--out", str(path)]
-        process = subprocess.Popen([sys.executable, "-m", "vitreous", "train", *words])
-        try:
-            _, status, usage = os.wait4(process.pid, 0)
-        except KeyboardInterrupt:
-            process.wait()
-            raise
-        if status:
-            raise SystemExit(f"The training of {id} failed; the output above says why.")
+        start = begin(path, words)
+        if interrupted(path):
+            start["peak_memory_mib"] = vitreous_train(id, ["--resume", str(path)])
+        elif not (path / "summary.json").exists():
+            start["peak_memory_mib"] = vitreous_train(id, [*words, "--out", str(path)])
+        write_start(path, start)  # a crash in `more` does not lose the peak
         run = Run(path)
-        figures = run.summary | more(run) | {"peak_memory_mib": usage.ru_maxrss // 1024}
+        figures = run.summary | more(run)
+        if "peak_memory_mib" in start:
+            figures["peak_memory_mib"] = start["peak_memory_mib"]
         recipe = tomllib.loads((path / "recipe.toml").read_text(encoding="utf-8"))
         resolved = recipe.pop("resolved")
         machine = resolved["machine"] | {"instruction_sets": instruction_sets()}
@@ -267,10 +266,63 @@ def training(
             figures=figures,
             recipe=recipe,
             curve=short_curve((path / "metrics.csv").read_text(encoding="utf-8")),
-            source_state=source_state,
+            source_state={key: start[key] for key in ("commit", "changed_since")},
             replace=replace,
             fingerprint=resolved["fingerprint"],
         )
+
+
+def vitreous_train(id: str, words: Sequence[str]) -> int:
+    """Runs `vitreous train` and returns the peak of its memory in MiB."""
+    process = subprocess.Popen([sys.executable, "-m", "vitreous", "train", *words])
+    try:
+        _, status, usage = os.wait4(process.pid, 0)
+    except KeyboardInterrupt:
+        process.wait()
+        raise
+    if status:
+        raise SystemExit(f"The training of {id} failed; the output above says why.")
+    return usage.ru_maxrss // 1024
+
+
+def begin(path: Path, words: Sequence[str]) -> dict[str, Any]:
+    """Words, commit and changed files with which the training in the folder `path` began.
+
+    A file beside the folder keeps them, so that a record of a continued run names the sources of its start. Sources
+    that have changed before an interrupted run goes on are added to `changed_since`.
+
+    Raises:
+        SystemExit: the folder holds a training of other words, or nothing tells which.
+    """
+    file = start_file(path)
+    if not (path / "recipe.toml").exists():
+        start = {"words": list(words), **state()}
+    elif not file.exists():
+        raise SystemExit(
+            f"{path} holds a run, and no {file.name} tells what began it; delete the folder or give another --keep."
+        )
+    else:
+        start = json.loads(file.read_text(encoding="utf-8"))
+        if start["words"] != list(words):
+            raise SystemExit(
+                f"{path} holds a run of other arguments ({shlex.join(start['words'])}); "
+                "delete the folder or give another --keep."
+            )
+        if interrupted(path):
+            later = {*state()["changed_since"], *differing_files(start["commit"])}
+            start["changed_since"] = sorted({*start["changed_since"], *later})
+    write_start(path, start)
+    return start
+
+
+def start_file(path: Path) -> Path:
+    """The file of `begin`. It is beside the run folder, which `vitreous train` makes itself."""
+    return path.with_name(f"{path.name}.start.json")
+
+
+def write_start(path: Path, start: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(start_file(path), json.dumps(start, indent=1) + "\n")
 
 
 def interrupted(path: Path) -> bool:
@@ -314,6 +366,11 @@ def changed_files(*paths: str, folder: Path = HERE) -> list[str]:
     """The files under `paths`, seen from `folder`, that differ from the commit."""
     status = git("status", "--porcelain", "--", *paths, folder=folder)
     return [line[3:] for line in status.split("\n") if line]
+
+
+def differing_files(commit: str) -> list[str]:
+    """The files of `src` and of the benchmarks in which today's commit differs from an earlier one."""
+    return git("diff", "--name-only", commit, "HEAD", "--", "../src", ":(glob)*.py").split()
 
 
 def git(*words: str, folder: Path = HERE) -> str:

@@ -176,6 +176,76 @@ def test_a_kept_training_goes_on_unless_it_is_finished(tmp_path: Path) -> None:
         assert record.interrupted(tmp_path) == goes_on
 
 
+class FakeTraining:
+    """Stands in for the process of `vitreous train`: writes the files of a run, whose status is `ends`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import record
+
+        self.calls: list[list[str]] = []
+        self.ends = "finished"
+        process = subprocess.Popen
+
+        def popen(words: list[str], *args: Any, **options: Any) -> subprocess.Popen[Any]:
+            if words[0] != sys.executable:  # git
+                return process(words, *args, **options)
+            self.calls.append(words[4:])
+            self.write(Path(words[-1]))
+            return process(["true"])
+
+        monkeypatch.setattr(record.subprocess, "Popen", popen)
+
+    def write(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        summary = {"status": self.ends, "data": "cifar10", "seed": 1, "test_acc": 0.5}
+        (folder / "summary.json").write_text(json.dumps(summary))
+        (folder / "metrics.csv").write_text("step,train_loss,val_loss,val_acc\n1,2.0,,\n")
+        (folder / "recipe.toml").write_text(
+            'name = "default"\n[resolved]\nfingerprint = "f00"\n[resolved.versions]\ntorch = "2.13.0"\n'
+            '[resolved.machine]\nname = "a processor"\nbackend = "torch"\nprecision = "32"\ncompile = false\n'
+        )
+
+
+def test_a_kept_run_keeps_the_words_and_sources_of_its_start(
+    empty_records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import record
+
+    fake, kept = FakeTraining(monkeypatch), tmp_path / "kept" / "run"
+    start = {"commit": record.state()["commit"], "changed_since": []}
+    monkeypatch.setattr(record, "state", lambda: dict(start))
+
+    def train(*words: str, more: Any = lambda run: {}) -> dict[str, Any]:
+        options = {"study": "final", "arm": "default", "keep": kept, "more": more}
+        return record.training("a-seed1", ["cifar10", *words], "a command", **options)
+
+    def crash(run: Any) -> dict[str, Any]:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError):
+        train("crop=2", more=crash)
+    with pytest.raises(
+        SystemExit, match=r"other arguments \(cifar10 crop=2\); delete .* or give another --keep"
+    ):
+        train("crop=4")
+    monkeypatch.setattr(record, "state", lambda: {"commit": "f" * 40, "changed_since": ["src/new.py"]})
+    known = train("crop=2", more=lambda run: {"test_acc_with_flips": 0.6})
+    assert known["commit"] == start["commit"] and "changed_since" in known and known["changed_since"] == []
+    assert known["figures"]["test_acc_with_flips"] == 0.6 and known["figures"]["peak_memory_mib"] > 0
+    assert fake.calls == [["cifar10", "crop=2", "--out", str(kept)]]  # the finished run did not train again
+
+    fake.ends = "interrupted"
+    fake.write(kept)
+    fake.ends = "finished"
+    known = train("crop=2")
+    assert fake.calls[1:] == [["--resume", str(kept)]]
+    assert known["commit"] == start["commit"] and known["changed_since"] == ["src/new.py"]
+
+    record.start_file(kept).unlink()
+    with pytest.raises(SystemExit, match=r"no run\.start\.json tells what began it; delete"):
+        train("crop=2")
+
+
 def test_a_curve_keeps_its_ends_and_all_validations() -> None:
     from record import CURVE_POINTS, short_curve
 

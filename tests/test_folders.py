@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +189,7 @@ def made_up_record(
     import folder_sets
     import folders
 
-    rng = np.random.default_rng(abs(hash((arm, seed))) % 1000)
+    rng = np.random.default_rng(zlib.crc32(f"{arm} {seed}".encode()))  # `hash` differs in each process
     labels = np.repeat(np.arange(len(counts)), counts)
     dots = np.zeros((len(labels), 1, 1, 3), np.uint8)
     part = Split(dots, labels, [str(i) for i in range(len(labels))])

@@ -35,12 +35,27 @@ ROW, FOOT = 0.62, 1.5  # inches of the plot's height: for each row, and for the 
 
 @dataclass(frozen=True)
 class Case:
-    """A data set at a budget on a split, with the records of each arm, sorted by seed."""
+    """A data set at a budget on a split, with the records of each arm, sorted by seed.
+
+    Arms are compared image by image, so all records have to be of the same judged images.
+
+    Raises:
+        SystemExit: two records are of different data, or judged different numbers of images of a class.
+    """
 
     data: str
     budget: str
     split: str
     arms: dict[str, list[Mapping[str, Any]]]
+
+    def __post_init__(self) -> None:
+        first, *others = (r for runs in self.arms.values() for r in runs)
+        for other in others:
+            if judged(first) != judged(other):
+                raise SystemExit(
+                    f"The records {first['id']} and {other['id']} are not of the same judged images, so they cannot "
+                    "be compared; train the one of the older data again with --replace."
+                )
 
     @property
     def balanced(self) -> bool:
@@ -93,6 +108,11 @@ class Case:
         if arm not in self.arms or of not in self.arms:
             return None
         return difference(self.correct(of), self.correct(arm), paired=True)
+
+
+def judged(r: Mapping[str, Any]) -> tuple[str, list[int]]:
+    """Tells judged images apart: the fingerprint of the data set, and the number of judged images of each class."""
+    return r["fingerprint"], r["figures"]["images_of_class"]
 
 
 def bits(figures: Mapping[str, Any]) -> np.ndarray:

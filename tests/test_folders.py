@@ -282,6 +282,23 @@ def test_the_pages_show_ours_ahead_of_the_best_peer(empty_records: Path, tmp_pat
     assert "TrashNet" in drawn
 
 
+@pytest.mark.parametrize("change", ["fingerprint", "images_of_class"])
+def test_records_of_other_images_are_not_compared(empty_records: Path, change: str) -> None:
+    import folders_page
+    import record
+
+    for arm in ("vitreous", "resnet9"):
+        made_up_record("cifar10", arm, 42, [60, 40], 0.8)
+    ours, peer = (r for arm in ("vitreous", "resnet9") for r in record.load("folders") if r["arm"] == arm)
+    assert len(folders_page.cases([ours, peer], "val")) == 1
+    if change == "fingerprint":
+        peer["fingerprint"] = "another"
+    else:
+        peer["figures"]["images_of_class"] = [40, 60]  # as many in all
+    with pytest.raises(SystemExit, match=f"{ours['id']} and {peer['id']} are not of the same judged images"):
+        folders_page.cases([ours, peer], "val")
+
+
 def test_a_changed_recipe_is_compared_with_the_default_on_its_own_seeds(empty_records: Path) -> None:
     import folders_page
     import record

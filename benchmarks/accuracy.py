@@ -4,7 +4,8 @@
     make bench-accuracy BUDGET=6e13 DATA=cifar100 SEEDS="42 43 44" FINAL=1
 
 Without `--final`, to choose a recipe: 45,000 images train, 5,000 validate, and the test split stays unread. With
-`--final`, for a settled recipe: all 50,000 images train, and each run reads the test split once.
+`--final`, for a settled recipe: all 50,000 images train, and each run is evaluated on the test split once. Accuracies
+from averaged views of the test images, mirrored and shifted, are extra columns (`averaged`).
 """
 
 from __future__ import annotations

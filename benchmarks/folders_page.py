@@ -157,11 +157,14 @@ def percent(shares: Sequence[float]) -> str:
 
 
 def points(found: Difference | None) -> str:
-    """A difference in points with its 95 % interval: "+2.1 (+1.2 to +3.0)"."""
+    """A difference in points with its 95 % interval: "+2.1 (+1.2 to +3.0)".
+
+    With one seed on each side, the interval covers the images alone, and the cell ends with "one seed".
+    """
     if found is None:
         return NONE
     value, low, high = (f"{100 * x:+.1f}" for x in (found.value, found.low, found.high))
-    return f"{value} ({low} to {high})"
+    return f"{value} ({low} to {high}){'' if found.over_seeds else ', one seed'}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
@@ -179,7 +182,8 @@ def tables() -> dict[str, list[str]]:
     records = record.load("folders")
     return {
         "folders": main_table(compared(records, "val"), minutes_of()),
-        "folders-test": main_table(compared(records, "test"), minutes_of()),
+        "folders-test": main_table(compared(records, "test"), minutes_of())
+        or ["No test split has been read yet."],
         "folders-changes": changes_table(cases(records, "val")),
         "folders-runs": runs_table(records),
         "folders-rates": rates_table(record.load("folders-rates")),
@@ -194,9 +198,11 @@ def minutes_of() -> Mapping[str, Any]:
 def main_table(of: Sequence[Case], minutes: Mapping[str, Any]) -> list[str]:
     rows = []
     shown = [arm for arm in TITLES if any(arm in case.arms for case in of)]
+    timed = {(case.data, case.budget): minutes.get(case.data, {}).get(case.budget, {}) for case in of}
+    any_timed = any(arm in times for times in timed.values() for arm in shown)
     for case in of:
         first = next(iter(case.arms.values()))[0]["figures"]
-        times = minutes.get(case.data, {}).get(case.budget, {})
+        times = timed[case.data, case.budget]
         in_minutes = [f"{times[arm]['minutes']:.0f}" if arm in times else NONE for arm in shown]
         rows.append(
             [
@@ -208,13 +214,18 @@ def main_table(of: Sequence[Case], minutes: Mapping[str, Any]) -> list[str]:
                     for arm in shown
                 ),
                 points(case.ahead(OURS, case.peer)),
-                " / ".join(in_minutes),
+                *([" / ".join(in_minutes)] if any_timed else []),
                 seed_links(case.ours),
             ]
         )
     head = ["data", "images trained on / judged", "training FLOPs"]
     head += [f"{TITLES[arm]}, %" for arm in shown]
-    return table([*head, "ahead of the best peer, points (95 %)", "minutes on two cores", "seeds"], rows)
+    head += [
+        "ahead of the best peer, points (95 %)",
+        *(["minutes on two cores"] if any_timed else []),
+        "seeds",
+    ]
+    return table(head, rows)
 
 
 def epochs(runs: Records) -> str:
@@ -244,10 +255,11 @@ def readme_table() -> list[str]:
                 f"[{percent(case.shares(OURS))}](docs/results.md#{case.ours[0]['id']})",
                 f"{percent(case.shares(case.peer))} ({TITLES[case.peer]})",
                 points(case.ahead(OURS, case.peer)),
+                f"{len(case.ours)} / {len(case.arms[case.peer])}",
             ]
         )
-    head = ("data", "images", "training FLOPs", "vitreous, %", "best peer, %", "ahead, points (95 %)")
-    return table(head, rows)
+    head = ["data", "images", "training FLOPs", "vitreous, %", "best peer, %", "ahead, points (95 %)"]
+    return table([*head, "seeds, vitreous / peer"], rows)
 
 
 def changes_table(of: Sequence[Case]) -> list[str]:

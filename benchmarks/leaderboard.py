@@ -482,7 +482,9 @@ def machines_table() -> list[str]:
 def reads_text() -> list[str]:
     """How often the test split was read."""
     reads = [r for r in load() if "test_acc" in r["figures"]]
-    flips = [r for r in reads if "test_acc_with_flips" in r["figures"]]
+    flips, shifts = (
+        [r for r in reads if f"test_acc_with_{views}" in r["figures"]] for views in ("flips", "shifts")
+    )
     replaced = [r for r in reads if r["study"] == "make-train" and r["command"] is None]
     titles = DATA | {"trashnet": "TrashNet", "fashion-mnist": "Fashion-MNIST"}
     kinds = grouped(reads, lambda r: SETS[r["data"]].origin if r["data"] in SETS else r["data"])
@@ -496,8 +498,14 @@ def reads_text() -> list[str]:
     counts = listed([f"{len(records)} on {titles[data]}" for data, records in sorted(kinds.items())])
     sentences = [
         f"{len(reads)} runs on record read a test split, {counts}.",
-        f"Each evaluated on it once, at its end; {len(flips)} also made a second pass over the mirrored images.",
+        "Each evaluated on it once, at its end, and `test_acc` is from that pass.",
+        f"{len(flips)} then made a pass over the mirrored images too, for a column of its own.",
     ]
+    if shifts:
+        sentences += [
+            f"{len(shifts)} of these also made four passes over shifted images: by one pixel towards two opposite "
+            "corners, each as it is and mirrored."
+        ]
     if replaced:
         sentences += [
             f"{len(replaced)} of the {len(reads)} are earlier runs of `make train`. Later runs had replaced their "

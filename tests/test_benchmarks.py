@@ -289,6 +289,21 @@ def test_a_row_takes_accuracy_and_minutes_from_the_same_runs(empty_records: Path
     assert leaderboard.reads_text()[0].startswith("3 runs on record read a test split, 3 on CIFAR-10.")
 
 
+def test_the_page_counts_every_pass_over_a_test_split(empty_records: Path) -> None:
+    import leaderboard
+    import record
+
+    record.add(**line("a-seed1", test_acc=0.8))
+    record.add(**line("b-seed2", test_acc=0.8, test_acc_with_flips=0.8))
+    assert "1 then made a pass over the mirrored" in leaderboard.reads_text()[0]
+    assert "shifted" not in leaderboard.reads_text()[0]
+    record.add(**line("c-seed3", test_acc=0.8, test_acc_with_flips=0.8, test_acc_with_shifts=0.8))
+    (text,) = leaderboard.reads_text()
+    assert text.startswith("3 runs on record read a test split, 3 on CIFAR-10.")
+    assert "2 then made a pass over the mirrored images" in text
+    assert "1 of these also made four passes over shifted images" in text
+
+
 def test_a_pair_of_stems_is_alike_in_all_else(empty_records: Path) -> None:
     import leaderboard
     import record

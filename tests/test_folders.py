@@ -282,6 +282,37 @@ def test_the_pages_show_ours_ahead_of_the_best_peer(empty_records: Path, tmp_pat
     assert "TrashNet" in drawn
 
 
+def test_a_table_tells_what_its_intervals_cover_and_leaves_out_empty_columns(empty_records: Path) -> None:
+    import folders_page
+    import record
+
+    def cells(lines: list[str]) -> dict[str, str]:
+        head, _, row = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+        return dict(zip(head, row, strict=True))
+
+    for arm in ("vitreous", "resnet9"):
+        made_up_record("cifar10", arm, 42, [60, 40], 0.8)
+    assert cells(folders_page.tables()["folders"])["ahead of the best peer, points (95 %)"].endswith(
+        "), one seed"
+    )
+    shown = cells(folders_page.readme_table())
+    assert (
+        shown["ahead, points (95 %)"].endswith("), one seed") and shown["seeds, vitreous / peer"] == "1 / 1"
+    )
+    made_up_record("cifar10", "resnet9", 43, [60, 40], 0.8)
+    shown = cells(folders_page.readme_table())
+    assert "seed" not in shown["ahead, points (95 %)"] and shown["seeds, vitreous / peer"] == "1 / 2"
+    assert folders_page.tables()["folders-test"] == ["No test split has been read yet."]
+
+    assert "minutes on two cores" not in cells(folders_page.tables()["folders"])
+    record.add(
+        **{"id": "folders-minutes", "study": "folders-minutes", "arm": "all arms", "command": "c"},
+        **{"machine": {}, "versions": {}, "source_state": {}},
+        figures={"cifar10": {"3e13": {"vitreous": {"minutes": 2.4}}}},
+    )
+    assert cells(folders_page.tables()["folders"])["minutes on two cores"] == "2 / –"
+
+
 @pytest.mark.parametrize("change", ["fingerprint", "images_of_class"])
 def test_records_of_other_images_are_not_compared(empty_records: Path, change: str) -> None:
     import folders_page

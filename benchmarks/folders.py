@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
 import json
 import multiprocessing
 import os
@@ -68,6 +69,7 @@ PATHS = {  # of the data sets that vitreous does not know by name
     "trashnet": Path("trash.zip"),
     "fashion-mnist": Path("/usr/share/datasets/fashion-mnist"),
 }
+SOURCES = (".py", ".toml", ".cpp", ".h")  # suffixes of files that can change a result
 LOGS = Path("runs/bench-folders")
 ERROR_LINES = 3
 POLL_SECONDS = 1.0
@@ -250,7 +252,8 @@ def bench(args: argparse.Namespace) -> None:
             left_out.append(data)
             print(f"{data} is left out: {error}")
     source_state = state(args.commit)
-    parts = Parts(record.RECORDS.with_suffix(".parts.jsonl"), source_state["commit"])
+    sources = f"{source_state['commit']} {source_hash(record.HERE.parent)}"
+    parts = Parts(record.RECORDS.with_suffix(".parts.jsonl"), sources)
     tasks_of = {
         entry: [Task(entry, fold) for fold in ([None] if entry.final else range(sets[entry.data].folds))]
         for entry in wanted
@@ -298,19 +301,23 @@ def bench(args: argparse.Namespace) -> None:
 class Parts:
     """Results of single trainings until their record is complete, a line of JSON each in a file.
 
-    Results of another commit are dropped, since a record names one commit.
+    Results of other sources are dropped, since the folds of a record have to be of the same code. The commit alone does
+    not tell sources apart: files may have changed since, and a copy on another machine may not know its commit.
+
+    Args:
+        sources: tells the sources apart.
     """
 
-    def __init__(self, file: Path, commit: str) -> None:
-        self.file, self.commit = file, commit
+    def __init__(self, file: Path, sources: str) -> None:
+        self.file, self.sources = file, sources
         text = file.read_text(encoding="utf-8") if file.exists() else ""
         # The last line may be one that a killed process did not finish.
         lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
         self.results: dict[str, dict[str, Any]] = {
-            part["key"]: part["result"] for part in lines if part["commit"] == commit
+            part["key"]: part["result"] for part in lines if part.get("sources") == sources
         }
         if dropped := len(lines) - len(self.results):
-            print(f"{count(dropped, 'finished training')} of another commit dropped from {file.name}")
+            print(f"{count(dropped, 'finished training')} of other sources dropped from {file.name}")
         if text:
             self._write()
 
@@ -325,13 +332,22 @@ class Parts:
         self._write()
 
     def _line(self, key: str, result: dict[str, Any]) -> str:
-        return json.dumps({"key": key, "commit": self.commit, "result": result}) + "\n"
+        return json.dumps({"key": key, "sources": self.sources, "result": result}) + "\n"
 
     def _write(self) -> None:
         if self.results:
             record.atomic_write(self.file, "".join(self._line(*part) for part in self.results.items()))
         else:
             self.file.unlink(missing_ok=True)
+
+
+def source_hash(root: Path) -> str:
+    """A hash of every source file of the package and of the benchmarks below `root`, committed or not."""
+    files = [*(root / "benchmarks").glob("*.py"), *(root / "src").rglob("*.*")]
+    digest = hashlib.sha256()
+    for file in sorted(file for file in files if file.suffix in SOURCES):
+        digest.update(f"{file.relative_to(root)}\n{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def state(commit: str | None) -> dict[str, Any]:

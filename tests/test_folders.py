@@ -407,6 +407,30 @@ def test_parts_survive_a_killed_process(tmp_path: Path) -> None:
     assert folders.Parts(file, "c2").results == {} and not file.exists()  # a record names one commit
 
 
+def test_changed_sources_are_told_apart_without_a_commit(tmp_path: Path) -> None:
+    import folders
+
+    def write(name: str, text: str) -> str:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+        return folders.source_hash(tmp_path)
+
+    first = write("src/vitreous/dial.py", "a = 1")
+    hashes = [
+        first,
+        write("src/vitreous/dial.py", "a = 2"),
+        write("src/vitreous/recipes/default.toml", "a = 1"),
+        write("src/vitreous/native/kernel.cpp", "int a;"),
+        write("benchmarks/resnet9.py", "a = 1"),
+    ]
+    assert len(set(hashes)) == 5
+    assert write("benchmarks/records.jsonl", "{}") == write("src/vitreous/x.pyc", "b") == hashes[-1]
+    file = tmp_path / "x.parts.jsonl"
+    folders.Parts(file, f"unknown {hashes[3]}").add("a/0", {})
+    assert folders.Parts(file, f"unknown {hashes[3]}").results == {"a/0": {}}
+    assert folders.Parts(file, f"unknown {hashes[4]}").results == {}
+
+
 def test_another_recipe_of_the_same_name_shares_no_parts() -> None:
     import folders
 

@@ -1,4 +1,4 @@
-"""What helps where classes are unequal: the choices of `--balance`, and class weights, at several ratios.
+"""Compares ways to train on unequal classes: the choices of `--balance`, and class weights, at several ratios.
 
     python benchmarks/unequal.py                              # all trainings that are not on record
     python benchmarks/unequal.py --cases cifar10-20           # those of one case
@@ -97,8 +97,7 @@ def run(case: str, arm: str, seed: int, trash: Path) -> None:
             **options,
         )
         machine = trained.resolved["machine"] | {"instruction_sets": instruction_sets()}
-        found = on_record(case)
-        found.setdefault(arm, {})[str(seed)] = figures(trained)
+        found = with_new(case, arm, seed, figures(trained), source_state)
         add(
             f"unequal-{case}",
             study="unequal",
@@ -113,6 +112,23 @@ def run(case: str, arm: str, seed: int, trash: Path) -> None:
             timing=False,
         )
     print(table(), flush=True)
+
+
+def with_new(
+    case: str, arm: str, seed: int, new: dict[str, Any], source_state: dict[str, Any]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """The figures of a case on record and those of a new training, each with its own `commit` and `changed_since`.
+
+    The record as a whole names the sources of the last training. Figures that were added before each had its own names
+    get those that their record has now.
+    """
+    found = on_record(case)
+    kept = next((record for record in load("unequal") if record["data"] == case), {})
+    for entry in (entry for seeds in found.values() for entry in seeds.values()):
+        if "commit" not in entry:
+            entry |= {key: kept[key] for key in source_state}
+    found.setdefault(arm, {})[str(seed)] = new | source_state
+    return found
 
 
 def on_record(case: str) -> dict[str, dict[str, dict[str, Any]]]:

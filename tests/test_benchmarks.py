@@ -579,6 +579,36 @@ def test_the_studies_train_by_the_recorded_commands(monkeypatch: pytest.MonkeyPa
     assert len(known) >= 40 and known.items() <= made.items()
 
 
+def test_figures_of_unequal_classes_keep_the_sources_of_each_training(empty_records: Path) -> None:
+    import record
+    import unequal
+
+    def train(arm: str, commit: str) -> None:
+        """Stands in for `unequal.run`."""
+        state = {"commit": commit, "changed_since": ["src/x.py"]}
+        record.add(
+            **{"id": "unequal-trash", "study": "unequal", "arm": "all", "command": "c", "data": "trash"},
+            **{"machine": {}, "versions": {}, "source_state": state},
+            figures={"by_arm_and_seed": unequal.with_new("trash", arm, 42, {"accuracy": 0.5}, state)},
+        )
+
+    record.add(  # as records were before each training had its sources
+        **{"id": "unequal-trash", "study": "unequal", "arm": "all", "command": "c", "data": "trash"},
+        **{"machine": {}, "versions": {}, "source_state": {"commit": "a", "changed_since": []}},
+        figures={"by_arm_and_seed": {"none": {"42": {"accuracy": 0.4}}}},
+    )
+    train("loss", "b")
+    train("sampler", "c")
+    found = unequal.on_record("trash")
+    assert {arm: entry["42"]["commit"] for arm, entry in found.items()} == {
+        "none": "a",
+        "loss": "b",
+        "sampler": "c",
+    }
+    assert found["none"]["42"] == {"accuracy": 0.4, "commit": "a", "changed_since": []}
+    assert found["loss"]["42"]["changed_since"] == ["src/x.py"]
+
+
 def test_every_product_of_a_step_is_found_with_its_shape() -> None:
     from products import product_seconds
 

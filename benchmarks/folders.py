@@ -10,8 +10,8 @@
 hold out the tenth that `vitreous train` holds out. TrashNet has no test split, so a tenth of it is test from the start.
 A ResNet-9 gets the best of three learning rates, chosen once for each set on validation at 1e13 FLOPs.
 
-Each (data, budget, arm, seed) is one record with all its folds. What is on record is not trained again, so Ctrl-C stops
-the bench and the same command goes on. Finished folds of unfinished records wait in a file beside the records.
+Each (data, budget, arm, seed) is one record with all its folds. The bench does not train a record again. Ctrl-C stops
+it, and the same command goes on. Finished folds of unfinished records wait in a file beside the records.
 `make leaderboard` then makes the tables and the plot.
 """
 
@@ -77,7 +77,7 @@ POLL_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Entry:
-    """What one record holds: an arm on a data set at a budget with a seed.
+    """The training of one record: an arm on a data set at a budget with a seed.
 
     Attributes:
         budget: training FLOPs of each training, as people write them.
@@ -424,7 +424,7 @@ def packed(correct: np.ndarray) -> str:
 
 
 def unpack(digits: str, images: int) -> np.ndarray:
-    """What `packed` made of bool [`images`]."""
+    """The inverse of `packed`: bool [`images`]."""
     return np.unpackbits(np.frombuffer(bytes.fromhex(digits), np.uint8))[:images].astype(bool)
 
 
@@ -433,7 +433,7 @@ def unpack(digits: str, images: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Setup:
-    """What every worker gets."""
+    """The options that every worker shares."""
 
     device: str
     jobs: int
@@ -580,7 +580,7 @@ def describe(task: Task, result: dict[str, Any], seconds: float) -> str:
 
 
 def serve(pipe: Connection, setup: Setup, number: int) -> None:
-    """A worker process: trains the tasks that come through the pipe. What it prints goes to a log file."""
+    """A worker process: trains the tasks that come through the pipe. Its output goes to a log file."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
     LOGS.mkdir(parents=True, exist_ok=True)
     log = os.open(LOGS / f"worker-{number}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

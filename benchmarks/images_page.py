@@ -43,7 +43,7 @@ def fits_table() -> list[str]:
 
 
 def unequal_table() -> list[str]:
-    """What each choice of `--balance` does at several ratios: mean difference to `none`, and range over the seeds."""
+    """Each choice of `--balance` at several ratios: the difference to `none`, one value for each seed."""
     rows = [
         f"| largest : smallest class | `none` | {' | '.join(BALANCED.values())} |",
         "| --- | --- | --- | --- | --- |",

@@ -159,7 +159,7 @@ def short(number: float) -> str:
 
 
 def augmentation(record: Record) -> str:
-    """What the recipe as trained did to the images, e.g. "crop 4, cutout 8"."""
+    """The augmentation of the recipe as trained, e.g. "crop 4, cutout 8"."""
     augment = record["recipe"]["augment"]
     parts = [f"{key} {augment[key]:g}" for key in ("crop", "cutout", "mixup", "cutmix") if augment.get(key)]
     return ", ".join(parts) or "no crop"
@@ -653,7 +653,7 @@ def plot_law(file: Path) -> None:
 
 
 def plot_dial(file: Path) -> None:
-    """What the dial chooses: the network by training FLOPs above, the strengths by epochs below."""
+    """The choices of the dial: the network by training FLOPs above, the strengths by epochs below."""
     chart, (sizes, strengths) = panels(sharex=False)
     starts = [max(start, dial.SIZES[1][0] / 10) for start, _ in dial.SIZES]
     widths = [size["embed_dim"] for _, size in dial.SIZES]

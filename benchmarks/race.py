@@ -37,7 +37,7 @@ def add_race_options(parser: argparse.ArgumentParser) -> None:
 
 @dataclass
 class Race:
-    """What a race measured.
+    """The measurements of a race.
 
     Attributes:
         ms: milliseconds per step, one value per round, by competitor.

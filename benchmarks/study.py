@@ -79,7 +79,7 @@ def run_adamw(rate: str, seed: int) -> None:
 
 
 def ablated(changes: list[str]) -> list[str]:
-    """What sets the recipe of a row: the recipe of the study, with `changes`."""
+    """The overrides of a row: those of the study's recipe, and `changes` in their place."""
     words = {word.partition("=")[0]: word for word in (*SIZES[0], *STRENGTHS, *changes)}
     return list(words.values())
 

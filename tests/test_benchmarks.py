@@ -621,20 +621,18 @@ def test_figures_of_unequal_classes_keep_the_sources_of_each_training(empty_reco
     import record
     import unequal
 
+    known: dict[str, Any] = {"id": "unequal-trash", "study": "unequal", "arm": "all", "command": "c"}
+    known |= {"data": "trash", "machine": {}, "versions": {}}
+
     def train(arm: str, commit: str) -> None:
         """Stands in for `unequal.run`."""
         state = {"commit": commit, "changed_since": ["src/x.py"]}
-        record.add(
-            **{"id": "unequal-trash", "study": "unequal", "arm": "all", "command": "c", "data": "trash"},
-            **{"machine": {}, "versions": {}, "source_state": state},
-            figures={"by_arm_and_seed": unequal.with_new("trash", arm, 42, {"accuracy": 0.5}, state)},
-        )
+        found = unequal.with_new("trash", arm, 42, {"accuracy": 0.5}, state)
+        record.add(**known, figures={"by_arm_and_seed": found}, source_state=state)
 
-    record.add(  # as records were before each training had its sources
-        **{"id": "unequal-trash", "study": "unequal", "arm": "all", "command": "c", "data": "trash"},
-        **{"machine": {}, "versions": {}, "source_state": {"commit": "a", "changed_since": []}},
-        figures={"by_arm_and_seed": {"none": {"42": {"accuracy": 0.4}}}},
-    )
+    before = {"none": {"42": {"accuracy": 0.4}}}  # as records were before each training had its sources
+    source_state = {"commit": "a", "changed_since": []}
+    record.add(**known, figures={"by_arm_and_seed": before}, source_state=source_state)
     train("loss", "b")
     train("sampler", "c")
     found = unequal.on_record("trash")

@@ -306,9 +306,14 @@ def test_a_table_tells_what_its_intervals_cover_and_leaves_out_empty_columns(emp
 
     assert "minutes on two cores" not in cells(folders_page.tables()["folders"])
     record.add(
-        **{"id": "folders-minutes", "study": "folders-minutes", "arm": "all arms", "command": "c"},
-        **{"machine": {}, "versions": {}, "source_state": {}},
+        "folders-minutes",
+        study="folders-minutes",
+        arm="all arms",
+        command="c",
+        machine={},
+        versions={},
         figures={"cifar10": {"3e13": {"vitreous": {"minutes": 2.4}}}},
+        source_state={},
     )
     assert cells(folders_page.tables()["folders"])["minutes on two cores"] == "2 / –"
 

@@ -19,6 +19,7 @@ import torch
 import vitreous
 from vitreous import api, dial, plan
 from vitreous import recipe as recipes
+from vitreous.data.augment import Augment
 from vitreous.errors import VitreousError
 from vitreous.model.summary import count_flops
 from vitreous.model.variants import Architecture
@@ -144,6 +145,20 @@ def test_every_strength_is_a_value_that_its_key_may_have_and_that_training_follo
 
 def test_a_small_learning_rate_gets_the_largest_weight_decay_that_is_allowed() -> None:
     assert applied({"learning_rate": 1e-4}, epochs=0.1)[0].optimizer.weight_decay == 10
+
+
+@pytest.mark.parametrize("pinned", [{"cutmix": 1.0}, {"mixup": 0.6}, {"cutmix": 0.9}])
+def test_a_chosen_mixing_leaves_room_for_the_one_that_a_person_set(pinned: dict[str, float]) -> None:
+    """Mixup and cutmix are probabilities of an image, so they are at most 1 together."""
+    ((key, value),) = pinned.items()
+    other = {"cutmix": "mixup", "mixup": "cutmix"}[key]
+    law = getattr(applied(epochs=50)[0].augment, other)
+    augment = applied(pinned, epochs=50)[0].augment
+    assert value + law > 1  # the law alone is refused
+    assert getattr(augment, key) == value
+    assert getattr(augment, other) == pytest.approx(1 - value)
+    assert augment.mixup + augment.cutmix <= 1
+    Augment(mixup=augment.mixup, cutmix=augment.cutmix, fill=(0, 0, 0), seed=0)  # raises above 1
 
 
 def test_adamw_keeps_the_weight_decay_of_its_recipe() -> None:

@@ -9,6 +9,7 @@ A value that a person has set stays. Setting any size field turns automatic sizi
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -128,6 +129,9 @@ def strengths_at(
             values[key] = min(round(a_step / rate, 4), LARGEST_WEIGHT_DECAY) if rate else 0.0
         else:
             values[key] = round(strength, 4)
+    for key, other in itertools.permutations(("augment.mixup", "augment.cutmix")):
+        if key in values and other not in values:  # the recipe's own value of the other leaves this much
+            values[key] = min(values[key], 1 - getattr(recipe.augment, other.removeprefix("augment.")))
     return values
 
 

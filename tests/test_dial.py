@@ -143,6 +143,12 @@ def test_every_strength_is_a_value_that_its_key_may_have_and_that_training_follo
         applied(epochs=epochs, size=side)  # refuses what a person may not set either
 
 
+def test_large_images_get_the_largest_strengths_that_are_allowed() -> None:
+    augment = applied(epochs=60, size=1024)[0].augment
+    assert (augment.crop, augment.cutout) == (64, 256)  # the law says 128 and 256
+    assert applied(epochs=60, size=4096)[0].augment.cutout == 512
+
+
 def test_a_small_learning_rate_gets_the_largest_weight_decay_that_is_allowed() -> None:
     assert applied({"learning_rate": 1e-4}, epochs=0.1)[0].optimizer.weight_decay == 10
 

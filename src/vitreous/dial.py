@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from vitreous.model.variants import Architecture
-from vitreous.recipe import OptimizerSection, Recipe, with_values
+from vitreous.recipe import Recipe, with_values
+from vitreous.recipe import keys as recipe_keys
 from vitreous.wording import count, scientific
 
 # Smallest number of training FLOPs for each network. Neighbours reach the same accuracy where one takes over from the
@@ -67,8 +68,6 @@ STRENGTHS: dict[str, Line] = {
 }
 # Largest part of a weight that its decay takes in one step. More was not measured, and short runs would need it.
 LARGEST_DECAY = 0.02
-# Largest weight decay that a recipe may have. With a small learning rate the law would need more.
-LARGEST_WEIGHT_DECAY: float = OptimizerSection.__dataclass_fields__["weight_decay"].metadata["high"]
 
 
 def apply_size(recipe: Recipe, train_flops: Callable[[Architecture], float]) -> tuple[Recipe, str]:
@@ -116,19 +115,22 @@ def strengths_at(
     recipe: Recipe, steps: int, steps_per_epoch: int, side: int, keys: Iterable[str]
 ) -> dict[str, float]:
     """The values of `keys`, as far as the law has them, for a run of `steps` on images of `side` pixels."""
-    rate = recipe.optimizer.muon_learning_rate
+    rate, known = recipe.optimizer.muon_learning_rate, recipe_keys()
     values: dict[str, float] = {}
     for key in keys:
         if key not in STRENGTHS:
             continue
         strength, unit = STRENGTHS[key].at(steps / steps_per_epoch), STRENGTHS[key].unit
         if unit == "side":
-            values[key] = round(strength * side)
+            value: float = round(strength * side)
         elif unit == "run":  # the learning rate, which decay is multiplied by, is half of its peak on average
             a_step = min(strength / max(steps / 2, 1), LARGEST_DECAY)
-            values[key] = min(round(a_step / rate, 4), LARGEST_WEIGHT_DECAY) if rate else 0.0
+            value = round(a_step / rate, 4) if rate else 0.0
         else:
-            values[key] = round(strength, 4)
+            value = round(strength, 4)
+        # Large images or a small learning rate would need more than a recipe may have.
+        section, _, name = key.partition(".")
+        values[key] = min(max(value, known[section][name]["low"]), known[section][name]["high"])
     for key, other in itertools.permutations(("augment.mixup", "augment.cutmix")):
         if key in values and other not in values:  # the recipe's own value of the other leaves this much
             values[key] = min(values[key], 1 - getattr(recipe.augment, other.removeprefix("augment.")))

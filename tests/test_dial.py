@@ -167,6 +167,24 @@ def test_a_chosen_mixing_leaves_room_for_the_one_that_a_person_set(pinned: dict[
     Augment(mixup=augment.mixup, cutmix=augment.cutmix, fill=(0, 0, 0), seed=0)  # raises above 1
 
 
+@pytest.mark.parametrize(
+    "own",
+    [
+        {},
+        {"muon_learning_rate": 5e-4},
+        {"learning_rate": 0.05, "muon_learning_rate": 0.02},
+        {"learning_rate": 1e-3},
+    ],
+)
+def test_no_weight_loses_more_than_the_law_says(own: dict[str, float]) -> None:
+    """Muon's weights and AdamW's have the same decay, each times its own learning rate."""
+    optimizer = applied(own, epochs=40)[0].optimizer
+    rates = (optimizer.muon_learning_rate, optimizer.learning_rate)
+    steps = 40 * 100  # at half of the peak on average
+    losses = [optimizer.weight_decay * rate * steps / 2 for rate in rates]
+    assert max(losses) == pytest.approx(dial.STRENGTHS["optimizer.weight_decay"].at(40), rel=1e-3)
+
+
 def test_adamw_keeps_the_weight_decay_of_its_recipe() -> None:
     for decay in ({}, {"weight_decay": 0.05}):
         recipe, reasons = applied({"optimizer.name": "adamw", **decay}, epochs=100)

@@ -115,7 +115,8 @@ def strengths_at(
     recipe: Recipe, steps: int, steps_per_epoch: int, side: int, keys: Iterable[str]
 ) -> dict[str, float]:
     """The values of `keys`, as far as the law has them, for a run of `steps` on images of `side` pixels."""
-    rate, known = recipe.optimizer.muon_learning_rate, recipe_keys()
+    # Muon's weights and AdamW's have the same decay, and neither may lose more than the law says.
+    rate, known = max(recipe.optimizer.muon_learning_rate, recipe.optimizer.learning_rate), recipe_keys()
     values: dict[str, float] = {}
     for key in keys:
         if key not in STRENGTHS:

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from vitreous import dial
 from vitreous import recipe as recipes
 from vitreous.balance import choose_balance
-from vitreous.dial import apply_size, apply_strengths
+from vitreous.dial import apply_size, apply_strengths, strength_keys, strengths_at
 from vitreous.recipe import Budget
 from vitreous.training.budget import Sizes, planned_steps
 from vitreous.training.cost import count_cost
@@ -430,7 +430,7 @@ def resolve(words: list[str], train_flops: float) -> tuple[dict[str, Any], int]:
     sized, _ = apply_size(recipe, lambda architecture: budget.amount)
     cost = count_cost(sized, 32, {"cifar10": 10, "cifar100": 100}[data], batch)
     steps = planned_steps(budget, cost, Sizes(batch, steps_per_epoch, 0, 0))
-    complete = apply_strengths(sized, steps, steps_per_epoch, 32)
+    complete = apply_strengths(sized, strengths_at(sized, steps, steps_per_epoch, 32, strength_keys(sized)))
     balance, _ = choose_balance(recipe.training.balance, (images, images), ("one class", "another"))
     complete = dataclasses.replace(complete, training=dataclasses.replace(complete.training, balance=balance))
     return json.loads(json.dumps(complete.tables())), steps

@@ -43,7 +43,7 @@ def applied(
     steps = round(100 * epochs)
     strengths = dial.strengths_at(recipe, steps, 100, size, dial.strength_keys(recipe))
     reasons = [size_reason, dial.describe_strengths(epochs, strengths)]
-    return dial.apply_strengths(recipe, steps, 100, size), reasons
+    return dial.apply_strengths(recipe, strengths), reasons
 
 
 def default_for(side: int, flops: float) -> tuple[Recipe, VisionTransformer]:
@@ -136,7 +136,7 @@ def test_no_strength_has_a_cliff(key: str, side: int) -> None:
 
 
 def test_every_strength_is_a_value_that_its_key_may_have_and_that_training_follows() -> None:
-    followed = ("augment.", "model.", "training.label_smoothing", "optimizer.weight_decay")
+    followed = ("augment.", "training.label_smoothing", "optimizer.weight_decay")
     for key in dial.STRENGTHS:
         assert key.startswith(followed)
     for epochs, side in ((0.1, 16), (1e6, 28), (20, 512)):
@@ -208,7 +208,7 @@ def test_the_values_of_an_own_recipe_stay(tmp_path: Path) -> None:
     )
     sized, reason = dial.apply_size(recipes.load(str(own)), lambda architecture: 1e18)
     assert reason == ""
-    recipe = dial.apply_strengths(sized, 6000, 100, 32)
+    recipe = dial.apply_strengths(sized, dial.strengths_at(sized, 6000, 100, 32, dial.strength_keys(sized)))
     assert (recipe.model.depth, recipe.augment.crop) == (6, 3)
     assert recipe.augment.cutout > 0  # which it does not name
 
@@ -221,7 +221,7 @@ def test_another_stem_still_gets_its_size() -> None:
 def test_a_recipe_without_a_dial_is_left_alone() -> None:
     recipe = recipes.load("notebook-cifar10")
     assert dial.apply_size(recipe, lambda architecture: 1e20) == (recipe, "")
-    assert dial.apply_strengths(recipe, 100_000, 100, 32) == recipe
+    assert dial.strength_keys(recipe) == ()
 
 
 SMALL = {"embed_dim": 32, "depth": 1, "num_heads": 2, "mlp_dim": 32, "stem_dims": (8, 16)}

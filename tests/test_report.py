@@ -24,7 +24,7 @@ from PIL import Image
 
 from vitreous.bundle import Bundle, save_bundle
 from vitreous.charts import pick, round_marks, thin
-from vitreous.dial import apply_strengths
+from vitreous.dial import apply_strengths, strength_keys, strengths_at
 from vitreous.errors import VitreousError
 from vitreous.metrics import Figures, SplitMetrics
 from vitreous.model.variants import Architecture
@@ -432,7 +432,8 @@ def set_validations(run: Path, accuracy: Callable[[int], float]) -> None:
 def test_training_longer_takes_the_strengths_of_a_longer_run(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     resolved = tomllib.loads(RECIPE)["resolved"] | {"image_size": 32}
-    recipe = apply_strengths(load("default", ["cutout=3", "minutes=5"]), 975, 175, 32)
+    sized = load("default", ["cutout=3", "minutes=5"])
+    recipe = apply_strengths(sized, strengths_at(sized, 975, 175, 32, strength_keys(sized)))
     dial = {"augment.crop": [2], "augment.mixup": [0.0], "optimizer.weight_decay": [0.3]}
     write_recipe(run, recipe, resolved | {"dial": dial})
     summary = json.loads((run / "summary.json").read_text())

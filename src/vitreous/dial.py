@@ -55,10 +55,10 @@ class Line(NamedTuple):
         return weak + (strong - weak) * min(max(position, 0.0), 1.0)
 
 
-# Each key of the recipe that follows the number of epochs. Keys of [model] are chosen once, by the first forecast.
-# docs/log.md tells how each was measured: "Weight decay for Muon", "Mixing by the number of epochs". At 6 epochs, crop
-# 4 with cutout 8 instead of crop 2 cost 1.6 points of validation accuracy (one seed each,
-# `cifar10-make-train-6583d17` and `cifar10-make-train-5de89af` in benchmarks/records.jsonl).
+# Each key of the recipe that follows the number of epochs. docs/log.md tells how each was measured: "Weight decay for
+# Muon", "Mixing by the number of epochs". At 6 epochs, crop 4 with cutout 8 instead of crop 2 cost 1.6 points of
+# validation accuracy (one seed each, `cifar10-make-train-6583d17` and `cifar10-make-train-5de89af` in
+# benchmarks/records.jsonl).
 STRENGTHS: dict[str, Line] = {
     "augment.crop": Line((12, 40), (2 / 32, 4 / 32), "side"),
     "augment.cutout": Line((12, 40), (0, 8 / 32), "side"),
@@ -138,10 +138,9 @@ def strengths_at(
     return values
 
 
-def apply_strengths(recipe: Recipe, steps: int, steps_per_epoch: int, side: int) -> Recipe:
-    """The recipe with the strengths for a run of `steps`, and the dial off: it then holds its values."""
-    complete = with_values(recipe, strengths_at(recipe, steps, steps_per_epoch, side, strength_keys(recipe)))
-    return dataclasses.replace(complete, dial=False, pinned=())
+def apply_strengths(recipe: Recipe, strengths: Mapping[str, float]) -> Recipe:
+    """The recipe with the chosen strengths, and the dial off: it then holds its values."""
+    return dataclasses.replace(with_values(recipe, strengths), dial=False, pinned=())
 
 
 def describe_size(model: Architecture) -> str:

@@ -40,7 +40,7 @@ from vitreous.machine import Machine
 from vitreous.model.variants import VARIANTS, Architecture
 from vitreous.model.vit import ATTENTION, VisionTransformer
 from vitreous.native.accelerate import accelerate, unsupported
-from vitreous.recipe import Recipe, convert, with_values
+from vitreous.recipe import Recipe, convert
 from vitreous.request import BACKENDS, DEVICES, PRECISIONS, READING, Request
 from vitreous.run import Run, Say, check_same_data, missing_arrays, missing_data
 from vitreous.training.budget import Sizes, final_seconds, planned_steps
@@ -215,18 +215,16 @@ def make_plan(
     sized, size_reason = apply_size(recipe, train_flops)
 
     # The run's length, and the strengths for it.
-    def planned(model: Architecture) -> int:
-        return fits[0][1] if fits else planned_steps(recipe.budget, cost_of(model), sizes)
+    steps = fits[0][1] if fits else planned_steps(recipe.budget, cost_of(sized.model), sizes)
+    timeline = Timeline([(0, steps)])
 
     def choose_strengths(total: int) -> dict[str, float]:
         return strengths_at(sized, total, sizes.steps_per_epoch, size, following)
 
-    complete = apply_strengths(sized, planned(sized.model), sizes.steps_per_epoch, size)
-    timeline = Timeline([(0, planned(complete.model))])  # stochastic depth has another cost
     dialled = [*(f"model.{key}" for key in size_keys(recipe)), *strength_keys(recipe)]
     following = [key for key in recorded.get("dial", dialled) if not key.startswith("model.")]
     strengths = Strengths(choose_strengths, recorded_strengths(recorded))
-    complete = with_values(complete, strengths[timeline.total])
+    complete = apply_strengths(sized, strengths[steps])
 
     # The network, and what computes it.
     cost = cost_of(complete.model)

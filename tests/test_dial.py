@@ -395,6 +395,42 @@ def test_a_run_resumed_in_the_middle_keeps_the_strengths_of_its_last_fit(
     assert used == steps and same_weights(run, again)
 
 
+@pytest.mark.usefixtures("law")
+@pytest.mark.parametrize("budget", [{"epochs": 6}, {"minutes": 0.5}])
+def test_a_run_resumed_without_a_checkpoint_has_its_recorded_strengths(
+    budget: dict[str, Any],
+    arrays: Arrays,
+    tiny: dict[str, Any],
+    used: list[tuple[Any, ...]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    """Another version of vitreous may have another law."""
+    if "minutes" in budget:
+        request.getfixturevalue("slow_machine")
+
+    def kill(self: CheckpointKeeper, trainer: pl.Trainer, *args: Any) -> None:
+        raise MemoryError("killed")
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError, match="killed"):
+        patch.setattr(CheckpointKeeper, "on_train_batch_end", kill)
+        vitreous.train(arrays, out=tmp_path / "run", **budget, **tiny)
+    (first,) = used
+    used.clear()
+    assert first[2] > 0  # mixup
+    other = {key: line._replace(strength=(0, line.strength[1] / 2)) for key, line in dial.STRENGTHS.items()}
+    monkeypatch.setattr(dial, "STRENGTHS", other)
+    run = vitreous.resume(tmp_path / "run", arrays)
+    assert used[0] == first
+    values = [record[0] for record in run.resolved["dial"].values()]
+    assert values == list(first[1:])
+    if "minutes" in budget:  # after a fit of another length, the law
+        assert used[-1] != first and len(run.resolved["timeline"]["fits"]) > 1
+    else:
+        assert set(used) == {first}
+
+
 @pytest.mark.parametrize("size", [SMALL, {**SMALL, "embed_dim": 64}])
 def test_the_epochs_announced_are_those_trained(
     size: dict[str, Any], arrays: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

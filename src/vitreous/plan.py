@@ -55,8 +55,8 @@ ARRAYS = "arrays"  # recorded in place of data that only the caller has
 class Strengths(dict[int, dict[str, float]]):
     """The values of the keys that follow the epochs, by the run's number of steps: {1200: {"augment.crop": 3}}.
 
-    Those of a new number of steps are chosen by `choose` and kept. A run that is repeated begins with those of its
-    record, so it does not depend on the law of a later version.
+    Those of a new number of steps are chosen by `choose` and kept. A run that is repeated or resumed begins with those
+    of its record, so it does not depend on the law of a later version.
     """
 
     def __init__(
@@ -223,7 +223,7 @@ def make_plan(
 
     dialled = [*(f"model.{key}" for key in size_keys(recipe)), *strength_keys(recipe)]
     following = [key for key in recorded.get("dial", dialled) if not key.startswith("model.")]
-    strengths = Strengths(choose_strengths, recorded_strengths(recorded))
+    strengths = Strengths(choose_strengths, recorded_strengths(recorded, steps))
     complete = apply_strengths(sized, strengths[steps])
 
     # The network, and what computes it.
@@ -406,10 +406,16 @@ def record_dial(plan: Plan, fits: Sequence[tuple[int, int]]) -> dict[str, list[A
     return record
 
 
-def recorded_strengths(resolved: Mapping[str, Any]) -> dict[int, dict[str, float]]:
-    """The strengths in the `[resolved]` table of a finished run, by the number of steps; {} of any other run."""
-    fits = resolved.get("timeline", {}).get("fits", [])
-    follow = {key: values for key, values in resolved.get("dial", {}).items() if not key.startswith("model.")}
+def recorded_strengths(resolved: Mapping[str, Any], steps: int) -> dict[int, dict[str, float]]:
+    """The strengths in the `[resolved]` table of a run, by the number of steps; {} without such a record.
+
+    Args:
+        steps: the planned steps, which have the recorded strengths if the run ended before its fits were recorded.
+    """
+    if "dial" not in resolved:
+        return {}
+    fits = resolved.get("timeline", {}).get("fits", [(0, steps)])
+    follow = {key: values for key, values in resolved["dial"].items() if not key.startswith("model.")}
     return {
         total: {key: values[index] for key, values in follow.items()} for index, (_, total) in enumerate(fits)
     }

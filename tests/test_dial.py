@@ -333,6 +333,8 @@ def test_strengths_follow_the_epochs_that_are_really_made(
     again = vitreous.repeat(run.path, arrays, out=tmp_path / "again")
     assert used == steps
     assert same_weights(run, again) and again.resolved["exact"]
+    assert "than forecast" not in capsys.readouterr().out  # it made no forecast
+    assert "than forecast" not in (again.path / "report.html").read_text()
     assert again.resolved["dial"] == record and again.recipe == run.recipe
 
     # A training with the run's own recipe has the values that the run ended with.

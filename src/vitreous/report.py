@@ -375,7 +375,7 @@ def _advice(
         (row["step"], row["val_acc"]) for row in rows if math.isfinite(row.get("val_acc", math.nan))
     ]
     losses = [(row["step"], row["val_loss"]) for row in rows if math.isfinite(row.get("val_loss", math.nan))]
-    found.append(advice.far_from_plan(summary, run.tables.get("resolved", {}).get("dial", {})))
+    found.append(advice.far_from_plan(summary, run.tables.get("resolved", {})))
     found.append(advice.overfitted(losses, f"{again} {_stronger(recipe, run)}"))
     known = unit in OPTIONS and isinstance(amount, int | float) and 0 < amount < math.inf
     if known and summary.get("status") == "finished":

@@ -511,7 +511,10 @@ def _pair(better: Group, other: Group, comparisons: int, groups: Sequence[Group]
         only = int((second & ~first).sum()), int((first & ~second).sum())
     recalls = None
     if unequal and paired:
-        recalls = mean_recall_difference(first, second, _classes_of(keys), comparisons)
+        repeated = [
+            (group.correct, _classes_of(group.runs[0].keys)) for group in groups if len(group.runs) > 1
+        ]
+        recalls = mean_recall_difference(first, second, _classes_of(keys), comparisons, repeated)
     sizes = second.shape[1], first.shape[1]
     return Pair(better, other, found, paired, sizes, only, keys if paired else None, recalls)
 

@@ -149,7 +149,7 @@ def describe_size(model: Architecture) -> str:
 
 
 def describe_strengths(epochs: float, strengths: Mapping[str, float]) -> str:
-    """What a number of epochs chose: "20.1 epochs → augmentation: crop 3, cutout 3"; "" for no strengths.
+    """The strengths that a number of epochs chose: "20.1 epochs → augmentation: crop 3, cutout 3"; "" for no strengths.
 
     Zeros are left out, unless all are: a person may have set other strengths, so "none" could be wrong.
     """

@@ -429,7 +429,7 @@ def _another_length(
 
 
 def _rechosen(run: Run, summary: Mapping[str, Any], factor: float) -> list[str]:
-    """What the dial would choose for a run `factor` times as long, where that differs from the run's own recipe."""
+    """The dial's choices for a run `factor` times as long, where they differ from the run's own recipe."""
     resolved = run.tables.get("resolved", {})
     if not summary.get("steps") or not {"dial", "steps_per_epoch", "image_size"} <= set(resolved):
         return []

@@ -95,22 +95,36 @@ def test_texts_name_the_figures() -> None:
 
 
 def test_a_run_far_from_its_plan() -> None:
-    dial = ["model.embed_dim", "augment.crop"]
+    dial = {
+        "model.embed_dim": [96],
+        "augment.crop": [4, 3, 2],
+        "augment.cutout": [0, 0, 0],
+        "optimizer.weight_decay": [0.3, 0.3, 0.3],
+    }
+    resolved = {"dial": dial}
     run = {"status": "finished", "planned_epochs": 38.04, "epochs": 8.6}
-    found = advice.far_from_plan(run, dial)
+    found = advice.far_from_plan(run, resolved)
     assert found and found.shows == (
         "The machine was slower than forecast: 8.6 epochs instead of 38.0. Augmentation was chosen again for them. "
         "The network keeps the size that was chosen for the forecast."
     )
-    fast = advice.far_from_plan({**run, "epochs": 50}, [])
+    fast = advice.far_from_plan({**run, "epochs": 50}, {})
     assert fast and fast.shows == "The machine was faster than forecast: 50.0 epochs instead of 38.0."
     short = advice.far_from_plan(
-        {**run, "epochs": 0.0476, "planned_epochs": 0.1429}, [*dial, "optimizer.weight_decay"]
+        {**run, "epochs": 0.0476, "planned_epochs": 0.1429},
+        {"dial": {**dial, "optimizer.weight_decay": [0.3, 0.3, 0.2]}},
     )
     assert short and short.shows.startswith(
         "The machine was slower than forecast: 0.048 epochs instead of 0.14. Augmentation and weight decay were"
     )
-    assert advice.far_from_plan({**run, "epochs": 30}, dial) is None
-    assert advice.far_from_plan({**run, "epochs": 46}, dial) is None
-    assert advice.far_from_plan({**run, "status": "interrupted"}, dial) is None
-    assert advice.far_from_plan({"status": "finished", "epochs": 3}, dial) is None  # of an earlier version
+    assert advice.far_from_plan({**run, "epochs": 30}, resolved) is None
+    assert advice.far_from_plan({**run, "epochs": 46}, resolved) is None
+    assert advice.far_from_plan({**run, "status": "interrupted"}, resolved) is None
+    assert (
+        advice.far_from_plan({"status": "finished", "epochs": 3}, resolved) is None
+    )  # of an earlier version
+    unchanged = advice.far_from_plan(
+        {**run, "epochs": 3, "planned_epochs": 5}, {"dial": {"augment.crop": [2, 2]}}
+    )
+    assert unchanged and unchanged.shows == "The machine was slower than forecast: 3.0 epochs instead of 5.0."
+    assert advice.far_from_plan(run, {**resolved, "repeats": "runs/a"}) is None  # which made no forecast

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.special import expit
 from sklearn.metrics import balanced_accuracy_score
 
 import vitreous
@@ -399,6 +400,31 @@ def test_the_interval_of_a_difference_of_mean_recalls() -> None:
     expected = balanced_accuracy_score(classes, np.where(right[0], classes, (classes + 1) % 3))
     expected -= balanced_accuracy_score(classes, np.where(left[0], classes, (classes + 1) % 3))
     assert mean_recall_difference(left, right, classes).value == pytest.approx(expected)
+
+
+def test_the_interval_of_a_difference_of_mean_recalls_covers_images_and_seeds() -> None:
+    rng = np.random.default_rng(2)
+    classes = np.repeat(np.arange(3), [150, 40, 12])
+    first, second = np.array([2.2, 1.0, -0.4]), np.array([2.0, 1.0, 0.4])
+    spread = 0.4  # of the seeds, beside that of 1 of the images
+    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+    means = expit([[*first], [*second]] + np.sqrt(1 + spread**2) * nodes[:, None, None])
+    before, after = (weights / weights.sum()) @ means.mean(axis=2)
+    true = after - before
+    trials, held, held_by_images = 400, 0, 0
+    for _ in range(trials):
+        hard = rng.normal(0, 1, len(classes))  # the same images are hard for all runs
+        left, right = (
+            rng.random((3, len(classes))) < expit(levels[classes] + hard + rng.normal(0, spread, (3, 1)))
+            for levels in (first, second)
+        )
+        found = mean_recall_difference(left, right, classes)
+        assert found.over_seeds
+        held += found.low <= true <= found.high
+        of_images = mean_recall_difference(left, right, classes, groups=[])
+        held_by_images += of_images.low <= true <= of_images.high
+    assert held / trials > 0.92  # 0.95 less three standard errors
+    assert held_by_images / trials < 0.9
 
 
 def test_compare_puts_unequal_classes_first(judged: vitreous.Run, unequal: Arrays, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from vitreous import recipe as recipes
-from vitreous.dial import apply_size, apply_strengths
+from vitreous.dial import apply_size, apply_strengths, strength_keys, strengths_at
 from vitreous.plan import fit_to_data
 from vitreous.recipe import Budget
 from vitreous.training.budget import Sizes, planned_steps
@@ -533,7 +533,7 @@ def resolved(
     sized, _ = apply_size(fitted, lambda architecture: budget.amount)
     cost = count_cost(sized, side, len(counts), batch)
     steps = steps or planned_steps(budget, cost, Sizes(batch, steps_per_epoch, 0, 0))
-    complete = apply_strengths(sized, steps, steps_per_epoch, side)
+    complete = apply_strengths(sized, strengths_at(sized, steps, steps_per_epoch, side, strength_keys(sized)))
     return json.loads(json.dumps(complete.tables())), steps
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -38,6 +39,7 @@ def make_run(
     *,
     seed: int = 1,
     names: list[str] | None = None,
+    labels: np.ndarray | None = None,
     classes: tuple[str, ...] = ("ant", "bee", "cow"),
     split: str = "val",
     overrides: dict[str, Any] | None = None,
@@ -61,7 +63,7 @@ def make_run(
     (path / "recipe.toml").write_text(
         recipes.dump({**recipe.tables(), "resolved": resolved}), encoding="utf-8"
     )
-    labels = np.arange(len(right)) % len(classes)
+    labels = np.arange(len(right)) % len(classes) if labels is None else labels
     logits = np.eye(len(classes), dtype=np.float32)[np.where(right, labels, (labels + 1) % len(classes))]
     stored = np.array(names or [f"{classes[k]}/{i}.png" for i, k in enumerate(labels)], dtype=np.str_)
     write_predictions(path / "predictions.npz", {split: Predictions(stored, labels.astype(np.int64), logits)})
@@ -240,6 +242,27 @@ def test_runs_that_differ_in_the_seed_are_one_group(tmp_path: Path) -> None:
     only = compare(sorted(tmp_path.glob("insects-wide-*")))
     assert only.pairs == [] and "differ in the seed only" in only.sentences[0]
     assert "standard deviation" in text(only, 80)
+
+
+def test_with_several_seeds_the_mean_of_unequal_recalls_covers_seeds_too(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], [600, 150, 40])
+    seeds = {"wide": (0.8, 0.9, 0.7), "deep": (0.7, 0.8, 0.6)}  # a seed moves all images by 10 points
+    for recipe, shares in seeds.items():
+        for seed, share in enumerate(shares):
+            overrides = {"depth": 7} if recipe == "deep" else {}
+            right = rng.random(len(labels)) < share
+            make_run(tmp_path / f"{recipe}-{seed}", right, seed=seed, labels=labels, overrides=overrides)
+    found = compare([tmp_path])
+    assert found.unequal and len(found.pairs) == 1
+    recalls, accuracy = found.pairs[0].recalls, found.pairs[0].difference
+    assert recalls is not None and recalls.over_seeds and accuracy.over_seeds
+    assert any("of the images and of the seeds" in note for note in found.notes)
+    # The seeds alone leave about 0.1 √(1/3 + 1/3), with Student's t of 4 degrees of freedom.
+    for each in (recalls, accuracy):
+        assert not each.told and each.high - each.low > 2 * 2.78 * 0.1 * math.sqrt(2 / 3) * 0.7
+    alone = compare([tmp_path / "wide-0", tmp_path / "deep-0"])
+    assert alone.pairs[0].recalls is not None and not alone.pairs[0].recalls.over_seeds
 
 
 def test_unfinished_and_damaged_runs_are_left_out_and_said(

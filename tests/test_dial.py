@@ -19,6 +19,7 @@ import torch
 import vitreous
 from vitreous import api, dial, plan
 from vitreous import recipe as recipes
+from vitreous.data.augment import Augment
 from vitreous.errors import VitreousError
 from vitreous.model.summary import count_flops
 from vitreous.model.variants import Architecture
@@ -42,7 +43,7 @@ def applied(
     steps = round(100 * epochs)
     strengths = dial.strengths_at(recipe, steps, 100, size, dial.strength_keys(recipe))
     reasons = [size_reason, dial.describe_strengths(epochs, strengths)]
-    return dial.apply_strengths(recipe, steps, 100, size), reasons
+    return dial.apply_strengths(recipe, strengths), reasons
 
 
 def default_for(side: int, flops: float) -> tuple[Recipe, VisionTransformer]:
@@ -135,15 +136,53 @@ def test_no_strength_has_a_cliff(key: str, side: int) -> None:
 
 
 def test_every_strength_is_a_value_that_its_key_may_have_and_that_training_follows() -> None:
-    followed = ("augment.", "model.", "training.label_smoothing", "optimizer.weight_decay")
+    followed = ("augment.", "training.label_smoothing", "optimizer.weight_decay")
     for key in dial.STRENGTHS:
         assert key.startswith(followed)
     for epochs, side in ((0.1, 16), (1e6, 28), (20, 512)):
         applied(epochs=epochs, size=side)  # refuses what a person may not set either
 
 
+def test_large_images_get_the_largest_strengths_that_are_allowed() -> None:
+    augment = applied(epochs=60, size=1024)[0].augment
+    assert (augment.crop, augment.cutout) == (64, 256)  # the law says 128 and 256
+    assert applied(epochs=60, size=4096)[0].augment.cutout == 512
+
+
 def test_a_small_learning_rate_gets_the_largest_weight_decay_that_is_allowed() -> None:
     assert applied({"learning_rate": 1e-4}, epochs=0.1)[0].optimizer.weight_decay == 10
+
+
+@pytest.mark.parametrize("pinned", [{"cutmix": 1.0}, {"mixup": 0.6}, {"cutmix": 0.9}])
+def test_a_chosen_mixing_leaves_room_for_the_one_that_a_person_set(pinned: dict[str, float]) -> None:
+    """Mixup and cutmix are probabilities of an image, so they are at most 1 together."""
+    ((key, value),) = pinned.items()
+    other = {"cutmix": "mixup", "mixup": "cutmix"}[key]
+    law = getattr(applied(epochs=50)[0].augment, other)
+    augment = applied(pinned, epochs=50)[0].augment
+    assert value + law > 1  # the law alone is refused
+    assert getattr(augment, key) == value
+    assert getattr(augment, other) == pytest.approx(1 - value)
+    assert augment.mixup + augment.cutmix <= 1
+    Augment(mixup=augment.mixup, cutmix=augment.cutmix, fill=(0, 0, 0), seed=0)  # raises above 1
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {},
+        {"muon_learning_rate": 5e-4},
+        {"learning_rate": 0.05, "muon_learning_rate": 0.02},
+        {"learning_rate": 1e-3},
+    ],
+)
+def test_no_weight_loses_more_than_the_law_says(own: dict[str, float]) -> None:
+    """Muon's weights and AdamW's have the same decay, each times its own learning rate."""
+    optimizer = applied(own, epochs=40)[0].optimizer
+    rates = (optimizer.muon_learning_rate, optimizer.learning_rate)
+    steps = 40 * 100  # at half of the peak on average
+    losses = [optimizer.weight_decay * rate * steps / 2 for rate in rates]
+    assert max(losses) == pytest.approx(dial.STRENGTHS["optimizer.weight_decay"].at(40), rel=1e-3)
 
 
 def test_adamw_keeps_the_weight_decay_of_its_recipe() -> None:
@@ -169,7 +208,7 @@ def test_the_values_of_an_own_recipe_stay(tmp_path: Path) -> None:
     )
     sized, reason = dial.apply_size(recipes.load(str(own)), lambda architecture: 1e18)
     assert reason == ""
-    recipe = dial.apply_strengths(sized, 6000, 100, 32)
+    recipe = dial.apply_strengths(sized, dial.strengths_at(sized, 6000, 100, 32, dial.strength_keys(sized)))
     assert (recipe.model.depth, recipe.augment.crop) == (6, 3)
     assert recipe.augment.cutout > 0  # which it does not name
 
@@ -182,7 +221,7 @@ def test_another_stem_still_gets_its_size() -> None:
 def test_a_recipe_without_a_dial_is_left_alone() -> None:
     recipe = recipes.load("notebook-cifar10")
     assert dial.apply_size(recipe, lambda architecture: 1e20) == (recipe, "")
-    assert dial.apply_strengths(recipe, 100_000, 100, 32) == recipe
+    assert dial.strength_keys(recipe) == ()
 
 
 SMALL = {"embed_dim": 32, "depth": 1, "num_heads": 2, "mlp_dim": 32, "stem_dims": (8, 16)}
@@ -294,6 +333,8 @@ def test_strengths_follow_the_epochs_that_are_really_made(
     again = vitreous.repeat(run.path, arrays, out=tmp_path / "again")
     assert used == steps
     assert same_weights(run, again) and again.resolved["exact"]
+    assert "than forecast" not in capsys.readouterr().out  # it made no forecast
+    assert "than forecast" not in (again.path / "report.html").read_text()
     assert again.resolved["dial"] == record and again.recipe == run.recipe
 
     # A training with the run's own recipe has the values that the run ended with.
@@ -354,6 +395,42 @@ def test_a_run_resumed_in_the_middle_keeps_the_strengths_of_its_last_fit(
     used.clear()
     again = vitreous.repeat(run.path, arrays, out=tmp_path / "again")
     assert used == steps and same_weights(run, again)
+
+
+@pytest.mark.usefixtures("law")
+@pytest.mark.parametrize("budget", [{"epochs": 6}, {"minutes": 0.5}])
+def test_a_run_resumed_without_a_checkpoint_has_its_recorded_strengths(
+    budget: dict[str, Any],
+    arrays: Arrays,
+    tiny: dict[str, Any],
+    used: list[tuple[Any, ...]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    """Another version of vitreous may have another law."""
+    if "minutes" in budget:
+        request.getfixturevalue("slow_machine")
+
+    def kill(self: CheckpointKeeper, trainer: pl.Trainer, *args: Any) -> None:
+        raise MemoryError("killed")
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError, match="killed"):
+        patch.setattr(CheckpointKeeper, "on_train_batch_end", kill)
+        vitreous.train(arrays, out=tmp_path / "run", **budget, **tiny)
+    (first,) = used
+    used.clear()
+    assert first[2] > 0  # mixup
+    other = {key: line._replace(strength=(0, line.strength[1] / 2)) for key, line in dial.STRENGTHS.items()}
+    monkeypatch.setattr(dial, "STRENGTHS", other)
+    run = vitreous.resume(tmp_path / "run", arrays)
+    assert used[0] == first
+    values = [record[0] for record in run.resolved["dial"].values()]
+    assert values == list(first[1:])
+    if "minutes" in budget:  # after a fit of another length, the law
+        assert used[-1] != first and len(run.resolved["timeline"]["fits"]) > 1
+    else:
+        assert set(used) == {first}
 
 
 @pytest.mark.parametrize("size", [SMALL, {**SMALL, "embed_dim": 64}])

@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import tomllib
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from PIL import Image
 
 from vitreous.bundle import Bundle, save_bundle
 from vitreous.charts import pick, round_marks, thin
-from vitreous.dial import apply_strengths
+from vitreous.dial import apply_strengths, strength_keys, strengths_at
 from vitreous.errors import VitreousError
 from vitreous.metrics import Figures, SplitMetrics
 from vitreous.model.variants import Architecture
@@ -390,22 +391,54 @@ def test_a_test_split_that_was_left_unread_is_said_to_be(tmp_path: Path) -> None
     assert "The test split has not been read." in report(run).text
 
 
-def test_training_longer_takes_the_strengths_of_a_longer_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("length", "slope", "expected"),
+    [
+        ("epochs=15", 0, "--epochs 8"),
+        ("epochs=1", 0, ""),
+        ("steps=3", 0, "--steps 2"),
+        ("steps=1_000_000", 1, "--steps 2000000"),
+        ("epochs=15", 1, "--epochs 30"),
+        ("minutes=5", 0, "--minutes 2.5"),
+    ],
+)
+def test_the_length_that_is_advised_is_one_that_the_command_takes(
+    tmp_path: Path, length: str, slope: float, expected: str
+) -> None:
     run = make_run(tmp_path / "run")
-    resolved = tomllib.loads(RECIPE)["resolved"] | {"image_size": 32}
-    recipe = apply_strengths(load("default", ["cutout=3", "minutes=5"]), 975, 175, 32)
-    dial = {"augment.crop": [2], "augment.mixup": [0.0], "optimizer.weight_decay": [0.3]}
-    write_recipe(run, recipe, resolved | {"dial": dial})
+    write_recipe(run, load("default", [length]), tomllib.loads(RECIPE)["resolved"])
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps(summary | {"status": "finished"}))
+    set_validations(run, lambda step: 0.5 + slope * step / 2000)
+    advised = re.findall(r"vitreous train cifar10 [^\n]*?(--(?:epochs|steps|minutes) \S+)", report(run).text)
+    assert advised == ([expected] if expected else [])
+    if expected:
+        option, amount = expected.removeprefix("--").split()
+        load("default", [f"{option}={amount}"])
+
+
+def set_validations(run: Path, accuracy: Callable[[int], float]) -> None:
+    """Gives a run validations whose accuracy is this function of the step."""
     rows = list(csv.DictReader(io.StringIO((run / "metrics.csv").read_text())))
     for row in rows:
         if row["val_acc"]:
-            row["val_acc"] = str(int(row["step"]) / 1100)
+            row["val_acc"] = str(accuracy(int(row["step"])))
     with (run / "metrics.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def test_training_longer_takes_the_strengths_of_a_longer_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    resolved = tomllib.loads(RECIPE)["resolved"] | {"image_size": 32}
+    sized = load("default", ["cutout=3", "minutes=5"])
+    recipe = apply_strengths(sized, strengths_at(sized, 975, 175, 32, strength_keys(sized)))
+    dial = {"augment.crop": [2], "augment.mixup": [0.0], "optimizer.weight_decay": [0.3]}
+    write_recipe(run, recipe, resolved | {"dial": dial})
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"status": "finished"}))
+    set_validations(run, lambda step: step / 1100)
 
     line = re.search(r"vitreous train cifar10 [^\n]*--minutes 10[^\n]*", report(run).text)
     assert line

@@ -6,7 +6,7 @@ counted. The thresholds below say what is large enough to act on.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,30 +46,34 @@ def diverged(command: str) -> Advice:
     )
 
 
-def far_from_plan(summary: Mapping[str, Any], chosen: Collection[str]) -> Advice | None:
+def far_from_plan(summary: Mapping[str, Any], resolved: Mapping[str, Any]) -> Advice | None:
     """A run of minutes made far fewer or far more epochs than were forecast at its start.
 
     Args:
         summary: with `epochs` and, unless the run is an old one, `planned_epochs`.
-        chosen: the keys of the recipe that the dial chose, as in "augment.crop".
+        resolved: the `[resolved]` table of the run. A repeat made no forecast of its own. `dial` holds each key of the
+            recipe that the dial chose, as in "augment.crop", with its value at each fit of the run's length.
     """
+    if "repeats" in resolved:
+        return None
     made, planned = summary.get("epochs"), summary.get("planned_epochs")
     if summary.get("status") != "finished" or not made or not planned or abs(made / planned - 1) <= OFF_PLAN:
         return None
     epochs, forecast = (f"{number:,.1f}" if number >= 1 else f"{number:.2g}" for number in (made, planned))
     speed = "slower" if made < planned else "faster"
     shows = f"The machine was {speed} than forecast: {epochs} epochs instead of {forecast}."
-    sections = {key.partition(".")[0] for key in chosen}
+    dial = resolved.get("dial", {})
+    changed = {key.partition(".")[0] for key, values in dial.items() if any(v != values[0] for v in values)}
     again = [
         name
         for section, name in (("augment", "augmentation"), ("optimizer", "weight decay"))
-        if section in sections
+        if section in changed
     ]
     if again:
         shows += (
             f" {series(again).capitalize()} {'was' if len(again) == 1 else 'were'} chosen again for them."
         )
-    if "model" in sections:
+    if any(key.startswith("model.") for key in dial):
         shows += " The network keeps the size that was chosen for the forecast."
     return Advice(
         shows,

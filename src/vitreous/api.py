@@ -744,7 +744,8 @@ def summarize(plan: Plan, keeper: BudgetKeeper, steps: int, interrupted: bool) -
 def conclude(summary: Mapping[str, Any], plan: Plan, path: Path, say: Say) -> None:
     """Reports the result of the run in `path` in a sentence, and its cost in a line."""
     split = "test" if "test_acc" in summary else "val"
-    leaks = Run(path).copies.get("leaks", [])
+    run = Run(path)
+    leaks = run.copies.get("leaks", [])
     copied = len({leak["name"] for leak in leaks if leak["split"] == "test"})
     judged = getattr(plan.data.splits, split)
     if is_unequal(np.bincount(judged.labels).tolist()):
@@ -759,7 +760,7 @@ def conclude(summary: Mapping[str, Any], plan: Plan, path: Path, say: Say) -> No
             f"Warning: the training diverged ({split}_loss {summary[f'{split}_loss']:.4g}), so this model is useless; "
             "train again with a smaller learning_rate."
         )
-    missed = far_from_plan(summary, plan.dialled)
+    missed = far_from_plan(summary, run.resolved)
     if missed:
         say(f"{missed.shows} {missed.step}")
     say(

@@ -24,7 +24,7 @@ def is_unequal(counts: Iterable[int]) -> bool:
 
 
 def choose_balance(balance: str, counts: Sequence[int], classes: Sequence[str]) -> tuple[str, str]:
-    """What "auto" stands for, with the reason.
+    """Replaces "auto" by a treatment, with the reason.
 
     Args:
         balance: one of `request.BALANCES`.
@@ -41,7 +41,7 @@ def choose_balance(balance: str, counts: Sequence[int], classes: Sequence[str]) 
     if balance != "auto":
         if balance != "none" and missing:
             raise VitreousError(
-                f"balance={balance} needs training images of every class, and {missing[0]} has none; add some, or give "
+                f"balance={balance} needs training images of every class, and {missing[0]} has none. Add some, or give "
                 "--balance none."
             )
         return balance, ""
@@ -53,5 +53,5 @@ def choose_balance(balance: str, counts: Sequence[int], classes: Sequence[str]) 
         f"{classes[list(counts).index(least)]} ({most:,} and {least:,})"
     )
     if is_unequal(counts):
-        return "loss", f"since {sizes}; --balance none would favour the larger classes"
+        return "loss", f"since {sizes}. The option --balance none would favour the larger classes."
     return "none", f"since {sizes}, which is not more than {UNEQUAL:g}"

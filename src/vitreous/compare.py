@@ -135,7 +135,7 @@ class Pair:
 
     @property
     def sentences(self) -> list[str]:
-        """What the images can tell, by the mean of the classes' recalls first where that is known."""
+        """The result in words, by the mean of the classes' recalls first where that is known."""
         if self.recalls is None:
             return [self.sentence]
         return [
@@ -165,7 +165,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found: groups, best first, and the best against each of the others."""
+    """The result of `compare`: groups, best first, and the best against each of the others."""
 
     split: str
     groups: list[Group]
@@ -378,9 +378,9 @@ def _judged(
     )
 
 
-# Of the machine: what can change the bits of a run, and no measurement.
+# Facts about the machine that can change the bits of a run, without measurements.
 MACHINE = ("name", "device", "threads", "precision", "backend", "attention", "compile", "capability")
-# Of the request: what other settings say already, and what does not change the training.
+# Parts of the request that other settings say already, or that do not change the training.
 UNCOMPARED = ("data", "data_dir", "seed", "device", "precision", "backend", "logger", "judge")
 
 
@@ -511,7 +511,10 @@ def _pair(better: Group, other: Group, comparisons: int, groups: Sequence[Group]
         only = int((second & ~first).sum()), int((first & ~second).sum())
     recalls = None
     if unequal and paired:
-        recalls = mean_recall_difference(first, second, _classes_of(keys), comparisons)
+        repeated = [
+            (group.correct, _classes_of(group.runs[0].keys)) for group in groups if len(group.runs) > 1
+        ]
+        recalls = mean_recall_difference(first, second, _classes_of(keys), comparisons, repeated)
     sizes = second.shape[1], first.shape[1]
     return Pair(better, other, found, paired, sizes, only, keys if paired else None, recalls)
 
@@ -527,7 +530,7 @@ def _differing(groups: Sequence[Group]) -> dict[str, list[str]]:
 
 
 def _notes(split: str, groups: Sequence[Group], pairs: Sequence[Pair]) -> list[str]:
-    """What a reader has to know to judge the sentences."""
+    """The facts that a reader needs to judge the sentences."""
     runs = [run for group in groups for run in group.runs]
     notes = []
     if split == "val":
@@ -842,7 +845,7 @@ def _changes(tables: Mapping[str, Any]) -> str:
         return ""
     original = recipes.load(tables["name"])
     known = original.tables()
-    # What dial and data chose is no change of a person's.
+    # Values that the dial or the data chose are no change of a person's.
     fitted = tables["resolved"].get("fitted")
     chosen = [*_table(tables["resolved"], "dial"), *(fitted if isinstance(fitted, list) else ())]
     return " ".join(
@@ -875,7 +878,7 @@ def runs_text(records: Sequence[Mapping[str, Any]], width: int) -> str:
             return printable(str(value))
 
     rows = [[cell(record, column) for column in COLUMNS] for record in records]
-    # What is wrong may be long, so it has lines of its own.
+    # A status may be long, so it has lines of its own.
     status = COLUMNS.index("status")
     reasons = []
     for row in rows:

@@ -9,12 +9,14 @@ A value that a person has set stays. Setting any size field turns automatic sizi
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from vitreous.model.variants import Architecture
-from vitreous.recipe import OptimizerSection, Recipe, with_values
+from vitreous.recipe import Recipe, with_values
+from vitreous.recipe import keys as recipe_keys
 from vitreous.wording import count, scientific
 
 # Smallest number of training FLOPs for each network. Neighbours reach the same accuracy where one takes over from the
@@ -53,10 +55,10 @@ class Line(NamedTuple):
         return weak + (strong - weak) * min(max(position, 0.0), 1.0)
 
 
-# Each key of the recipe that follows the number of epochs. Keys of [model] are chosen once, by the first forecast.
-# docs/log.md tells how each was measured: "Weight decay for Muon", "Mixing by the number of epochs". At 6 epochs, crop
-# 4 with cutout 8 instead of crop 2 cost 1.6 points of validation accuracy (one seed each,
-# `cifar10-make-train-6583d17` and `cifar10-make-train-5de89af` in benchmarks/records.jsonl).
+# Each key of the recipe that follows the number of epochs. docs/log.md tells how each was measured: "Weight decay for
+# Muon", "Mixing by the number of epochs". At 6 epochs, crop 4 with cutout 8 instead of crop 2 cost 1.6 points of
+# validation accuracy (one seed each, `cifar10-make-train-6583d17` and `cifar10-make-train-5de89af` in
+# benchmarks/records.jsonl).
 STRENGTHS: dict[str, Line] = {
     "augment.crop": Line((12, 40), (2 / 32, 4 / 32), "side"),
     "augment.cutout": Line((12, 40), (0, 8 / 32), "side"),
@@ -66,8 +68,6 @@ STRENGTHS: dict[str, Line] = {
 }
 # Largest part of a weight that its decay takes in one step. More was not measured, and short runs would need it.
 LARGEST_DECAY = 0.02
-# Largest weight decay that a recipe may have. With a small learning rate the law would need more.
-LARGEST_WEIGHT_DECAY: float = OptimizerSection.__dataclass_fields__["weight_decay"].metadata["high"]
 
 
 def apply_size(recipe: Recipe, train_flops: Callable[[Architecture], float]) -> tuple[Recipe, str]:
@@ -115,26 +115,32 @@ def strengths_at(
     recipe: Recipe, steps: int, steps_per_epoch: int, side: int, keys: Iterable[str]
 ) -> dict[str, float]:
     """The values of `keys`, as far as the law has them, for a run of `steps` on images of `side` pixels."""
-    rate = recipe.optimizer.muon_learning_rate
+    # Muon's weights and AdamW's have the same decay, and neither may lose more than the law says.
+    rate, known = max(recipe.optimizer.muon_learning_rate, recipe.optimizer.learning_rate), recipe_keys()
     values: dict[str, float] = {}
     for key in keys:
         if key not in STRENGTHS:
             continue
         strength, unit = STRENGTHS[key].at(steps / steps_per_epoch), STRENGTHS[key].unit
         if unit == "side":
-            values[key] = round(strength * side)
+            value: float = round(strength * side)
         elif unit == "run":  # the learning rate, which decay is multiplied by, is half of its peak on average
             a_step = min(strength / max(steps / 2, 1), LARGEST_DECAY)
-            values[key] = min(round(a_step / rate, 4), LARGEST_WEIGHT_DECAY) if rate else 0.0
+            value = round(a_step / rate, 4) if rate else 0.0
         else:
-            values[key] = round(strength, 4)
+            value = round(strength, 4)
+        # Large images or a small learning rate would need more than a recipe may have.
+        section, _, name = key.partition(".")
+        values[key] = min(max(value, known[section][name]["low"]), known[section][name]["high"])
+    for key, other in itertools.permutations(("augment.mixup", "augment.cutmix")):
+        if key in values and other not in values:  # the recipe's own value of the other leaves this much
+            values[key] = min(values[key], 1 - getattr(recipe.augment, other.removeprefix("augment.")))
     return values
 
 
-def apply_strengths(recipe: Recipe, steps: int, steps_per_epoch: int, side: int) -> Recipe:
-    """The recipe with the strengths for a run of `steps`, and the dial off: it then holds its values."""
-    complete = with_values(recipe, strengths_at(recipe, steps, steps_per_epoch, side, strength_keys(recipe)))
-    return dataclasses.replace(complete, dial=False, pinned=())
+def apply_strengths(recipe: Recipe, strengths: Mapping[str, float]) -> Recipe:
+    """The recipe with the chosen strengths, and the dial off: it then holds its values."""
+    return dataclasses.replace(with_values(recipe, strengths), dial=False, pinned=())
 
 
 def describe_size(model: Architecture) -> str:
@@ -143,7 +149,7 @@ def describe_size(model: Architecture) -> str:
 
 
 def describe_strengths(epochs: float, strengths: Mapping[str, float]) -> str:
-    """What a number of epochs chose: "20.1 epochs → augmentation: crop 3, cutout 3"; "" for no strengths.
+    """The strengths that a number of epochs chose: "20.1 epochs → augmentation: crop 3, cutout 3"; "" for no strengths.
 
     Zeros are left out, unless all are: a person may have set other strengths, so "none" could be wrong.
     """

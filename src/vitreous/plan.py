@@ -40,7 +40,7 @@ from vitreous.machine import Machine
 from vitreous.model.variants import VARIANTS, Architecture
 from vitreous.model.vit import ATTENTION, VisionTransformer
 from vitreous.native.accelerate import accelerate, unsupported
-from vitreous.recipe import Recipe, convert, with_values
+from vitreous.recipe import Recipe, convert
 from vitreous.request import BACKENDS, DEVICES, PRECISIONS, READING, Request
 from vitreous.run import Run, Say, check_same_data, missing_arrays, missing_data
 from vitreous.training.budget import Sizes, final_seconds, planned_steps
@@ -55,8 +55,8 @@ ARRAYS = "arrays"  # recorded in place of data that only the caller has
 class Strengths(dict[int, dict[str, float]]):
     """The values of the keys that follow the epochs, by the run's number of steps: {1200: {"augment.crop": 3}}.
 
-    Those of a new number of steps are chosen by `choose` and kept. A run that is repeated begins with those of its
-    record, so it does not depend on the law of a later version.
+    Those of a new number of steps are chosen by `choose` and kept. A run that is repeated or resumed begins with those
+    of its record, so it does not depend on the law of a later version.
     """
 
     def __init__(
@@ -215,18 +215,16 @@ def make_plan(
     sized, size_reason = apply_size(recipe, train_flops)
 
     # The run's length, and the strengths for it.
-    def planned(model: Architecture) -> int:
-        return fits[0][1] if fits else planned_steps(recipe.budget, cost_of(model), sizes)
+    steps = fits[0][1] if fits else planned_steps(recipe.budget, cost_of(sized.model), sizes)
+    timeline = Timeline([(0, steps)])
 
     def choose_strengths(total: int) -> dict[str, float]:
         return strengths_at(sized, total, sizes.steps_per_epoch, size, following)
 
-    complete = apply_strengths(sized, planned(sized.model), sizes.steps_per_epoch, size)
-    timeline = Timeline([(0, planned(complete.model))])  # stochastic depth has another cost
     dialled = [*(f"model.{key}" for key in size_keys(recipe)), *strength_keys(recipe)]
     following = [key for key in recorded.get("dial", dialled) if not key.startswith("model.")]
-    strengths = Strengths(choose_strengths, recorded_strengths(recorded))
-    complete = with_values(complete, strengths[timeline.total])
+    strengths = Strengths(choose_strengths, recorded_strengths(recorded, steps))
+    complete = apply_strengths(sized, strengths[steps])
 
     # The network, and what computes it.
     cost = cost_of(complete.model)
@@ -408,10 +406,16 @@ def record_dial(plan: Plan, fits: Sequence[tuple[int, int]]) -> dict[str, list[A
     return record
 
 
-def recorded_strengths(resolved: Mapping[str, Any]) -> dict[int, dict[str, float]]:
-    """The strengths in the `[resolved]` table of a finished run, by the number of steps; {} of any other run."""
-    fits = resolved.get("timeline", {}).get("fits", [])
-    follow = {key: values for key, values in resolved.get("dial", {}).items() if not key.startswith("model.")}
+def recorded_strengths(resolved: Mapping[str, Any], steps: int) -> dict[int, dict[str, float]]:
+    """The strengths in the `[resolved]` table of a run, by the number of steps; {} without such a record.
+
+    Args:
+        steps: the planned steps, which have the recorded strengths if the run ended before its fits were recorded.
+    """
+    if "dial" not in resolved:
+        return {}
+    fits = resolved.get("timeline", {}).get("fits", [(0, steps)])
+    follow = {key: values for key, values in resolved["dial"].items() if not key.startswith("model.")}
     return {
         total: {key: values[index] for key, values in follow.items()} for index, (_, total) in enumerate(fits)
     }

@@ -375,15 +375,14 @@ def _advice(
         (row["step"], row["val_acc"]) for row in rows if math.isfinite(row.get("val_acc", math.nan))
     ]
     losses = [(row["step"], row["val_loss"]) for row in rows if math.isfinite(row.get("val_loss", math.nan))]
-    found.append(advice.far_from_plan(summary, run.tables.get("resolved", {}).get("dial", {})))
+    found.append(advice.far_from_plan(summary, run.tables.get("resolved", {})))
     found.append(advice.overfitted(losses, f"{again} {_stronger(recipe, run)}"))
-    if unit and isinstance(amount, int | float) and summary.get("status") == "finished":
-        twice, half = (
-            " ".join((again, f"--{unit} {factor * amount:g}", *_rechosen(run, summary, factor)))
-            for factor in (2, 0.5)
-        )
+    known = unit in OPTIONS and isinstance(amount, int | float) and 0 < amount < math.inf
+    if known and summary.get("status") == "finished":
+        twice, half = (_another_length(run, summary, again, unit, amount, factor) for factor in (2, 0.5))
         found.append(advice.still_rising(validations, sizes["val"], twice))
-        found.append(advice.long_flat(validations, sizes["val"], half))
+        if half:
+            found.append(advice.long_flat(validations, sizes["val"], half))
     if diagrams:
         found.append(
             advice.poorly_calibrated(diagrams["bins"], "" if "val" in suspects else f"{again} --judge both")
@@ -413,8 +412,24 @@ def _reading_options(run: Run) -> list[str]:
     return options
 
 
+def _another_length(
+    run: Run, summary: Mapping[str, Any], again: str, unit: str, amount: float, factor: float
+) -> str:
+    """The command `again` with `factor` times the run's budget; "" if that is the run's own.
+
+    Args:
+        unit, amount: of the run's budget. Epochs and steps stay whole.
+    """
+    if OPTIONS[unit].kind is not int:
+        return " ".join((again, f"--{unit} {factor * amount:g}", *_rechosen(run, summary, factor)))
+    whole = max(math.ceil(factor * amount), 1)
+    if whole == amount:
+        return ""
+    return " ".join((again, f"--{unit} {whole:d}", *_rechosen(run, summary, whole / amount)))
+
+
 def _rechosen(run: Run, summary: Mapping[str, Any], factor: float) -> list[str]:
-    """What the dial would choose for a run `factor` times as long, where that differs from the run's own recipe."""
+    """The dial's choices for a run `factor` times as long, where they differ from the run's own recipe."""
     resolved = run.tables.get("resolved", {})
     if not summary.get("steps") or not {"dial", "steps_per_epoch", "image_size"} <= set(resolved):
         return []

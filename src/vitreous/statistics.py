@@ -148,17 +148,23 @@ def difference(
 
 
 def mean_recall_difference(
-    first: np.ndarray, second: np.ndarray, classes: np.ndarray, comparisons: int = 1
+    first: np.ndarray,
+    second: np.ndarray,
+    classes: np.ndarray,
+    comparisons: int = 1,
+    groups: Sequence[tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> Difference:
-    """The difference of the means of the classes' recalls with its 95 % interval, for these very networks.
+    """The difference of the means of the classes' recalls with its 95 % interval.
 
     The classes are strata, so their variances add up. That of each class is Wald's with two made-up images, as in
-    `difference`.
+    `difference`. With several runs of a recipe, the variance among seeds is added as there.
 
     Args:
         first, second: bool [R, N], as for `difference`, paired.
         classes: [N], the class of each image.
         comparisons: as for `difference`.
+        groups: the runs of every recipe that says how much seeds vary, bool [R, N], each with the classes of its images
+            [N]; by default both sides.
     """
     per_image = second.mean(axis=0) - first.mean(axis=0)
     names = np.unique(classes)
@@ -172,10 +178,25 @@ def mean_recall_difference(
         variance += of_class
         spread += of_class**2 / (images - 1)
     freedom = variance**2 / spread  # Satterthwaite's, since a small class may bring most of the variance
+    groups = ((first, classes), (second, classes)) if groups is None else groups
+    repeated = [weighted_by_class(runs, own) for runs, own in groups if len(runs) > 1]
+    if repeated:
+        variance, freedom = _with_seeds(variance, freedom, 1 / len(first) + 1 / len(second), repeated)
     half = student_quantile(0.05 / comparisons, freedom) * math.sqrt(variance)
     p = student_p(value / math.sqrt(variance), freedom)
     low, high = max(value - half, -1.0), min(value + half, 1.0)
-    return Difference(value, low, high, min(1.0, p * comparisons), False)
+    return Difference(value, low, high, min(1.0, p * comparisons), bool(repeated))
+
+
+def weighted_by_class(correct: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """float [R, N]: `correct` times weights with a mean of 1, so that each row's mean is that of the classes' recalls.
+
+    Args:
+        correct: bool [R, N].
+        classes: [N], the class of each image.
+    """
+    _, index, counts = np.unique(classes, return_inverse=True, return_counts=True)
+    return correct * (len(classes) / len(counts) / counts)[index]
 
 
 def mean_interval(correct: np.ndarray) -> tuple[float, float]:
@@ -196,7 +217,7 @@ def mean_interval(correct: np.ndarray) -> tuple[float, float]:
 
 
 def _with_seeds(
-    variance: float, freedom: int, weight: float, repeated: Sequence[np.ndarray]
+    variance: float, freedom: float, weight: float, repeated: Sequence[np.ndarray]
 ) -> tuple[float, float]:
     """A variance among images with that among seeds added, and its degrees of freedom.
 
@@ -204,7 +225,7 @@ def _with_seeds(
         variance: of a mean or difference, by the choice of the images.
         freedom: its degrees of freedom.
         weight: by which the variance of one run's accuracy among seeds enters: the sum of 1 / R over the sides.
-        repeated: the runs of each recipe with several seeds, bool [R, N].
+        repeated: the runs of each recipe with several seeds, as in `difference`, [R, N].
     """
     if not repeated:
         return variance, math.inf

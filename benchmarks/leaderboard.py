@@ -161,7 +161,7 @@ def short(number: float) -> str:
 def augmentation(record: Record) -> str:
     """The augmentation of the recipe as trained, e.g. "crop 4, cutout 8"."""
     augment = record["recipe"]["augment"]
-    parts = [f"{key} {augment[key]:g}" for key in ("crop", "cutout", "mixup", "cutmix") if augment.get(key)]
+    parts = [f"{key} {augment[key]:.3g}" for key in ("crop", "cutout", "mixup", "cutmix") if augment.get(key)]
     return ", ".join(parts) or "no crop"
 
 

@@ -55,10 +55,10 @@ class BenchSet:
 
 SETS: dict[str, BenchSet] = {
     "cifar10-2k": BenchSet("CIFAR-10, 2,000 images", "cifar10", largest=200),
-    "trashnet": BenchSet("TrashNet, 96 pixels", "trashnet", LONG, image_size=96),
+    "trashnet": BenchSet("TrashNet, 96 pixels", "trashnet", image_size=96),
     "cifar10-unequal": BenchSet("CIFAR-10, 20:1 unequal", "cifar10", ratio=20.0),
     "cifar10": BenchSet("CIFAR-10", "cifar10", LONG),
-    "cifar100": BenchSet("CIFAR-100", "cifar100"),
+    "cifar100": BenchSet("CIFAR-100", "cifar100", LONG),
     "fashion-mnist": BenchSet("Fashion-MNIST", "fashion-mnist"),
 }
 

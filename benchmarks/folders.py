@@ -1,4 +1,4 @@
-"""Real images of several sizes: our recipe beside a ResNet-9 and the notebook's recipe, at equal training FLOPs.
+"""Real images of several sizes: our recipe beside two ResNet-9 and the notebook's recipe, at equal training FLOPs.
 
     make bench-folders                                               # everything, judged on validation
     python benchmarks/folders.py --only trashnet --arms vitreous     # a part of it
@@ -60,7 +60,7 @@ from vitreous.wording import count, duration
 
 RECIPES = {"vitreous": "default", "notebook": "notebook"}  # arms that vitreous trains
 WIDTHS = {"resnet9": 32, "resnet9-narrow": 16}  # arms that resnet9.py trains; width of the first layer
-ARMS = ("vitreous", "resnet9", "notebook")
+ARMS = ("vitreous", "resnet9", "resnet9-narrow", "notebook")
 RATES = ("1e-3", "3e-3", "1e-2")  # learning rates of a ResNet-9 that are tried
 RATES_AT, RATES_SEED = "1e13", 42
 SEEDS = (42, 43, 44)

@@ -27,6 +27,7 @@ import shlex
 import signal
 import statistics
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator
@@ -582,6 +583,7 @@ def describe(task: Task, result: dict[str, Any], seconds: float) -> str:
 def serve(pipe: Connection, setup: Setup, number: int) -> None:
     """A worker process: trains the tasks that come through the pipe. Its output goes to a log file."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
+    end_with_parent()
     LOGS.mkdir(parents=True, exist_ok=True)
     log = os.open(LOGS / f"worker-{number}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
@@ -602,6 +604,18 @@ def serve(pipe: Connection, setup: Setup, number: int) -> None:
             return
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # other workers share the memory
+
+
+def end_with_parent() -> None:
+    """Ends this process as soon as its parent is gone. A killed parent would leave it training for minutes."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def leave_out() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -501,6 +502,38 @@ def test_records_of_another_machine_are_taken_over_unless_others_have_their_ids(
     assert len(record.load()) == 3 and record.load()[1]["figures"]["acc"] != 0.123
     folders.merge(elsewhere, replaces=True)
     assert 0.123 in [r["figures"]["acc"] for r in record.load()]
+
+
+def train_for_minutes() -> None:
+    """What a worker in the middle of a training looks like from outside."""
+    import folders
+
+    folders.end_with_parent()
+    print("training", flush=True)
+    time.sleep(600)
+
+
+def test_a_worker_ends_with_a_killed_bench() -> None:
+    script = "import multiprocessing, time, test_folders\n"
+    script += "context = multiprocessing.get_context('spawn')\n"
+    script += "context.Process(target=test_folders.train_for_minutes, daemon=True).start()\ntime.sleep(600)"
+    paths = os.pathsep.join([str(Path(__file__).parent), str(BENCHMARKS)])
+    environment = os.environ | {"PYTHONPATH": paths}
+    bench = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    assert bench.stdout is not None
+    try:
+        assert bench.stdout.readline() == "training\n"
+        bench.kill()
+        bench.communicate(timeout=20)  # until the worker, too, has closed its output
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # both are gone
+            os.killpg(bench.pid, signal.SIGKILL)
 
 
 @pytest.mark.slow

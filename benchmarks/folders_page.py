@@ -203,7 +203,7 @@ def main_table(of: Sequence[Case], minutes: Mapping[str, Any]) -> list[str]:
     for case in of:
         first = next(iter(case.arms.values()))[0]["figures"]
         times = timed[case.data, case.budget]
-        in_minutes = [f"{times[arm]['minutes']:.0f}" if arm in times else NONE for arm in shown]
+        in_minutes = [f"{times[arm]['minutes']:.1f}" if arm in times else NONE for arm in shown]
         rows.append(
             [
                 case.title + (", balanced accuracy" if case.balanced else ""),

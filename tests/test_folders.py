@@ -316,7 +316,7 @@ def test_a_table_tells_what_its_intervals_cover_and_leaves_out_empty_columns(emp
         figures={"cifar10": {"3e13": {"vitreous": {"minutes": 2.4}}}},
         source_state={},
     )
-    assert cells(folders_page.tables()["folders"])["minutes on two cores"] == "2 / –"
+    assert cells(folders_page.tables()["folders"])["minutes on two cores"] == "2.4 / –"
 
 
 @pytest.mark.parametrize("change", ["fingerprint", "images_of_class"])

@@ -63,7 +63,7 @@ bench-accuracy: .venv/ready  ## accuracy at a budget of FLOPs, e.g. BUDGET=6e13 
 bench-study: .venv/ready  ## a study on validation: STUDY=law, STUDY=ablation or STUDY=seconds
 	$(BIN)/python benchmarks/study.py $(STUDY)
 
-bench-folders: .venv/ready  ## real data sets of several sizes: ours, a ResNet-9 and the notebook's recipe, e.g. JOBS=12 FINAL=1
+bench-folders: .venv/ready  ## real data sets of several sizes: ours, two ResNet-9 and the notebook's recipe, e.g. JOBS=12 FINAL=1
 	$(BIN)/python benchmarks/folders.py --jobs $(JOBS) --trashnet $(TRASHNET) $(if $(FINAL),--final)
 
 bench-unequal: .venv/ready  ## what --balance does at several ratios (about an hour); TRASHNET=path/to/trash.zip

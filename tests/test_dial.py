@@ -46,18 +46,42 @@ def applied(
     return dial.apply_strengths(recipe, strengths), reasons
 
 
-def default_for(side: int, flops: float) -> tuple[Recipe, VisionTransformer]:
+def default_for(
+    side: int, flops: float, overrides: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[Recipe, VisionTransformer]:
     """The default recipe as it is trained on images of `side` pixels, and its network."""
     store = SimpleNamespace(image_size=side, classes=list("abcdefghij"))
     splits = SimpleNamespace(train=range(5000))
     data = SimpleNamespace(store=store, splits=splits, class_counts=[500] * 10)
-    fitted = plan.fit_to_data(recipes.load("default"), data, lambda line, detail=False: None)  # type: ignore[arg-type]
+    fitted = plan.fit_to_data(recipes.load("default", overrides), data, lambda line, detail=False: None)  # type: ignore[arg-type]
     recipe, _ = dial.apply_size(fitted, lambda architecture: flops)
     with torch.device("meta"):
         return recipe, VisionTransformer(recipe.model, side, 10)
 
 
-@pytest.mark.parametrize("side", [28, 32, 64, 96])
+@pytest.mark.parametrize(
+    ("side", "overrides", "expected"),  # patch_size, stem_stride, layers, tokens
+    [
+        (16, {}, (2, 1, 4, 49)),
+        (32, {}, (4, 1, 4, 49)),
+        (55, {}, (4, 1, 4, 169)),
+        (56, {}, (8, 2, 4, 36)),
+        (64, {}, (8, 2, 4, 49)),
+        (128, {}, (16, 2, 8, 49)),
+        (64, {"stem_stride": 1}, (8, 1, 8, 49)),
+        (64, {"patch_size": 8}, (8, 1, 8, 49)),
+        (32, {"stem_stride": 2}, (4, 2, 4, 49)),
+    ],
+)
+def test_large_images_get_larger_patches_first_by_the_stride_of_the_whitening(
+    side: int, overrides: dict[str, Any], expected: tuple[int, ...]
+) -> None:
+    recipe, model = default_for(side, 1.0, overrides)
+    a = recipe.model
+    assert (a.patch_size, a.stem_stride, a.depth, model.num_tokens) == expected
+
+
+@pytest.mark.parametrize("side", [28, 32, 56, 64, 96, 111, 112, 128, 160, 192, 223])
 @pytest.mark.parametrize("flops", [max(flops, 1.0) for flops, _ in dial.SIZES])
 def test_the_encoder_keeps_half_of_the_parameters_and_of_the_flops(flops: float, side: int) -> None:
     recipe, model = default_for(side, flops)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -209,19 +210,23 @@ def test_principal_filters_are_those_of_the_patches(bundle: Bundle) -> None:
     assert "4 × 4" in title
 
 
-def test_the_stems_filters_are_its_first_two_layers_near_zero() -> None:
-    architecture = Architecture(4, 16, 1, 2, 16, stem="conv", stem_dims=(8, 16), pool="attention")
+@pytest.mark.parametrize(("stride", "side"), [(1, 4), (2, 6)])
+def test_the_stems_filters_are_its_first_two_layers_near_zero(stride: int, side: int) -> None:
+    stem_options: dict[str, Any] = {"stem": "conv", "stem_dims": (8, 16), "stem_stride": stride}
+    architecture = Architecture(4 * stride, 16, 1, 2, 16, **stem_options, pool="attention")
     torch.manual_seed(0)
-    model = VisionTransformer(architecture, 16, 2)
+    model = VisionTransformer(architecture, 16 * stride, 2)
     bundle = Bundle(model, ("a", "b"), (0.5,) * 3, (0.25,) * 3, Preprocess(16))
-    filters, _ = explain.first_filters(bundle)
+    filters, title = explain.first_filters(bundle)
+    assert f"{side} × {side}" in title
     stem = model.patch_embed
-    x = torch.zeros(1, 3, 4, 4, requires_grad=True)
+    edge = stride - 1  # the pixels before the first patch
+    x = torch.zeros(1, 3, edge + side, edge + side, requires_grad=True)
     found = []
     for channel in range(8):
         first = stem.stages[0].conv(torch.nn.functional.gelu(stem.whiten(x)))  # type: ignore[union-attr, operator, index]
-        (slope,) = torch.autograd.grad(first[0, channel, 1, 1], x)  # sees all 4 x 4 pixels
-        found.append(slope[0].permute(1, 2, 0).numpy())
+        (slope,) = torch.autograd.grad(first[0, channel, 1, 1], x)  # sees all pixels but the edge
+        found.append(slope[0, :, edge:, edge:].permute(1, 2, 0).numpy())
     found.sort(key=lambda picture: -np.linalg.norm(picture))
     for drawn, expected in zip(filters, found, strict=True):
         np.testing.assert_allclose((drawn - 0.5) * 2, expected / np.abs(expected).max(), atol=1e-5)

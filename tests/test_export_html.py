@@ -46,6 +46,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], int, int]] = {
     "mean": ({"pool": "mean"}, 16, 2),
     "attention, normalised, sine": ({"pool": "attention", "qk_norm": True, "pos_embed": "sine"}, 13, 11),
     "conv": (CONV, 17, 3),
+    "conv with a stride": ({**CONV, "patch_size": 8, "stem_stride": 2}, 40, 3),
     "conv of more stages than widths": ({**CONV, "patch_size": 16, "pool": "attention"}, 50, 5),
     "conv of fewer stages": ({**CONV, "patch_size": 2, "pool": "mean", "qk_norm": True}, 9, 5),
     "notebook": (

@@ -158,6 +158,9 @@ def test_create_model() -> None:
         ({"stem": "conv"}, "stem_dims"),
         ({"stem_dims": (8,)}, "stem_dims"),
         ({"stem": "conv", "stem_dims": (8,), "patch_size": 6}, "power of 2"),
+        ({"stem": "conv", "stem_dims": (8,), "patch_size": 2, "stem_stride": 2}, "no stage"),
+        ({"stem": "conv", "stem_dims": (8,), "patch_size": 16, "stem_stride": 3}, "stem_stride is 3"),
+        ({"stem_stride": 2}, "stem_stride applies only"),
         ({"head_hidden": -1}, "head_hidden"),
     ],
 )
@@ -523,12 +526,19 @@ def test_whitening_decorrelates_patches() -> None:
 
 
 @pytest.mark.parametrize(
-    ("patch_size", "widths"),
-    [(2, [24, 12]), (4, [24, 48, 12]), (8, [24, 24, 48, 12]), (16, [24, 16, 24, 48, 12])],
+    ("patch_size", "stride", "widths"),
+    [
+        (2, 1, [24, 12]),
+        (4, 1, [24, 48, 12]),
+        (8, 1, [24, 24, 48, 12]),
+        (16, 1, [24, 16, 24, 48, 12]),
+        (4, 2, [24, 12]),
+        (16, 2, [24, 24, 48, 12]),
+    ],
 )
-def test_conv_stem_has_a_stage_for_each_halving(patch_size: int, widths: list[int]) -> None:
+def test_conv_stem_has_a_stage_for_each_halving(patch_size: int, stride: int, widths: list[int]) -> None:
     side = 2 * patch_size + 1
-    model = tiny(image_size=side, patch_size=patch_size, stem="conv", stem_dims=(48, 12))
+    model = tiny(image_size=side, patch_size=patch_size, stem="conv", stem_dims=(48, 12), stem_stride=stride)
     assert isinstance(model.patch_embed, ConvStem)
     shapes = [stage.get_parameter("conv.weight").shape for stage in model.patch_embed.stages]
     assert [shapes[0][1], *(shape[0] for shape in shapes)] == widths
@@ -547,8 +557,11 @@ def test_conv_stem_drops_the_remainder_that_fills_no_token() -> None:
         tiny(image_size=4, **CONV)
 
 
-def test_conv_stem_step_by_step() -> None:
-    stem = perturbed(tiny(image_size=9, **CONV).double()).patch_embed
+@pytest.mark.parametrize("stride", [1, 2])
+def test_conv_stem_step_by_step(stride: int) -> None:
+    side = 8 * stride + 1
+    changes = {**CONV, "patch_size": 4 * stride, "stem_stride": stride}
+    stem = perturbed(tiny(image_size=side, **changes).double()).patch_embed
     assert isinstance(stem, ConvStem)
 
     def stage(x: Tensor, layer: ConvStage, halve: bool) -> Tensor:
@@ -558,8 +571,9 @@ def test_conv_stem_step_by_step() -> None:
         x = (x - mean) / (variance + 1e-6).sqrt()
         return F.gelu(x * layer.norm.weight[:, None, None] + layer.norm.bias[:, None, None])
 
-    images = torch.randn(2, 3, 9, 9, dtype=torch.float64)
-    x = F.gelu(F.conv2d(images, stem.whiten.weight))
+    images = torch.randn(2, 3, side, side, dtype=torch.float64)
+    x = F.gelu(F.conv2d(images, stem.whiten.weight))  # of all patches, of which every `stride`-th is used
+    x = x[:, :, stride - 1 :: stride, stride - 1 :: stride]
     for layer in stem.stages:
         assert isinstance(layer, ConvStage)
         x = stage(x, layer, halve=True)

@@ -32,6 +32,7 @@ NETWORKS: dict[
 ] = {  # architecture, image_size, side of the images in the test
     "compact": (COMPACT, 32, 32),
     "smaller images": (COMPACT, 32, 24),
+    "whitening of stride 2": (dataclasses.replace(COMPACT, patch_size=8, stem_stride=2), 64, 48),
     "other pooling sizes": (dataclasses.replace(COMPACT, stem_dims=(16, 32)), 37, 37),
     # Widths that are not multiples of 16 lanes: heads of 20, layers of 40 and 56, stages of 20 and 36.
     "odd widths": (
@@ -290,6 +291,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mlp_dim": {"mlp_dim": 80},
     "stem": {"stem": "linear", "stem_dims": ()},
     "stem_dims": {"stem_dims": (20, 60)},
+    "stem_stride": {"stem_stride": 2},
     "pool": {"pool": "mean"},
     "pos_embed": {"pos_embed": "sine"},
     "embed_activation": {"embed_activation": "relu"},

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.skipif(isinstance(build.load_kernels(torch.float32), st
 B, N, D, H, M = 3, 18, 40, 2, 56  # widths that are not multiples of a register's
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 both = pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
+strides = pytest.mark.parametrize("stride", [1, 2])
 
 
 def layer(*, bias: bool = True, norms: bool = True) -> list[Tensor | None]:
@@ -91,16 +92,19 @@ def test_opcheck_of_the_pooling(bf16: bool) -> None:
 
 
 @both
-def test_opcheck_of_the_stem(bf16: bool) -> None:
+@strides
+def test_opcheck_of_the_stem(stride: int, bf16: bool) -> None:
     torch.manual_seed(0)
-    x, weights = torch.randn(B, 3, 13, 13), stem_weights()
+    side = 12 * stride + 1
+    x, weights = torch.randn(B, 3, side, side), stem_weights()
     position = torch.randn(1, 9, D, requires_grad=True)
     for optional_position in (position, None):
-        torch.library.opcheck(torch.ops.vitreous.stem.default, (x, optional_position, weights, 1e-6, bf16))
+        arguments = (x, optional_position, weights, stride, 1e-6, bf16)
+        torch.library.opcheck(torch.ops.vitreous.stem.default, arguments)
     plain = [w.detach() for w in weights]
-    kept = torch.ops.vitreous.stem(x, None, plain, 1e-6, bf16)[1]
+    kept = torch.ops.vitreous.stem(x, None, plain, stride, 1e-6, bf16)[1]
     for placed in (True, False):
-        backward = (torch.randn(B, 9, D), kept, plain, 13, bf16, placed)
+        backward = (torch.randn(B, 9, D), kept, plain, side, stride, bf16, placed)
         torch.library.opcheck(torch.ops.vitreous.stem_backward.default, backward)
 
 
@@ -110,18 +114,20 @@ def test_opcheck_of_muon(bf16: bool) -> None:
     torch.library.opcheck(torch.ops.vitreous.muon_step.default, arguments)
 
 
-def test_gradients_agree_with_finite_differences() -> None:
+@strides
+def test_gradients_agree_with_finite_differences(stride: int) -> None:
     """For each argument along its gradient: shows that each gradient belongs to its argument."""
     torch.manual_seed(0)
     x, weights, keys = torch.randn(B, N, D, requires_grad=True), layer() + layer(), some_keys()
-    stem_in, position = torch.randn(B, 3, 13, 13), torch.randn(1, 9, D, requires_grad=True)
+    side = 12 * stride + 2  # with a stride of 2, a pixel of each row is left over
+    stem_in, position = torch.randn(B, 3, side, side), torch.randn(1, 9, D, requires_grad=True)
     norm = torch.randn(3, D, requires_grad=True)
 
     def encoded(x: Tensor, *weights: Tensor) -> Tensor:
         return ops.encode(x, weights, keys, 0.3, 5, H, 1e-6, False)
 
     def stemmed(position: Tensor, *weights: Tensor) -> Tensor:
-        return ops.stem(stem_in, position, [whitening, *weights], 1e-6, False)
+        return ops.stem(stem_in, position, [whitening, *weights], stride, 1e-6, False)
 
     def pooled(x: Tensor, norm: Tensor) -> Tensor:
         return ops.pool(x, norm[0], norm[1], norm[2:], 1e-6, False)
@@ -166,7 +172,7 @@ def test_memory_order_of_weights_and_images_does_not_matter() -> None:
     assert torch.equal(by_rows, by_columns)
     images, stem = torch.randn(2, 3, 14, 14), stem_weights()
     crop, last = images[:, :, 1:, 1:], images[:, :, 1:, 1:].contiguous(memory_format=torch.channels_last)
-    expected, *others = (ops.stem(x, None, stem, 1e-6, False) for x in (crop.contiguous(), crop, last))
+    expected, *others = (ops.stem(x, None, stem, 1, 1e-6, False) for x in (crop.contiguous(), crop, last))
     assert all(torch.equal(expected, tokens) for tokens in others)
 
 
@@ -181,8 +187,8 @@ def calls() -> dict[str, tuple[list[Tensor | None], list[int], list[float]]]:
     x, short, flat = torch.randn(B, N, D), torch.randn(B, 5, D), torch.zeros(sum(w.numel() for w in layers))
     encoder = [2, 2, 5, B, N, H, K, M, 2**31]
     stem = [w.detach() for w in stem_weights()]
-    stem_kept = torch.zeros(ops.stem_kept_bytes(4, B, 13, [20, 36, 36])[0], dtype=torch.uint8)
-    stem_sizes, images = [B, 13, D, 3, 20, 36, 36], torch.randn(B, 3, 13, 13)
+    stem_kept = torch.zeros(ops.stem_kept_bytes(4, B, 13, 1, [20, 36, 36])[0], dtype=torch.uint8)
+    stem_sizes, images = [B, 13, 1, D, 3, 20, 36, 36], torch.randn(B, 3, 13, 13)
     stem_flat = torch.zeros(sum(w.numel() for w in stem[1:]))
     norm = torch.randn(3, D).unbind()
     matrix = torch.randn(8, 9)
@@ -244,7 +250,7 @@ def test_arguments_that_contradict_each_other_are_refused(name: str) -> None:
         if i not in optional:
             refused(instead(tensors, i, None), sizes)
     # These sizes have many valid values: dropout's threshold, the number of steps, strides.
-    free = {"encoder": {8}, "encoder_backward": {8}, "muon": {1}, "stem": {7, 8, 9, 10}}.get(name, set())
+    free = {"encoder": {8}, "encoder_backward": {8}, "muon": {1}, "stem": {8, 9, 10, 11}}.get(name, set())
     for i in range(len(sizes)):
         for value in (sizes[i] + 1, sizes[i] - 1, 2 * sizes[i], -sizes[i], 0, 2**31, 2**40, 2**62, -(2**63)):
             if value != sizes[i] and (i not in free or value < 0 or value > 2**33):
@@ -282,9 +288,9 @@ def test_operators_say_what_is_wrong() -> None:
         ops.encode(x, [*weights, *layer(norms=False)], None, 0.0, N, H, 1e-6, False)
     images, stem = torch.randn(2, 3, 13, 13), stem_weights()
     with pytest.raises(ValueError, match="no gradients for images"):
-        ops.stem(images.clone().requires_grad_(), None, stem, 1e-6, False)
+        ops.stem(images.clone().requires_grad_(), None, stem, 1, 1e-6, False)
     with pytest.raises(ValueError, match="values in tensor 5"):
-        ops.stem(images, None, [stem[0].abs(), *stem[1:]], 1e-6, False)
+        ops.stem(images, None, [stem[0].abs(), *stem[1:]], 1, 1e-6, False)
     with pytest.raises(ValueError, match="at least one head"):
         ops.encode(x, weights, None, 0.0, N, 0, 1e-6, False)
     for out_tokens in (-1, 0, N + 1):
@@ -294,13 +300,13 @@ def test_operators_say_what_is_wrong() -> None:
         ops.encode(x, [*weights[:10], torch.tensor(1.0), *weights[11:]], None, 0.0, N, H, 1e-6, False)
     for shape in ((2, 12, 32, 8), (2, 3, 13, 12), (2, 1, 13, 13)):
         with pytest.raises(ValueError, match="images"):
-            ops.stem(torch.randn(shape), None, stem, 1e-6, False)
+            ops.stem(torch.randn(shape), None, stem, 1, 1e-6, False)
     for side in (0, 1, 4):
         with pytest.raises(ValueError, match="larger images"):
-            ops.stem(torch.randn(2, 3, side, side), None, stem, 1e-6, False)
+            ops.stem(torch.randn(2, 3, side, side), None, stem, 1, 1e-6, False)
     for i in (0, 1, 3):
         with pytest.raises(ValueError, match="four-dimensional"):
-            ops.stem(images, None, [*stem[:i], torch.tensor(1.0), *stem[i + 1 :]], 1e-6, False)
+            ops.stem(images, None, [*stem[:i], torch.tensor(1.0), *stem[i + 1 :]], 1, 1e-6, False)
     weight = torch.randn(16, 8).t()
     with pytest.raises(ValueError, match="at least one matrix"):
         ops.muon_step([], [], [], 0.1, 0.9, 0.0, False, 5, COEFFICIENTS)

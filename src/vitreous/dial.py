@@ -29,8 +29,7 @@ SIZES: tuple[tuple[float, dict[str, Any]], ...] = (
     (1e15, {"embed_dim": 192, "depth": 5, "num_heads": 3, "mlp_dim": 384, "stem_dims": (64, 192)}),
 )
 # More layers for each stage of the convolutional stem beyond two, so that the encoder keeps half of the FLOPs: each
-# further stage works on four times as many pixels as the next. That is enough up to 96 pixels. From 112 pixels on, the
-# two smaller sizes have somewhat less than half.
+# further stage works on four times as many pixels as the next.
 STAGE_LAYERS = 4
 
 
@@ -85,10 +84,11 @@ def apply_size(recipe: Recipe, train_flops: Callable[[Architecture], float]) -> 
     keys = size_keys(recipe)
     if not keys:
         return recipe, ""
-    stages = model.patch_size.bit_length() - 1 if model.stem == "conv" else 0
     for threshold, size in SIZES:
         candidate = dataclasses.replace(model, **{key: size[key] for key in keys})
-        candidate = dataclasses.replace(candidate, depth=size["depth"] + STAGE_LAYERS * max(stages - 2, 0))
+        candidate = dataclasses.replace(
+            candidate, depth=size["depth"] + STAGE_LAYERS * max(model.stem_stages - 2, 0)
+        )
         if train_flops(candidate) < threshold:
             break
         model = candidate

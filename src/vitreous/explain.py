@@ -497,13 +497,17 @@ def first_filters(bundle: Bundle) -> tuple[list[np.ndarray], str]:
                 stem.whiten.weight,
                 cast("ConvStage", stem.stages[0]).conv.weight,
             )  # [24, 3, 2, 2], [C, 24, 3, 3]
-            # Near 0, GELU halves its input, so both layers together are one 4 x 4 filter.
-            together = torch.nn.functional.conv_transpose2d(first, whitening) / 2  # [C, 3, 4, 4]
+            # Near 0, GELU halves its input, so both layers together are one filter of P = 4 pixels, or 6 with a stride.
+            stride = stem.whiten.stride
+            together = (
+                torch.nn.functional.conv_transpose2d(first, whitening, stride=stride) / 2
+            )  # [C, 3, P, P]
+            side = together.shape[-1]
             order = together.flatten(1).norm(dim=1).argsort(descending=True, stable=True)
             weight = together[order][:FILTERS]
             title = (
                 f"First filters of the stem\nWhitening and first convolution as one filter\n"
-                f"of 4 × 4 pixels, the strongest {len(weight)} of {len(together)}."
+                f"of {side} × {side} pixels, the strongest {len(weight)} of {len(together)}."
             )
         else:
             flat = stem.proj.weight.flatten(1).double()  # [D, 3P²]

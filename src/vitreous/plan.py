@@ -315,7 +315,7 @@ def open_module(
 
 
 def fit_to_data(recipe: Recipe, data: ImageData, say: Say) -> Recipe:
-    """Adapts patch size and batch size to the data set, and reports each change.
+    """Adapts patch size, the stride of the stem and batch size to the data set, and reports each change.
 
     Raises:
         VitreousError: the schedule's smaller images are too small for the network.
@@ -329,7 +329,10 @@ def fit_to_data(recipe: Recipe, data: ImageData, say: Say) -> Recipe:
         patch = max(2, variant.architecture.patch_size * 2**doublings)
         if patch != recipe.model.patch_size:
             say(f"patch_size: {patch}, for about the usual number of tokens at {size} pixels", detail=True)
-            recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, patch_size=patch))
+            chosen = {"patch_size": patch}
+            if patch > variant.architecture.patch_size and "model.stem_stride" not in recipe.pinned:
+                chosen["stem_stride"] = 2  # so that the stem costs at 64 pixels what it costs at 32
+            recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, **chosen))
     images = len(data.splits.train)
     largest = max(8, 2 ** int(math.log2(max(images / 8, 1))))
     if recipe.training.batch_size > largest and "training.batch_size" not in recipe.pinned:

@@ -196,8 +196,9 @@ static void check_pool(int64_t B, int64_t N, int64_t D) {
     });
 }
 
-static void check_stem(int64_t B, int64_t S, int64_t D, std::vector<int64_t> channels, bool with_position) {
-    std::vector<int64_t> sizes{B, S, D, int64_t(channels.size())};
+static void check_stem(int64_t B, int64_t S, int64_t step, int64_t D, std::vector<int64_t> channels,
+                       bool with_position) {
+    std::vector<int64_t> sizes{B, S, step, D, int64_t(channels.size())};
     sizes.insert(sizes.end(), channels.begin(), channels.end());
     Arguments arguments(nullptr, 0, sizes.data(), sizes.size(), nullptr, 0);
     StemSizes stem_sizes(arguments);
@@ -282,9 +283,11 @@ int main() {
     check_encoder(2, 170, 2, 16, 32, 2, false, 0); // more tokens than CHUNK_ROWS
     check_pool(3, 5, 40);
     check_pool(7, 17, 16);
-    check_stem(3, 13, 40, {20, 36, 36}, true);
-    check_stem(2, 12, 17, {17, 17}, false);
-    check_stem(2, 18, 33, {16, 35, 21, 21}, true);
+    check_stem(3, 13, 1, 40, {20, 36, 36}, true);
+    check_stem(2, 12, 1, 17, {17, 17}, false);
+    check_stem(2, 18, 1, 33, {16, 35, 21, 21}, true);
+    check_stem(2, 20, 2, 24, {20, 36, 36}, true); // a row of pixels is left over
+    check_stem(3, 9, 2, 17, {17, 17}, false);
     check_muon();
     std::printf(failures ? "%d failures\n" : "no failures\n", failures);
     return failures != 0;

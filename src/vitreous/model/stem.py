@@ -20,19 +20,21 @@ class ConvStem(nn.Module):
     """A frozen whitening, then 3x3 convolutions that each halve the image: [B, 3, S, S] to tokens [B, N, D].
 
     The whitening does not pad. It turns 32 pixels into 31 and two stages turn those into 15 and 7, so the encoder
-    gets 49 tokens instead of 64: a quarter less work for the same accuracy per step (`docs/log.md`).
+    gets 49 tokens instead of 64: a quarter less work for the same accuracy per step (`docs/log.md`). With a
+    `stem_stride` of 2 it turns 64 pixels into 31, so that large images cost little more than small ones.
 
-    The stem has log2(patch_size) stages, and `stem_dims` are the widths of the last ones. If it is too short, each
-    earlier stage gets half the width of the next, at least 16. If it is too long, its first widths are not used.
+    The stem has log2(patch_size / stem_stride) stages, and `stem_dims` are the widths of the last ones. If it is too
+    short, each earlier stage gets half the width of the next, at least 16. If it is too long, its first widths are not
+    used.
     """
 
     def __init__(self, a: Architecture) -> None:
         super().__init__()
-        stages = a.patch_size.bit_length() - 1
+        stages = a.stem_stages
         dims = list(a.stem_dims[-stages:])
         while len(dims) < stages:
             dims.insert(0, max(16, dims[0] // 2))
-        self.whiten = Whitening()
+        self.whiten = Whitening(a.stem_stride)
         widths = [self.whiten.weight.shape[0], *dims]
         self.stages = nn.Sequential(
             *(ConvStage(widths[i], widths[i + 1], a, nn.MaxPool2d(2)) for i in range(stages))
@@ -64,22 +66,24 @@ class ConvStage(nn.Module):
 
 
 class Whitening(nn.Module):
-    """A frozen 2x2 convolution, [B, 3, S, S] to [B, 24, S - 1, S - 1].
+    """A frozen 2x2 convolution, [B, 3, S, S] to [B, 24, G, G], where G is (S - 1) / stride, rounded down.
 
     Its channels are the 12 principal directions of 2x2 patches, scaled to unit variance, and their negatives.
     """
 
     weight: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, stride: int = 1) -> None:
         super().__init__()
+        self.stride = stride
         self.register_buffer("weight", torch.empty(24, 3, 2, 2))
         nn.init.orthogonal_(self.weight[:12])
         self.weight[12:] = self.weight[:12]
         self.weight[12:].mul_(-1)  # in place: on the meta device, a negation would load torch's compiler
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight)
+        first = self.stride - 1  # so that each patch is in the middle of the pixels that it stands for
+        return F.conv2d(x[..., first:, first:], self.weight, stride=self.stride)
 
     @torch.no_grad()
     def fit(self, images: Tensor) -> None:

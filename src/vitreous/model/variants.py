@@ -33,6 +33,7 @@ class Architecture:
         choices=("linear", "conv"),
     )
     stem_dims: tuple[int, ...] = setting((), "widths of the last stages of stem=conv, e.g. [26, 96]")
+    stem_stride: int = setting(1, "stride of the whitening of stem=conv; 2 for large images", low=1, high=2)
     pool: str = setting(
         "cls",
         "what the head reads; cls is a class token, attention a learned weighted mean of the tokens",
@@ -83,6 +84,11 @@ class Architecture:
                     f"stem 'conv' halves the image in each stage, so patch_size cannot be {self.patch_size}; "
                     "choose a power of 2, at least 2."
                 )
+            if self.stem_stride >= self.patch_size:
+                raise VitreousError(
+                    f"stem_stride {self.stem_stride} leaves no stage of stem 'conv' with patch_size {self.patch_size}; "
+                    f"set stem_stride to 1, or patch_size to {2 * self.stem_stride} or more."
+                )
             if not self.stem_dims or min(self.stem_dims) < 1:
                 raise VitreousError(
                     "stem 'conv' needs stem_dims, the widths of its last stages; set them, for example to 48, 128."
@@ -91,6 +97,13 @@ class Architecture:
             raise VitreousError(
                 "stem_dims applies only to stem 'conv'; write 'stem_dims=[]' to empty it, or set stem to 'conv'."
             )
+        elif self.stem_stride > 1:
+            raise VitreousError("stem_stride applies only to stem 'conv'; set it to 1, or stem to 'conv'.")
+
+    @property
+    def stem_stages(self) -> int:
+        """How many times the convolutional stem halves the whitened image; 0 for a linear stem."""
+        return (self.patch_size // self.stem_stride).bit_length() - 1 if self.stem == "conv" else 0
 
 
 @dataclass(frozen=True)

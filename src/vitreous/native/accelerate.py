@@ -70,12 +70,13 @@ class NativeVisionTransformer(VisionTransformer):
 
     def _embed_natively(self, x: Tensor, weights: list[Any], bf16: bool) -> Tensor:
         self.check_images(x)
-        eps = cast(ConvStem, self.patch_embed).mix.norm.eps
+        stem = cast(ConvStem, self.patch_embed)
+        stride, eps = stem.whiten.stride, stem.mix.norm.eps
         position = self.position((x.shape[2] - 1) // self.architecture.patch_size)
         position_is_next = self.cls_token is None and type(self.embed_activation) is nn.Identity
         if position_is_next and is_supported_tensor(position):  # the kernel adds it
-            return self.pos_drop(ops.stem(x, position, weights, eps, bf16))
-        return self.to_tokens(ops.stem(x, None, weights, eps, bf16))
+            return self.pos_drop(ops.stem(x, position, weights, stride, eps, bf16))
+        return self.to_tokens(ops.stem(x, None, weights, stride, eps, bf16))
 
 
 def accelerate(model: VisionTransformer) -> VisionTransformer:

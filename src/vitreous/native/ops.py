@@ -236,7 +236,9 @@ def _pool_vjp(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
 _pool.register_autograd(_pool_vjp, setup_context=_pool_setup)
 
 
-def stem(x: Tensor, position: Tensor | None, weights: Sequence[Tensor], eps: float, bf16: bool) -> Tensor:
+def stem(
+    x: Tensor, position: Tensor | None, weights: Sequence[Tensor], stride: int, eps: float, bf16: bool
+) -> Tensor:
     """Runs the convolutional stem (`model/stem.py`) on images x [B, 3, S, S]; returns tokens [B, N, D].
 
     Args:
@@ -246,54 +248,61 @@ def stem(x: Tensor, position: Tensor | None, weights: Sequence[Tensor], eps: flo
             gradient. Then the projection [D, C, 1, 1] and its bias. Then, for each stage, the convolution
             [C, I, 3, 3] from I to C channels, and weight and bias of its norm. Each stage halves the image, except
             the last, which adds its input to its output.
+        stride: of the whitening, in pixels.
         eps: of all layer norms.
         bf16: whether activations are bfloat16; otherwise they are float32.
 
     Raises: like `encode`.
     """
     run = _stem if torch.is_grad_enabled() else _run_stem
-    return run(x, position, list(weights), float(eps), bf16)[0]
+    return run(x, position, list(weights), stride, float(eps), bf16)[0]
 
 
 def _run_stem(
-    x: Tensor, position: Tensor | None, weights: list[Tensor], eps: float, bf16: bool
+    x: Tensor, position: Tensor | None, weights: list[Tensor], stride: int, eps: float, bf16: bool
 ) -> tuple[Tensor, Tensor]:
-    out, kept = _stem_outputs(x, weights, bf16)
+    out, kept = _stem_outputs(x, weights, stride, bf16)
     if not x.is_contiguous(memory_format=torch.channels_last):
         x = x.contiguous()
     memory = x.as_strided((x.numel(),), (1,))  # flat, in memory order: the kernel gets the strides
     tensors = (memory, out, kept, _contiguous(position), *map(_contiguous, weights))
-    call("stem", _dtype(bf16), tensors, (*_stem_sizes(len(x), x.shape[2], weights), *x.stride()), (eps,))
+    call(
+        "stem",
+        _dtype(bf16),
+        tensors,
+        (*_stem_sizes(len(x), x.shape[2], stride, weights), *x.stride()),
+        (eps,),
+    )
     return out, kept
 
 
 _stem = torch.library.custom_op("vitreous::stem", _run_stem, mutates_args=(), device_types="cpu")
 
 
-def _stem_outputs(x: Tensor, weights: list[Tensor], bf16: bool) -> tuple[Tensor, Tensor]:
+def _stem_outputs(x: Tensor, weights: list[Tensor], stride: int, bf16: bool) -> tuple[Tensor, Tensor]:
     if len(weights) < 6 or len(weights) % 3 or x.ndim != 4 or x.shape[1:] != (3, x.shape[2], x.shape[2]):
         raise ValueError("stem needs images [B, 3, S, S], three weights, and three more for each stage.")
     if any(w.ndim != 4 for w in (*weights[:2], *weights[3::3])):
         raise ValueError("stem needs four-dimensional weights of whitening, projection and convolutions.")
     B, S, D = x.shape[0], x.shape[2], len(weights[1])
-    kept, grid = stem_kept_bytes(_dtype(bf16).itemsize, B, S, [len(w) for w in weights[3::3]])
+    kept, grid = stem_kept_bytes(_dtype(bf16).itemsize, B, S, stride, [len(w) for w in weights[3::3]])
     if grid < 1:
         raise ValueError(f"stem needs larger images than {S} by {S} for {len(weights) // 3 - 1} stages.")
     return x.new_empty(B, grid * grid, D), x.new_empty(kept, dtype=torch.uint8)
 
 
-_stem.register_fake(lambda x, position, weights, eps, bf16: _stem_outputs(x, weights, bf16))
+_stem.register_fake(lambda x, position, weights, stride, eps, bf16: _stem_outputs(x, weights, stride, bf16))
 
 
 @torch.library.custom_op("vitreous::stem_backward", mutates_args=(), device_types="cpu")
 def _stem_backward(
-    grad: Tensor, kept: Tensor, weights: list[Tensor], side: int, bf16: bool, with_position: bool
+    grad: Tensor, kept: Tensor, weights: list[Tensor], side: int, stride: int, bf16: bool, with_position: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradients of all weights but the whitening, flat, one after another, and of the position [N, D], or empty."""
     dweights, dposition = _stem_gradients(grad, weights, with_position)
     inputs = [_contiguous(w) for w in (weights[1], *weights[3:])]  # the bias is not needed
     tensors = (grad.contiguous(), kept, *inputs, dweights, dposition if with_position else None)
-    call("stem_backward", _dtype(bf16), tensors, _stem_sizes(len(grad), side, weights))
+    call("stem_backward", _dtype(bf16), tensors, _stem_sizes(len(grad), side, stride, weights))
     return dweights, dposition
 
 
@@ -303,25 +312,27 @@ def _stem_gradients(grad: Tensor, weights: list[Tensor], with_position: bool) ->
 
 
 _stem_backward.register_fake(
-    lambda grad, kept, weights, side, bf16, with_position: _stem_gradients(grad, weights, with_position)
+    lambda grad, kept, weights, side, stride, bf16, with_position: _stem_gradients(
+        grad, weights, with_position
+    )
 )
 
 
 def _stem_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, position, weights, _, bf16 = inputs
+    x, position, weights, stride, _, bf16 = inputs
     if x.requires_grad or weights[0].requires_grad:
         raise ValueError("stem has no gradients for images and whitening; turn off their requires_grad.")
     _without_gradient(ctx, output[1])
     ctx.save_for_backward(output[1], *weights)
-    ctx.settings = x.shape[2], bf16, None if position is None else position.shape
+    ctx.settings = x.shape[2], stride, bf16, None if position is None else position.shape
 
 
 def _stem_vjp(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
     kept, *weights = ctx.saved_tensors
-    side, bf16, position_shape = ctx.settings
-    dweights, dposition = _stem_backward(grad, kept, weights, side, bf16, position_shape is not None)
+    side, stride, bf16, position_shape = ctx.settings
+    dweights, dposition = _stem_backward(grad, kept, weights, side, stride, bf16, position_shape is not None)
     dposition = None if position_shape is None else dposition.view(position_shape)
-    return None, dposition, [None, *_split(dweights, weights[1:])], None, None
+    return None, dposition, [None, *_split(dweights, weights[1:])], None, None, None
 
 
 _stem.register_autograd(_stem_vjp, setup_context=_stem_setup)
@@ -438,12 +449,15 @@ def kept_bytes(itemsize: int, sizes: Sequence[int], tokens: int, qk_norm: bool) 
     return sum(_aligned(piece) for piece in pieces)
 
 
-def stem_kept_bytes(itemsize: int, batch: int, side: int, channels: Sequence[int]) -> tuple[int, int]:
+def stem_kept_bytes(
+    itemsize: int, batch: int, side: int, stride: int, channels: Sequence[int]
+) -> tuple[int, int]:
     """Bytes that the stem keeps for its backward pass, and the number of tokens along a side.
 
-    `StemSizes` in stem.cpp must agree, and checks it. `side` is the image's, and `channels` are those of each stage.
+    `StemSizes` in stem.cpp must agree, and checks it. `side` is the image's, `stride` the whitening's, and
+    `channels` are those of each stage.
     """
-    side -= 1
+    side = (side - 1) // stride
     total = _aligned(itemsize * batch * side * side * 24)
     for i, C in enumerate(channels):
         side = side if i + 1 == len(channels) else side // 2
@@ -452,9 +466,9 @@ def stem_kept_bytes(itemsize: int, batch: int, side: int, channels: Sequence[int
     return total, side
 
 
-def _stem_sizes(batch: int, side: int, weights: Sequence[Tensor]) -> list[int]:
+def _stem_sizes(batch: int, side: int, stride: int, weights: Sequence[Tensor]) -> list[int]:
     channels = [len(w) for w in weights[3::3]]
-    return [batch, side, len(weights[1]), len(channels), *channels]
+    return [batch, side, stride, len(weights[1]), len(channels), *channels]
 
 
 def _round_up(width: int) -> int:

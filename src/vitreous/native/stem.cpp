@@ -54,18 +54,19 @@ std::vector<Unit> pack_convolution(const float *w, int64_t C, int64_t I, Directi
     return units;
 }
 
-// out [B, S - 1, S - 1, 24] = GELU of the 2x2 patches of images x [B, 3, S, S] along the directions `weight` [12, 12]
-// and along their negatives, which cost no exponential since gelu(-x) = gelu(x) - x. `stride` has the four strides of
-// x.
-void whiten(const float *x, const int64_t *stride, const float *weight, Act *out, int64_t B, int64_t S) {
+// out [B, G, G, 24] = GELU of every `step`-th 2x2 patch, in both directions, of images x [B, 3, S, S], along the
+// directions `weight` [12, 12] and along their negatives, which cost no exponential since gelu(-x) = gelu(x) - x.
+// G = (S - 1) / step, and `stride` has the four strides of x.
+void whiten(const float *x, const int64_t *stride, const float *weight, Act *out, int64_t B, int64_t G, int64_t step) {
     float by_patch[DIRECTIONS * MIN_WIDTH] = {}; // the transpose [patch element, direction], with padded rows
     for (int64_t i = 0; i < DIRECTIONS * DIRECTIONS; i++)
         by_patch[i % DIRECTIONS * MIN_WIDTH + i / DIRECTIONS] = weight[i];
 #pragma omp parallel for schedule(guided) collapse(2)
     for (int64_t b = 0; b < B; b++)
-        for (int64_t i = 0; i < S - 1; i++)
-            for (int64_t j = 0; j < S - 1; j++) {
-                const float *corner = x + b * stride[0] + i * stride[2] + j * stride[3];
+        for (int64_t i = 0; i < G; i++)
+            for (int64_t j = 0; j < G; j++) {
+                const int64_t top = step * i + step - 1, left = step * j + step - 1;
+                const float *corner = x + b * stride[0] + top * stride[2] + left * stride[3];
                 Act plus[MIN_WIDTH], minus[MIN_WIDTH];
                 for (int c = 0; c < MIN_WIDTH; c += LANES) {
                     Vec projected = {};
@@ -76,7 +77,7 @@ void whiten(const float *x, const int64_t *stride, const float *weight, Act *out
                     store(plus + c, value);
                     store(minus + c, value - projected);
                 }
-                Act *pixel = out + ((b * (S - 1) + i) * (S - 1) + j) * WHITENED;
+                Act *pixel = out + ((b * G + i) * G + j) * WHITENED;
                 std::memcpy(pixel, plus, DIRECTIONS * sizeof(Act));
                 std::memcpy(pixel + DIRECTIONS, minus, DIRECTIONS * sizeof(Act));
             }
@@ -282,15 +283,17 @@ void project_backward(const float *dy, const Act *x, Act *dx, const float *weigh
     });
 }
 
-// The arguments that both passes share: sizes [B, S, D, stages, then each stage's channels]. Every stage pools by 2,
-// except the last, which does not pool, keeps the number of channels and adds its input to its output.
+// The arguments that both passes share: sizes [B, S, the whitening's stride, D, stages, then each stage's channels].
+// Every stage pools by 2, except the last, which does not pool, keeps the number of channels and adds its input to its
+// output.
 struct StemSizes {
-    int64_t B, S, D, N;
+    int64_t B, S, step, whitened, D, N; // `whitened` is the side after the whitening
     std::vector<Stage> stages;
     explicit StemSizes(Arguments &arguments)
-        : B(arguments.size(1)), S(arguments.size(2, 1 << 20)), D(arguments.size(MIN_WIDTH)),
+        : B(arguments.size(1)), S(arguments.size(2, 1 << 20)), step(arguments.size(1, 1 << 10)), whitened((S - 1) / step),
+          D(arguments.size(MIN_WIDTH)),
           stages(arguments.size(1, 1 << 10)) {
-        int64_t side = S - 1, channels = WHITENED;
+        int64_t side = whitened, channels = WHITENED;
         for (Stage &stage : stages) {
             stage.skip = &stage == &stages.back();
             stage.S = side, stage.I = channels, stage.W = stage.skip ? 1 : 2, stage.G = side / stage.W;
@@ -307,7 +310,7 @@ struct StemSizes {
     // computes the same number of bytes.
     Act *cut(Cutter &cutter) {
         Act *input;
-        cutter.cut(input, checked_product(B, S - 1, S - 1, WHITENED));
+        cutter.cut(input, checked_product(B, whitened, whitened, WHITENED));
         for (Stage &stage : stages) {
             int64_t pixels = checked_product(B, stage.G, stage.G), elements = checked_product(pixels, stage.C);
             stage.x = input;
@@ -362,7 +365,7 @@ KERNEL(stem) {
     for (int64_t i = 0; i < DIRECTIONS * DIRECTIONS; i++) // below, only the first half is read
         if (whitening[i] != -whitening[DIRECTIONS * DIRECTIONS + i]) throw Refusal(BAD_VALUES, 5);
 
-    whiten(x, stride, whitening, s.stages[0].x, s.B, s.S);
+    whiten(x, stride, whitening, s.stages[0].x, s.B, s.whitened, s.step);
     for (const Stage &stage : s.stages) stage_forward(stage, s.B, eps);
     project(last_out, out, proj, proj_bias, position, s.rows(), s.N, s.last_channels(), s.D);
 }

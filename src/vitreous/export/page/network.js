@@ -18,7 +18,7 @@ function makeNetwork(model, bytes, simd = true) {
   const a = model.architecture, S = model.imageSize, P = a.patch_size, D = a.embed_dim;
   const conv = a.stem === "conv", classToken = a.pool === "cls" ? 1 : 0;
   const G = conv ? Math.floor((S - 1) / P) : Math.ceil(S / P), N = G * G + classToken;
-  const H = a.num_heads, K = D / H;
+  const H = a.num_heads, K = D / H, whitened = Math.floor((S - 1) / a.stem_stride);
   const tensors = Object.fromEntries(model.tensors.map((tensor) => [tensor.name, tensor]));
   const widths = conv ? stemWidths() : [];
 
@@ -76,8 +76,8 @@ function makeNetwork(model, bytes, simd = true) {
   }
 
   function convStem(tokens) {
-    let { before, after } = arrays, side = S - 1, width = widths[0];
-    convolve("patch_embed.whiten", arrays.image, before, S, 3, 2, 0);
+    let { before, after } = arrays, side = whitened, width = widths[0];
+    convolve("patch_embed.whiten", arrays.image, before, S, 3, 2, 0, a.stem_stride);
     gelu(before, side * side * width);
     for (let stage = 0; stage + 1 < widths.length; stage++) {
       const name = `patch_embed.stages.${stage}`;
@@ -95,19 +95,22 @@ function makeNetwork(model, bytes, simd = true) {
     linear("patch_embed.proj", before, tokens, G * G);
   }
 
-  /** A convolution as products: [side, side, C] to [side', side', outputs], a strip of rows at a time. */
-  function convolve(name, x, out, side, channels, kernel, padding) {
+  /**
+   * A convolution as products: [side, side, C] to [side', side', outputs], a strip of rows at a time. With a stride it
+   * starts stride - 1 pixels from the top left, as the whitening does.
+   */
+  function convolve(name, x, out, side, channels, kernel, padding, stride = 1) {
     const weight = arrays[`${name}.weight`], outputs = tensors[`${name}.weight`].shape[0], columns = arrays.columns;
-    const outSide = side + 2 * padding - kernel + 1, inputs = kernel * kernel * channels;
+    const outSide = Math.floor((side + 2 * padding - kernel + 1) / stride), inputs = kernel * kernel * channels;
     const strip = stripRows(outSide, inputs), rowLength = outSide * outputs;
     for (let top = 0; top < outSide; top += strip) {
       const rows = Math.min(strip, outSide - top);
       for (let y = 0, p = 0; y < rows; y++) {
         for (let left = 0; left < outSide; left++) {
           for (let ky = 0; ky < kernel; ky++) {
-            const row = top + y + ky - padding;
+            const row = (top + y) * stride + stride - 1 + ky - padding;
             for (let kx = 0; kx < kernel; kx++) {
-              const column = left + kx - padding;
+              const column = left * stride + stride - 1 + kx - padding;
               if (row < 0 || row >= side || column < 0 || column >= side) {
                 for (let c = 0; c < channels; c++) columns[p++] = 0;
               } else {
@@ -132,8 +135,8 @@ function makeNetwork(model, bytes, simd = true) {
 
   /** The side of the output, the inputs of one of its values, and its channels, for each convolution of the stem. */
   function stemConvolutions() {
-    const found = [[S - 1, 2 * 2 * 3, widths[0]]];
-    let side = S - 1;
+    const found = [[whitened, 2 * 2 * 3, widths[0]]];
+    let side = whitened;
     for (let stage = 0; stage + 1 < widths.length; stage++) {
       found.push([side, 9 * widths[stage], widths[stage + 1]]);
       side = Math.floor(side / 2);

@@ -51,6 +51,19 @@ def test_images_that_hardly_vary_still_give_a_finite_whitening(images: torch.Ten
     assert whitening(images).isfinite().all()
 
 
+@pytest.mark.parametrize(("kind", "rank"), [("grey", 4), ("a colour for each image", 3), ("two colours", 4)])
+def test_every_channel_carries_something(kind: str, rank: int) -> None:
+    """12 different channels of unit variance, of which only `rank` are independent."""
+    whitening = Whitening()
+    whitening.fit(DEGENERATE[kind])
+    out = whitening(DEGENERATE[kind])[:, :12].permute(1, 0, 2, 3).flatten(1).double()  # [12, pixels]
+    covariance = out @ out.mT / out.shape[1]
+    torch.testing.assert_close(covariance.diag(), torch.ones(12).double(), atol=0.01, rtol=0)
+    assert int(torch.linalg.matrix_rank(covariance, rtol=1e-4)) == rank
+    likeness = covariance - torch.eye(12).double()
+    assert likeness.abs().max() < 0.99  # else a channel were another one or its negative
+
+
 DEGENERATE = {
     "noise": noise(50, 3, 8, 8),
     "grey": noise(50, 1, 8, 8).expand(-1, 3, -1, -1),

@@ -14,6 +14,7 @@ from vitreous.model.variants import Architecture
 
 JACOBI_SWEEPS = 30  # over all pairs; convergence is quadratic, so 12 x 12 take fewer than 10
 WHITENING_EPS = 5e-4  # added to variances of images with unit variance: near-flat directions are not blown up
+FLAT = 1e-9  # of the largest variance: a direction with less has rounding errors alone, as 8 of 12 for grey images
 
 
 class ConvStem(nn.Module):
@@ -89,7 +90,9 @@ class Whitening(nn.Module):
     def fit(self, images: Tensor) -> None:
         """Fits the directions to the 2x2 patches of normalised images, float [B, 3, S, S].
 
-        Directions without variance get a finite weight, so images may be grey, of few colours, or all alike.
+        Directions without variance would give channels of zeros: 16 of 24 for grey images. In their place come
+        rotations of the other directions, which the GELU behind makes into something new. If there are no others, as
+        for images that are all alike, they get a finite weight.
 
         Raises:
             VitreousError: there are no patches, or a pixel is not finite, as after normalisation by a standard
@@ -106,8 +109,20 @@ class Whitening(nn.Module):
         variances, directions = _principal(covariance)
         # With large pixel values, rounding can make a variance negative. Ordinary variances are far above the limit.
         scale = (variances + WHITENING_EPS).clamp(min=WHITENING_EPS / 2).sqrt()
-        whitening = (directions / scale).mT.reshape(12, 3, 2, 2)
+        rows = (directions / scale).mT  # [12, 12]
+        flat = variances < FLAT * variances[-1]
+        if 0 < flat.sum() < len(rows):
+            rows[flat] = _rotations(rows[~flat], int(flat.sum()))
+        whitening = rows.reshape(12, 3, 2, 2)
         self.weight.copy_(torch.cat([whitening, -whitening]))
+
+
+def _rotations(rows: Tensor, count: int) -> Tensor:
+    """`count` combinations of rows, float64 [R, 12] to [count, 12]: of the R rows of each random rotation in turn."""
+    generator = torch.Generator().manual_seed(0)
+    size = len(rows)
+    turns = [torch.randn(size, size, generator=generator, dtype=rows.dtype) for _ in range(-(-count // size))]
+    return torch.cat([torch.linalg.qr(turn).Q.to(rows) @ rows for turn in turns])[:count]
 
 
 def _principal(covariance: Tensor) -> tuple[Tensor, Tensor]:

@@ -38,8 +38,8 @@ from vitreous.machine import instruction_sets
 from vitreous.model.vit import create_model
 from vitreous.preprocess import Preprocess
 
-WIDTHS: dict[str, Any] = {"embed_dim": 128, "num_heads": 2, "mlp_dim": 256, "stem_dims": (40, 128)}
-NETWORKS = {"32 pixels": (32, 4), "64 pixels": (64, 8)}
+WIDTHS: dict[str, Any] = {"embed_dim": 128, "num_heads": 2, "mlp_dim": 256, "stem_dims": (38, 128)}
+NETWORKS = {"32 pixels": (32, 4, 1), "64 pixels": (64, 8, 2)}
 # The milliseconds of each repeat of WORK.
 TIMED = """(async () => {
   const network = await vitreous.starting, size = vitreous.data.settings.size, times = [];
@@ -69,9 +69,9 @@ def main() -> None:
     figures: dict[str, Any] = {}
     photo = photo_of(4000, 3000)
     versions = {"vitreous": vitreous.__version__, "pillow": PIL.__version__}
-    for name, (size, patch) in NETWORKS.items():
+    for name, (size, patch, stride) in NETWORKS.items():
         with tempfile.TemporaryDirectory() as folder:
-            found = figures[name] = export(Path(folder), size, patch)
+            found = figures[name] = export(Path(folder), size, patch, stride)
             url = (Path(folder) / html.PAGE).as_uri()
             for program, opened in (("Chromium", chromium), ("Firefox", firefox)):
                 if (CHROMIUM if program == "Chromium" else FIREFOX) is None:
@@ -96,9 +96,10 @@ def main() -> None:
     )
 
 
-def export(folder: Path, size: int, patch: int) -> dict[str, Any]:
+def export(folder: Path, size: int, patch: int, stride: int) -> dict[str, Any]:
     torch.manual_seed(0)
-    model = create_model("compact", image_size=size, num_classes=10, patch_size=patch, **WIDTHS).eval()
+    changes = {"patch_size": patch, "stem_stride": stride, **WIDTHS}
+    model = create_model("compact", image_size=size, num_classes=10, **changes).eval()
     bundle = Bundle(model, tuple("abcdefghij"), (0.5,) * 3, (0.25,) * 3, Preprocess(size))
     html.write(Material(bundle, None), folder)
     parameters = sum(parameter.numel() for parameter in model.parameters())

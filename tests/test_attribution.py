@@ -240,24 +240,30 @@ def test_gradient_relevance_matches_finite_differences(pool: str) -> None:
 
 def test_maps_of_tokens_are_laid_where_the_tokens_are() -> None:
     """A ramp over the tokens' centres stays a ramp over the pixels, up to the outermost centres."""
-    for architecture, size, first in ((CONV, 32, 2.5), (CONV, 22, 2.5), (PAPER, 18, 2.0), (PAPER, 16, 2.0)):
+    strided = dataclasses.replace(CONV, patch_size=8, stem_stride=2)
+    cases = ((CONV, 32, 2.5), (CONV, 22, 2.5), (strided, 40, 5.0), (PAPER, 18, 2.0), (PAPER, 16, 2.0))
+    for architecture, size, first in cases:
         model = VisionTransformer(architecture, size, 2)
         grid = model.grid
-        centres = first + 4 * np.arange(grid)
+        centres = first + architecture.patch_size * np.arange(grid)
         ramp = torch.tensor(np.add.outer(3 * centres, centres)).flatten()
         cell = ((np.arange(grid) + 0.5) * size / grid).clip(centres[0], centres[-1])
         np.testing.assert_allclose(attribution._cells(model, ramp), np.add.outer(3 * cell, cell), rtol=1e-6)
 
 
-def test_the_conv_stems_tokens_are_centred_where_they_are_said_to_be() -> None:
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_conv_stems_tokens_are_centred_where_they_are_said_to_be(stride: int) -> None:
     """Measured by the stem's own gradients, away from the image's border."""
-    bundle = bundle_of(CONV, 32)
-    x = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    side = 32 * stride
+    bundle = bundle_of(
+        dataclasses.replace(CONV, patch_size=CONV.patch_size * stride, stem_stride=stride), side
+    )
+    x = torch.randn(64, 3, side, side, generator=torch.Generator().manual_seed(0)).requires_grad_()
     tokens = bundle.model.patch_embed(x)
     (slope,) = torch.autograd.grad((tokens[:, 24] ** 2).sum(), x)  # the middle one of 7 x 7
     weight = (slope**2).sum(dim=(0, 1))
-    centre = ((torch.arange(32) + 0.5) * weight.sum(dim=0)).sum() / weight.sum()
-    assert float(centre) == pytest.approx(float(attribution.token_centres(bundle.model)[3]), abs=0.7)
+    centre = ((torch.arange(side) + 0.5) * weight.sum(dim=0)).sum() / weight.sum()
+    assert float(centre) == pytest.approx(float(attribution.token_centres(bundle.model)[3]), abs=0.7 * stride)
 
 
 def test_attention_distance_of_even_attention_is_the_mean_distance() -> None:

@@ -543,6 +543,7 @@ def complete(tables: dict[str, Any]) -> dict[str, Any]:
         "augment": {"trivial": False, "mixup": 0.0, "cutmix": 0.0},
         "schedule": {"small_sides": [], "small_until": []},
         "training": {"balance": "none"},
+        "model": {"stem_stride": 1},
     }
     return tables | {section: values | tables[section] for section, values in later.items()}
 

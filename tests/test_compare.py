@@ -95,6 +95,19 @@ def answers(images: int, *wrong: int | range) -> np.ndarray:
     return right
 
 
+def test_an_option_that_an_earlier_version_lacked_is_no_difference(tmp_path: Path) -> None:
+    earlier = make_run(tmp_path / "earlier", answers(90, range(3)), seed=1)
+    text = (earlier / "recipe.toml").read_text()
+    assert "stem_stride = 1\n" in text
+    (earlier / "recipe.toml").write_text(text.replace("stem_stride = 1\n", ""))
+    alike = make_run(tmp_path / "alike", answers(90, range(3)), seed=1)
+    other = make_run(
+        tmp_path / "other", answers(90, range(5)), seed=1, overrides={"patch_size": 8, "stem_stride": 2}
+    )
+    assert not compare([earlier, alike]).differing
+    assert compare([earlier, other]).differing["model.stem_stride"] == ["1", "2"]
+
+
 def test_the_better_run_is_said_with_its_interval(tmp_path: Path) -> None:
     a = make_run(tmp_path / "a", answers(1000, range(300)))
     b = make_run(tmp_path / "b", answers(1000, range(100), range(300, 340)), overrides={"depth": 6})

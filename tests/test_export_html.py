@@ -47,6 +47,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], int, int]] = {
     "attention, normalised, sine": ({"pool": "attention", "qk_norm": True, "pos_embed": "sine"}, 13, 11),
     "conv": (CONV, 17, 3),
     "conv with a stride": ({**CONV, "patch_size": 8, "stem_stride": 2}, 40, 3),
+    "conv with a stride, odd side": ({**CONV, "patch_size": 4, "stem_stride": 2}, 23, 3),
     "conv of more stages than widths": ({**CONV, "patch_size": 16, "pool": "attention"}, 50, 5),
     "conv of fewer stages": ({**CONV, "patch_size": 2, "pool": "mean", "qk_norm": True}, 9, 5),
     "notebook": (

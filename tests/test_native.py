@@ -463,6 +463,15 @@ def test_a_changed_stem_or_pooling_runs_in_torch(change: Callable[[VisionTransfo
     check_gradients(accelerate(model), images)
 
 
+def test_a_stride_that_changes_later_is_followed() -> None:
+    model, images = network("compact")
+    accelerate(model).eval()
+    assert isinstance(model.patch_embed, ConvStem)
+    for stride in (2, 3):
+        model.patch_embed.whiten.stride = stride
+        torch.testing.assert_close(model(images), plain(copy.deepcopy(model))(images), atol=1e-5, rtol=1e-5)
+
+
 def test_every_module_calls_its_hooks() -> None:
     model, images = network("compact")
     accelerate(model).eval()

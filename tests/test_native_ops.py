@@ -304,6 +304,11 @@ def test_operators_say_what_is_wrong() -> None:
     for side in (0, 1, 4):
         with pytest.raises(ValueError, match="larger images"):
             ops.stem(torch.randn(2, 3, side, side), None, stem, 1, 1e-6, False)
+    for stride in (0, -1):
+        with pytest.raises(ValueError, match="stride of at least 1"):
+            ops.stem(images, None, stem, stride, 1e-6, False)
+    with pytest.raises(ValueError, match="stride of 13"):
+        ops.stem(images, None, stem, 13, 1e-6, False)
     for i in (0, 1, 3):
         with pytest.raises(ValueError, match="four-dimensional"):
             ops.stem(images, None, [*stem[:i], torch.tensor(1.0), *stem[i + 1 :]], 1, 1e-6, False)

@@ -361,10 +361,10 @@ def token_centres(model: VisionTransformer) -> Tensor:
     """The centres of the tokens along a side of the image, float32 [G], in pixels.
 
     The linear stem cuts patches from the top left. The conv stem does so too, but its 2 x 2 whitening shifts all
-    centres by half a pixel.
+    centres by half of its stride.
     """
     a = model.architecture
-    return (torch.arange(model.grid) + 0.5) * a.patch_size + (0.5 if a.stem == "conv" else 0.0)
+    return (torch.arange(model.grid) + 0.5) * a.patch_size + (a.stem_stride / 2 if a.stem == "conv" else 0.0)
 
 
 def _in_parts(

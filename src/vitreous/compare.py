@@ -27,6 +27,7 @@ from vitreous import recipe as recipes
 from vitreous.balance import is_unequal
 from vitreous.errors import VitreousError, unknown
 from vitreous.files import atomic_write
+from vitreous.model.variants import Architecture
 from vitreous.run import Run
 from vitreous.statistics import (
     Difference,
@@ -390,6 +391,10 @@ def _settings(tables: Mapping[str, Any]) -> dict[str, str]:
     request, machine, versions = (_table(resolved, name) for name in ("request", "machine", "versions"))
     settings = {"data": request.get("data"), "fingerprint": str(resolved.get("fingerprint", ""))[:12] or None}
     settings |= {"image size": resolved.get("image_size"), "recipe": tables.get("name")}
+    # Runs of earlier versions lack the options of the network that have come since, and had their defaults.
+    if isinstance(tables.get("model"), Mapping):
+        options = (f for f in dataclasses.fields(Architecture) if f.default is not dataclasses.MISSING)
+        settings |= {f"model.{option.name}": option.default for option in options}
     settings |= {
         f"{section}.{key}": value
         for section, table in tables.items()

@@ -29,7 +29,8 @@ SIZES: tuple[tuple[float, dict[str, Any]], ...] = (
     (1e15, {"embed_dim": 192, "depth": 5, "num_heads": 3, "mlp_dim": 384, "stem_dims": (64, 192)}),
 )
 # More layers for each stage of the convolutional stem beyond two, so that the encoder keeps half of the FLOPs: each
-# further stage works on four times as many pixels as the next.
+# further stage works on four times as many pixels as the next. That is enough up to 223 pixels; from 224 on, the two
+# smaller sizes have less.
 STAGE_LAYERS = 4
 
 

@@ -326,12 +326,13 @@ def fit_to_data(recipe: Recipe, data: ImageData, say: Say) -> Recipe:
         doublings = math.floor(
             math.log2(size / variant.image_size * 8 / 7)
         )  # at least 7 patches along a side
-        patch = max(2, variant.architecture.patch_size * 2**doublings)
+        patch = max(2 * recipe.model.stem_stride, variant.architecture.patch_size * 2**doublings)
         if patch != recipe.model.patch_size:
-            say(f"patch_size: {patch}, for about the usual number of tokens at {size} pixels", detail=True)
             chosen = {"patch_size": patch}
             if patch > variant.architecture.patch_size and "model.stem_stride" not in recipe.pinned:
                 chosen["stem_stride"] = 2  # so that the stem costs at 64 pixels what it costs at 32
+            values = ", ".join(f"{key}: {value}" for key, value in chosen.items())
+            say(f"{values}, for about the usual number of tokens at {size} pixels", detail=True)
             recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, **chosen))
     images = len(data.splits.train)
     largest = max(8, 2 ** int(math.log2(max(images / 8, 1))))

@@ -22,7 +22,7 @@ class ConvStem(nn.Module):
 
     The whitening does not pad. It turns 32 pixels into 31 and two stages turn those into 15 and 7, so the encoder
     gets 49 tokens instead of 64: a quarter less work for the same accuracy per step (`docs/log.md`). With a
-    `stem_stride` of 2 it turns 64 pixels into 31, so that large images cost little more than small ones.
+    `stem_stride` of 2 it turns 64 pixels into 31, so that they cost what 32 pixels do.
 
     The stem has log2(patch_size / stem_stride) stages, and `stem_dims` are the widths of the last ones. If it is too
     short, each earlier stage gets half the width of the next, at least 16. If it is too long, its first widths are not
@@ -69,7 +69,8 @@ class ConvStage(nn.Module):
 class Whitening(nn.Module):
     """A frozen 2x2 convolution, [B, 3, S, S] to [B, 24, G, G], where G is (S - 1) / stride, rounded down.
 
-    Its channels are the 12 principal directions of 2x2 patches, scaled to unit variance, and their negatives.
+    Its channels are the 12 principal directions of 2x2 patches, scaled to unit variance, and their negatives. Where
+    images vary in fewer directions, rotations of those take the place of the others.
     """
 
     weight: Tensor
@@ -83,7 +84,7 @@ class Whitening(nn.Module):
         self.weight[12:].mul_(-1)  # in place: on the meta device, a negation would load torch's compiler
 
     def forward(self, x: Tensor) -> Tensor:
-        first = self.stride - 1  # so that each patch is in the middle of the pixels that it stands for
+        first = self.stride - 1  # from there, the patches are as many as pooling would leave of all patches
         return F.conv2d(x[..., first:, first:], self.weight, stride=self.stride)
 
     @torch.no_grad()
@@ -91,8 +92,8 @@ class Whitening(nn.Module):
         """Fits the directions to the 2x2 patches of normalised images, float [B, 3, S, S].
 
         Directions without variance would give channels of zeros: 16 of 24 for grey images. In their place come
-        rotations of the other directions, which the GELU behind makes into something new. If there are no others, as
-        for images that are all alike, they get a finite weight.
+        rotations of the other directions, which the GELU behind makes into something new. If fewer than two others
+        are left, as for images that are all alike, they get a finite weight.
 
         Raises:
             VitreousError: there are no patches, or a pixel is not finite, as after normalisation by a standard
@@ -111,7 +112,7 @@ class Whitening(nn.Module):
         scale = (variances + WHITENING_EPS).clamp(min=WHITENING_EPS / 2).sqrt()
         rows = (directions / scale).mT  # [12, 12]
         flat = variances < FLAT * variances[-1]
-        if 0 < flat.sum() < len(rows):
+        if 0 < flat.sum() < len(rows) - 1:
             rows[flat] = _rotations(rows[~flat], int(flat.sum()))
         whitening = rows.reshape(12, 3, 2, 2)
         self.weight.copy_(torch.cat([whitening, -whitening]))

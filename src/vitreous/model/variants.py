@@ -33,7 +33,9 @@ class Architecture:
         choices=("linear", "conv"),
     )
     stem_dims: tuple[int, ...] = setting((), "widths of the last stages of stem=conv, e.g. [26, 96]")
-    stem_stride: int = setting(1, "stride of the whitening of stem=conv; 2 for large images", low=1, high=2)
+    stem_stride: int = setting(
+        1, "stride of the whitening of stem=conv; chosen with patch_size", low=1, high=2
+    )
     pool: str = setting(
         "cls",
         "what the head reads; cls is a class token, attention a learned weighted mean of the tokens",

@@ -59,7 +59,7 @@ class VisionTransformer(nn.Module):
             raise VitreousError(f"num_classes {num_classes} and image_size {image_size} must be above 0.")
         a = architecture
         self.architecture, self.image_size, self.num_classes = a, image_size, num_classes
-        # The conv stem's unpadded 2x2 whitening removes one pixel; pooling then drops any remainder.
+        # The conv stem's unpadded 2x2 whitening removes one pixel; its stride and pooling then drop any remainder.
         grid = (image_size - 1) // a.patch_size if a.stem == "conv" else math.ceil(image_size / a.patch_size)
         if grid < 1:
             raise VitreousError(

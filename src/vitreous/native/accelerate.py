@@ -144,6 +144,7 @@ MEMBERS: dict[type, set[str]] = {
 }  # fmt: skip
 CONSTANTS: dict[type, tuple[str, ...]] = {
     nn.LayerNorm: ("eps",),
+    Whitening: ("stride",),
     Attention: ("num_heads",),
     nn.Conv2d: ("stride", "padding", "dilation", "padding_mode"),
     nn.MaxPool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),

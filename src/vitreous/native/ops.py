@@ -284,10 +284,14 @@ def _stem_outputs(x: Tensor, weights: list[Tensor], stride: int, bf16: bool) -> 
         raise ValueError("stem needs images [B, 3, S, S], three weights, and three more for each stage.")
     if any(w.ndim != 4 for w in (*weights[:2], *weights[3::3])):
         raise ValueError("stem needs four-dimensional weights of whitening, projection and convolutions.")
+    if stride < 1:
+        raise ValueError(f"stem needs a stride of at least 1, not {stride}.")
     B, S, D = x.shape[0], x.shape[2], len(weights[1])
     kept, grid = stem_kept_bytes(_dtype(bf16).itemsize, B, S, stride, [len(w) for w in weights[3::3]])
     if grid < 1:
-        raise ValueError(f"stem needs larger images than {S} by {S} for {len(weights) // 3 - 1} stages.")
+        raise ValueError(
+            f"stem needs larger images than {S} by {S} for a stride of {stride} and {len(weights) // 3 - 1} stages."
+        )
     return x.new_empty(B, grid * grid, D), x.new_empty(kept, dtype=torch.uint8)
 
 

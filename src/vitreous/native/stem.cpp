@@ -290,9 +290,8 @@ struct StemSizes {
     int64_t B, S, step, whitened, D, N; // `whitened` is the side after the whitening
     std::vector<Stage> stages;
     explicit StemSizes(Arguments &arguments)
-        : B(arguments.size(1)), S(arguments.size(2, 1 << 20)), step(arguments.size(1, 1 << 10)), whitened((S - 1) / step),
-          D(arguments.size(MIN_WIDTH)),
-          stages(arguments.size(1, 1 << 10)) {
+        : B(arguments.size(1)), S(arguments.size(2, 1 << 20)), step(arguments.size(1, 1 << 10)),
+          whitened((S - 1) / step), D(arguments.size(MIN_WIDTH)), stages(arguments.size(1, 1 << 10)) {
         int64_t side = whitened, channels = WHITENED;
         for (Stage &stage : stages) {
             stage.skip = &stage == &stages.back();

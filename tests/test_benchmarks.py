@@ -591,11 +591,17 @@ def test_the_command_of_the_bench_of_folders_makes_the_recorded_recipe(record: d
     name = folders.RECIPES.get(entry.arm, "default")
     recipe = recipes.load(recipes.notebook(entry.data) if name == "notebook" else name, entry.overrides)
     budget = Budget(float(entry.budget), "flops")
-    # The classes of the judged images are as unequal as those of the images that train.
-    judged, images = record["figures"]["images_of_class"], record["figures"]["training_images"]
-    counts = [images * each // sum(judged) for each in judged]
+    row, judged, images = (
+        SETS[entry.data],
+        record["figures"]["images_of_class"],
+        record["figures"]["training_images"],
+    )
+    # The classes of the judged images are as unequal as those of the images that train, but for a test split, which is
+    # as it was.
+    sizes = [row.ratio ** (-k / (len(judged) - 1)) for k in range(len(judged))] if row.ratio > 1 else judged
+    counts = [int(images * each / sum(sizes)) for each in sizes]
     counts[0] += images - sum(counts)
-    side = SETS[entry.data].image_size or (28 if entry.data == "fashion-mnist" else 32)
+    side = row.image_size or (28 if entry.data == "fashion-mnist" else 32)
     tables, steps = resolved(dataclasses.replace(recipe, budget=budget), side, counts, budget)
     recorded = complete(record["recipe"])
     if record["machine"]["name"].startswith("NVIDIA"):

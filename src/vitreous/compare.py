@@ -27,7 +27,6 @@ from vitreous import recipe as recipes
 from vitreous.balance import is_unequal
 from vitreous.errors import VitreousError, unknown
 from vitreous.files import atomic_write
-from vitreous.model.variants import Architecture
 from vitreous.run import Run
 from vitreous.statistics import (
     Difference,
@@ -393,8 +392,7 @@ def _settings(tables: Mapping[str, Any]) -> dict[str, str]:
     settings |= {"image size": resolved.get("image_size"), "recipe": tables.get("name")}
     # Runs of earlier versions lack the options of the network that have come since, and had their defaults.
     if isinstance(tables.get("model"), Mapping):
-        options = (f for f in dataclasses.fields(Architecture) if f.default is not dataclasses.MISSING)
-        settings |= {f"model.{option.name}": option.default for option in options}
+        settings |= {f"model.{key}": value for key, value in recipes.model_defaults().items()}
     settings |= {
         f"{section}.{key}": value
         for section, table in tables.items()

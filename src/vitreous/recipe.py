@@ -202,6 +202,12 @@ def keys() -> dict[str, dict[str, Mapping[str, Any]]]:
     return sections
 
 
+def model_defaults() -> dict[str, Any]:
+    """The default of each option of the network that has one."""
+    fields = dataclasses.fields(Architecture)
+    return {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+
+
 NOTEBOOKS = ("notebook-cifar10", "notebook-cifar100")
 
 

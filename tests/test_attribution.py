@@ -253,17 +253,24 @@ def test_maps_of_tokens_are_laid_where_the_tokens_are() -> None:
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_the_conv_stems_tokens_are_centred_where_they_are_said_to_be(stride: int) -> None:
-    """Measured by the stem's own gradients, away from the image's border."""
+    """Measured by the gradients of twelve random stems, away from the image's border."""
     side = 32 * stride
     bundle = bundle_of(
         dataclasses.replace(CONV, patch_size=CONV.patch_size * stride, stem_stride=stride), side
     )
     x = torch.randn(64, 3, side, side, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    tokens = bundle.model.patch_embed(x)
-    (slope,) = torch.autograd.grad((tokens[:, 24] ** 2).sum(), x)  # the middle one of 7 x 7
-    weight = (slope**2).sum(dim=(0, 1))
-    centre = ((torch.arange(side) + 0.5) * weight.sum(dim=0)).sum() / weight.sum()
-    assert float(centre) == pytest.approx(float(attribution.token_centres(bundle.model)[3]), abs=0.7 * stride)
+    centres = []
+    for seed in range(12):
+        torch.manual_seed(seed)
+        for weight in bundle.model.patch_embed.parameters():
+            if weight.ndim > 1:
+                nn.init.normal_(weight, std=0.3)
+        tokens = bundle.model.patch_embed(x)
+        (slope,) = torch.autograd.grad((tokens[:, 24] ** 2).sum(), x)  # the middle one of 7 x 7
+        seen = (slope**2).sum(dim=(0, 1))
+        for line in (seen.sum(dim=0), seen.sum(dim=1)):
+            centres.append(float(((torch.arange(side) + 0.5) * line).sum() / line.sum()))
+    assert np.mean(centres) == pytest.approx(float(attribution.token_centres(bundle.model)[3]), abs=0.25)
 
 
 def test_attention_distance_of_even_attention_is_the_mean_distance() -> None:
